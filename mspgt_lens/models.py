@@ -1,0 +1,381 @@
+"""The one module that knows TransformerLens: hook names, model classes, norms and decoding.
+
+Everything else sees a :class:`ModelAdapter`: sites, attention patterns, the final norm and the
+unembedding of a ``HookedTransformer`` (TransformerLens 2 and 3) or a ``TransformerBridge``
+(TransformerLens 3 and 4), without knowing which it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+NormKind = Literal["rms", "layer"]
+SiteHook = Callable[[int, Float[Tensor, "prompt pos d_model"]], None]
+PatternHook = Callable[[int, Float[Tensor, "prompt head query key"]], None]
+
+
+class _AfterLastBlock(Exception):
+    """Ends a forward pass once the last site has been read: the logits are not needed."""
+
+
+class ModelAdapter:
+    """What the package needs of a TransformerLens model, under one set of names.
+
+    Attributes:
+        model: The TransformerLens model itself.
+        name: Its name.
+        n_layers: Number of blocks, L.
+        d_model: Width of the residual stream.
+        d_vocab: Size of the vocabulary.
+        n_ctx: Longest prompt in tokens.
+        special_ids: Token ids that are no ordinary text (BOS, EOS, padding and the like).
+        bos_id: The id put before every prompt, or None where the model takes none.
+        norm_kind: ``"rms"`` or ``"layer"``: the kind of the model's final norm.
+    """
+
+    def __init__(self, model: Any) -> None:
+        cfg = getattr(model, "cfg", None)
+        missing = [
+            f"model.{name}"
+            for name in ("run_with_hooks", "hook_dict", "blocks", "ln_final", "unembed", "W_E")
+            if getattr(model, name, None) is None
+        ]
+        missing += [
+            f"model.cfg.{name}"
+            for name in ("n_layers", "d_model", "d_vocab", "n_ctx", "eps")
+            if getattr(cfg, name, None) is None
+        ]
+        if missing:
+            raise TypeError(
+                "model must be a TransformerLens HookedTransformer or TransformerBridge; "
+                f"{type(model).__name__} lacks {', '.join(missing)}"
+            )
+        self.model = model
+        self.cfg = cfg
+        self.n_layers = int(cfg.n_layers)
+        self.d_model = int(cfg.d_model)
+        self.d_vocab = int(cfg.d_vocab)
+        self.n_ctx = int(cfg.n_ctx)
+        self.name = str(getattr(cfg, "model_name", None) or type(model).__name__)
+        absent = [
+            name for name in self.site_hooks + self.pattern_hooks if name not in model.hook_dict
+        ]
+        if absent:
+            raise TypeError(
+                f"model: {self.name} lacks the hooks {', '.join(absent[:4])}"
+                f"{' and more' if len(absent) > 4 else ''}; every block needs a residual stream "
+                "and an attention pattern"
+            )
+        tokenizer = getattr(model, "tokenizer", None)
+        self.special_ids = frozenset(
+            int(i) for i in (getattr(tokenizer, "all_special_ids", None) or ())
+        )
+        bos = getattr(tokenizer, "bos_token_id", None)
+        self.bos_id = int(bos) if bos is not None and cfg.default_prepend_bos else None
+        self._scale, self._shift, self.norm_kind = self._probe_final_norm()
+        self._logit_scale = 1.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def site_hooks(self) -> list[str]:
+        """The hook of each site, 0 ... L."""
+        return [f"blocks.{block}.hook_resid_pre" for block in range(self.n_layers)] + [
+            f"blocks.{self.n_layers - 1}.hook_resid_post"
+        ]
+
+    @property
+    def pattern_hooks(self) -> list[str]:
+        """The hook of each block's attention pattern, 0 ... L - 1."""
+        return [f"blocks.{block}.attn.hook_pattern" for block in range(self.n_layers)]
+
+    @property
+    def n_forward_weights(self) -> int:
+        """Weights that a forward pass multiplies per token: the blocks' and the unembedding's."""
+        return sum(p.numel() for p in self.model.blocks.parameters()) + self.d_model * self.d_vocab
+
+    @property
+    def weight_processing(self) -> str:
+        """Whether the norms' weights are folded into their neighbors, as a short phrase.
+
+        Folding and centering change the residual stream, so curves of the two differ.
+        """
+        folded = str(getattr(self.cfg, "normalization_type", "")).endswith("Pre") or getattr(
+            self.model, "compatibility_mode", False
+        )
+        return f"{type(self.model).__name__}, norms {'folded' if folded else 'not folded'}"
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, without any special token.
+
+        Raises:
+            ValueError: If the model has no tokenizer.
+        """
+        tokenizer = getattr(self.model, "tokenizer", None)
+        if tokenizer is None:
+            raise ValueError(
+                f"model: {self.name} has no tokenizer; build the prompts with "
+                "PromptDataset.from_tokens"
+            )
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def embedding(self) -> Float[Tensor, "vocab d_model"]:
+        """The input embedding (detached)."""
+        return self.model.W_E.detach()
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Evaluation mode without gradients; the model's modes are restored on leaving."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def run(
+        self,
+        tokens: Int[Tensor, "prompt pos"],
+        mask: Bool[Tensor, "prompt pos"],
+        on_site: SiteHook,
+        on_pattern: PatternHook | None = None,
+    ) -> None:
+        """One forward pass up to the last site; the unembedding is never computed.
+
+        Args:
+            tokens: Token ids, padded on the right.
+            mask: True where a token is not padding.
+            on_site: Called with each site's number and residual stream, in order.
+            on_pattern: Called with each block's number and attention pattern.
+
+        Whatever happens inside, every hook that this call added is removed.
+        """
+
+        def site_hook(site: int) -> Callable[..., None]:
+            def read(activation: Tensor, hook: Any) -> None:
+                on_site(site, activation)
+                if site == self.n_layers:
+                    raise _AfterLastBlock
+
+            return read
+
+        def pattern_hook(block: int) -> Callable[..., None]:
+            def read(activation: Tensor, hook: Any) -> None:
+                assert on_pattern is not None
+                on_pattern(block, activation)
+
+            return read
+
+        hooks = [(name, site_hook(site)) for site, name in enumerate(self.site_hooks)]
+        if on_pattern is not None:
+            hooks += [(name, pattern_hook(block)) for block, name in enumerate(self.pattern_hooks)]
+        device = self.device
+        try:
+            self.model.run_with_hooks(
+                tokens.to(device),
+                attention_mask=mask.to(device, torch.long),
+                return_type=None,
+                fwd_hooks=hooks,
+            )
+        except _AfterLastBlock:
+            return
+        raise RuntimeError(
+            f"model: {self.name} finished without reaching {self.site_hooks[-1]}; "
+            "its hooks do not fire, so nothing can be read"
+        )
+
+    def normalize(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d"]:
+        """The residual as a reader sees it: the model's kind of norm without its learned scale.
+
+        RMS: ``h / rms(h)``. LayerNorm: centered, then divided by its standard deviation. Always in
+        float32 or wider.
+        """
+        residual = residual if residual.dtype == torch.float64 else residual.float()
+        if self.norm_kind == "layer":
+            residual = residual - residual.mean(dim=-1, keepdim=True)
+        power = residual.pow(2).mean(dim=-1, keepdim=True)
+        return residual * torch.rsqrt(power + self.cfg.eps)
+
+    def decode(self, normalized: Float[Tensor, "position d_model"]) -> Float[Tensor, "position v"]:
+        """Logits of normalized final residuals: the final norm's learned part, then unembedding."""
+        weight_dtype = next(self.model.parameters()).dtype
+        scaled = normalized.to(self.device, torch.float32) * self._scale + self._shift
+        # A position axis of its own: unembedding modules expect [prompt, pos, d_model].
+        logits = self.model.unembed(scaled.to(weight_dtype)[None])[0].float() * self._logit_scale
+        cap = getattr(self.cfg, "output_logits_soft_cap", None) or -1.0
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def check_decoding(self, tokens: Int[Tensor, " pos"]) -> None:
+        """Prove on one short prompt that :meth:`decode` gives the model's own logits.
+
+        A constant factor between the two (some architectures scale their logits) is measured here
+        and applied from then on.
+
+        Raises:
+            ValueError: If the logits differ by more than that factor.
+        """
+        final: list[Tensor] = []
+
+        def keep(activation: Tensor, hook: Any) -> None:
+            final.append(activation.detach())
+
+        with self.inference():
+            logits = self.model.run_with_hooks(
+                tokens[None].to(self.device),
+                return_type="logits",
+                fwd_hooks=[(self.site_hooks[-1], keep)],
+            )[0].float()
+            decoded = self.decode(self.normalize(final[0][0]))
+        logits, centered = (x - x.mean(dim=-1, keepdim=True) for x in (logits, decoded))
+        factor = float((logits * centered).sum() / (centered * centered).sum())
+        error = float((logits - factor * centered).norm() / logits.norm())
+        half = next(self.model.parameters()).dtype in (torch.float16, torch.bfloat16)
+        if not error < (0.05 if half else 1e-3):
+            raise ValueError(
+                f"model: the logits of {self.name} are not its final norm followed by its "
+                f"unembedding (relative error {error:.2g}), so relevance cannot be read"
+            )
+        if abs(factor - 1.0) > 0.01:
+            self._logit_scale *= factor
+
+    def _probe_final_norm(self) -> tuple[Tensor, Tensor, NormKind]:
+        """Scale, shift and kind of the final norm, read off its outputs.
+
+        Every model class stores them under other names (and some as ``1 + weight``), but all answer
+        to ``ln_final``: a vector of unit variance comes back scaled, a zero vector gives the shift,
+        and a constant added to the input changes nothing under LayerNorm only.
+        """
+        dtype = next(self.model.parameters()).dtype
+
+        def final_norm(vector: Tensor) -> Tensor:
+            out = self.model.ln_final(vector.to(self.device, dtype)[None, None])
+            return out[0, 0].float()
+
+        with self.inference():
+            signs = torch.ones(self.d_model, device=self.device)
+            signs[1::2] = -1.0
+            if self.d_model % 2:
+                signs[-1] = 0.0  # Keeps the mean at zero; the rolled probe covers the last entry.
+            shift = final_norm(torch.zeros_like(signs))
+            scale = torch.zeros_like(signs)
+            for probe in (signs, signs.roll(1)):
+                spread = torch.sqrt(probe.pow(2).mean() + self.cfg.eps)
+                read = (final_norm(probe) - shift) * spread
+                scale = torch.where(probe != 0, read / probe, scale)
+            moved = final_norm(signs + 1.0) - final_norm(signs)
+            kind: NormKind = "layer" if moved.norm() < 0.1 * scale.norm() else "rms"
+        return scale, shift, kind
+
+
+def as_adapter(model: Any) -> ModelAdapter:
+    """The adapter of a TransformerLens model; an adapter is returned as it is."""
+    return model if isinstance(model, ModelAdapter) else ModelAdapter(model)
+
+
+def cache_reader(
+    adapter: ModelAdapter, cache: Mapping[str, Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Residuals of every site and patterns of every block from an ``ActivationCache``.
+
+    Returns:
+        ``(sites, patterns)``: ``L + 1`` tensors ``[prompt, pos, d_model]`` and ``L`` tensors
+        ``[prompt, head, query, key]``.
+
+    Raises:
+        KeyError: If the cache lacks a needed hook; the message gives the ``names_filter`` to use.
+    """
+    needed = adapter.site_hooks + adapter.pattern_hooks
+    absent = [name for name in needed if name not in cache]
+    if absent:
+        raise KeyError(
+            f"cache lacks {len(absent)} of {len(needed)} hooks, the first being {absent[0]!r}; "
+            "make it with model.run_with_cache(tokens, names_filter=mspgt_lens.needed_hooks(model))"
+        )
+    sites = [cache[name] for name in adapter.site_hooks]
+    patterns = [cache[name] for name in adapter.pattern_hooks]
+    # A cache made with remove_batch_dim=True holds one prompt.
+    if sites[0].ndim == 2:
+        sites, patterns = [site[None] for site in sites], [pattern[None] for pattern in patterns]
+    return sites, patterns
+
+
+def needed_hooks(model: Any) -> list[str]:
+    """Hook names that :func:`~mspgt_lens.profile_cache` reads, for ``names_filter``."""
+    adapter = as_adapter(model)
+    return adapter.site_hooks + adapter.pattern_hooks
+
+
+def bridge_class() -> Any | None:
+    """``TransformerBridge``, or None under TransformerLens 2."""
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError:
+        return None
+    return TransformerBridge
+
+
+def bridge_from_huggingface(model: Any, tokenizer: Any, name: str) -> Any:
+    """A ``TransformerBridge`` over a loaded Hugging Face model, without asking the hub."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    # The bridge edits the configuration it is given.
+    config = copy.deepcopy(model.config)
+    architecture = (config.architectures or [type(model).__name__])[0]
+    return build_bridge_from_module(
+        model, architecture, hf_config=config, tokenizer=tokenizer, model_name=name
+    )
+
+
+def hooked_llama_from_huggingface(model: Any, tokenizer: Any, name: str, n_ctx: int) -> Any:
+    """A ``HookedTransformer`` over a loaded Hugging Face Llama, with no weight processing."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+
+    config = model.config
+    d_head = config.hidden_size // config.num_attention_heads
+    rope = getattr(config, "rope_parameters", None) or {"rope_theta": config.rope_theta}
+    cfg = HookedTransformerConfig(
+        model_name=name,
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_ctx=n_ctx,
+        d_head=d_head,
+        n_heads=config.num_attention_heads,
+        n_key_value_heads=config.num_key_value_heads,
+        d_mlp=config.intermediate_size,
+        d_vocab=config.vocab_size,
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMS",
+        final_rms=True,
+        eps=config.rms_norm_eps,
+        positional_embedding_type="rotary",
+        rotary_base=int(rope["rope_theta"]),
+        rotary_dim=d_head,
+        rotary_adjacent_pairs=False,
+        original_architecture="LlamaForCausalLM",
+        init_weights=False,
+        device="cpu",
+    )
+    hooked = HookedTransformer(cfg, tokenizer)
+    hooked.load_and_process_state_dict(
+        convert_llama_weights(model, cfg),
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    return hooked.eval()

@@ -1,0 +1,272 @@
+"""Prompt data sets: windows of tokens with the group (document) that each came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mspgt_lens.models import as_adapter
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One window of tokens.
+
+    Attributes:
+        tokens: Token ids without padding, BOS included where the model takes one.
+        group: What the window belongs to; folds and intervals resample groups.
+    """
+
+    tokens: Int[np.ndarray, " pos"]
+    group: Hashable
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One built-in passage.
+
+    Attributes:
+        topic: One of 12 topics, such as ``"sea"``.
+        form: ``"narrative"``, ``"explanation"``, ``"dialogue"`` or ``"instructions"``.
+        text: 180 to 260 words about one thing from start to end.
+    """
+
+    topic: str
+    form: str
+    text: str
+
+
+class PromptDataset:
+    """Prompts as windows of tokens, made by one of the ``from_*`` constructors.
+
+    A data set built from a list can be read again and again. One built from an iterator is read
+    once, lazily, so that a corpus larger than memory streams through.
+    """
+
+    def __init__(self, windows: Callable[[], Iterator[Prompt]]) -> None:
+        self._windows = windows
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return self._windows()
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        model: Any,
+        *,
+        max_length: int = 128,
+        groups: Iterable[Hashable] | None = None,
+    ) -> PromptDataset:
+        """Tokenize texts and cut long ones into windows that keep their text's group.
+
+        Args:
+            texts: Texts; a list, or any iterable of strings, which is read lazily.
+            model: The TransformerLens model, for its tokenizer; every window starts with BOS where
+                the model takes one.
+            max_length: Longest window in tokens, BOS included.
+            groups: One label per text; by default every text is a group of its own.
+
+        Raises:
+            TypeError: If ``texts`` is a single string, or holds something else than strings.
+            ValueError: If ``max_length`` does not fit the model, or texts and groups differ in
+                number.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be an iterable of strings, got one string: pass [text]")
+        return cls._from_pairs(
+            lambda: _pair(texts, groups),
+            isinstance(texts, Iterator) or isinstance(groups, Iterator),
+            model,
+            max_length,
+        )
+
+    @classmethod
+    def from_huggingface(
+        cls,
+        dataset: Iterable[Any],
+        model: Any,
+        *,
+        column: str = "text",
+        group_column: str | None = None,
+        max_length: int = 128,
+    ) -> PromptDataset:
+        """Prompts from a column of a Hugging Face data set, streaming ones included.
+
+        Args:
+            dataset: A ``datasets.Dataset`` or ``IterableDataset``, or anything that yields mappings.
+            model: The TransformerLens model, for its tokenizer.
+            column: The column with the text.
+            group_column: The column with the group; by default every row is a group of its own.
+            max_length: Longest window in tokens.
+
+        Raises:
+            KeyError: If a row lacks a column; the message lists those it has.
+        """
+
+        def pairs() -> Iterator[tuple[str, Hashable]]:
+            for index, row in enumerate(dataset):
+                for name in (column, group_column):
+                    if name is not None and name not in row:
+                        raise KeyError(f"column {name!r} is missing; row {index} has {list(row)}")
+                yield row[column], index if group_column is None else row[group_column]
+
+        return cls._from_pairs(pairs, isinstance(dataset, Iterator), model, max_length)
+
+    @classmethod
+    def _from_pairs(
+        cls,
+        pairs: Callable[[], Iterator[tuple[str, Hashable]]],
+        one_shot: bool,
+        model: Any,
+        max_length: int,
+    ) -> PromptDataset:
+        adapter = as_adapter(model)
+        if not 2 <= max_length <= adapter.n_ctx:
+            raise ValueError(
+                f"max_length must be between 2 and the context of {adapter.name} "
+                f"({adapter.n_ctx}), got {max_length}"
+            )
+        prefix = [] if adapter.bos_id is None else [adapter.bos_id]
+        step = max_length - len(prefix)
+        used = False
+
+        def windows() -> Iterator[Prompt]:
+            nonlocal used
+            if one_shot and used:
+                raise ValueError(
+                    "prompts were built from an iterator, which can be read once and has been; "
+                    "build them again, or from a list"
+                )
+            used = True
+            blank = 0
+            for index, (text, group) in enumerate(pairs()):
+                if not isinstance(text, str):
+                    raise TypeError(
+                        f"texts must hold strings, got {type(text).__name__} at index {index}"
+                    )
+                ids = adapter.tokenize(text) if text.strip() else []
+                blank += not ids
+                for start in range(0, len(ids), step):
+                    yield Prompt(np.array(prefix + ids[start : start + step]), group)
+            if blank:
+                warnings.warn(f"{blank} blank texts hold no token and were left out", stacklevel=2)
+
+        return cls(windows)
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: Int[Tensor, "prompt pos"] | Sequence[Sequence[int]],
+        mask: Bool[Tensor, "prompt pos"] | None = None,
+        groups: Iterable[Hashable] | None = None,
+    ) -> PromptDataset:
+        """Prompts that are already tokens.
+
+        Args:
+            tokens: Token ids, one row per prompt; rows of a list may differ in length.
+            mask: True (or 1) where a token is not padding, on either side; by default there is no
+                padding.
+            groups: One label per prompt; by default every prompt is a group of its own.
+
+        Raises:
+            ValueError: If shapes do not agree, or a prompt is empty.
+        """
+        rows = [np.asarray(row, dtype=np.int64) for row in _on_cpu(tokens)]
+        if mask is not None:
+            keep = [np.asarray(row).astype(bool) for row in _on_cpu(mask)]
+            shapes = [row.shape for row in rows], [row.shape for row in keep]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"mask must have the shape of tokens, got {len(keep)} rows for {len(rows)} "
+                    "or rows of other lengths"
+                )
+            for index, k in enumerate(keep):
+                if (np.diff(np.flatnonzero(k)) != 1).any():
+                    raise ValueError(
+                        f"mask must have padding at the ends only; prompt {index} has it inside"
+                    )
+            rows = [row[k] for row, k in zip(rows, keep, strict=True)]
+        for index, row in enumerate(rows):
+            if row.ndim != 1 or not row.size:
+                raise ValueError(
+                    f"tokens must be [prompt, pos] with a token in every prompt; prompt {index} has "
+                    f"shape {row.shape} after removing padding"
+                )
+        labels: list[Hashable] = list(range(len(rows))) if groups is None else list(groups)
+        if len(labels) != len(rows):
+            raise ValueError(f"groups must have one label per prompt ({len(rows)}), got {len(labels)}")
+        prompts = [Prompt(row, label) for row, label in zip(rows, labels, strict=True)]
+        return cls(lambda: iter(prompts))
+
+
+def as_dataset(prompts: PromptDataset | Iterable[str], model: Any) -> PromptDataset:
+    """A data set as it is; texts through :meth:`PromptDataset.from_texts`."""
+    if isinstance(prompts, PromptDataset):
+        return prompts
+    if isinstance(prompts, Tensor):
+        raise TypeError("prompts must be texts or a PromptDataset: use PromptDataset.from_tokens")
+    return PromptDataset.from_texts(prompts, model)
+
+
+def load_passages() -> list[Passage]:
+    """The built-in prompts: 120 passages of connected English prose, 10 on each of 12 topics.
+
+    Written for this package. Each is 180 to 260 words about one thing from start to end, so that
+    its beginning tells a reader something about its end.
+    """
+    text = resources.files("mspgt_lens").joinpath("data/passages.jsonl").read_text("utf-8")
+    return [Passage(**json.loads(line)) for line in text.splitlines()]
+
+
+def stack_rows(
+    rows: Sequence[Int[np.ndarray, " pos"]],
+) -> tuple[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]]:
+    """Token rows as one batch, padded on the right, with its mask (True = not padding).
+
+    Padding on the right keeps every real token at its own position, whatever a model class does
+    with masks; id 0 fills the gaps and no valid position ever reads it.
+    """
+    longest = max(len(row) for row in rows)
+    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.from_numpy(row)
+        mask[index, : len(row)] = True
+    return tokens, mask
+
+
+def stable_hash(*parts: Any) -> int:
+    """A 64-bit hash that is the same in every process (Python's own is not)."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else repr(part).encode())
+        digest.update(b"\0")
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _on_cpu(rows: Any) -> Any:
+    return rows.cpu() if isinstance(rows, Tensor) else rows
+
+
+def _pair(
+    texts: Iterable[str], groups: Iterable[Hashable] | None
+) -> Iterator[tuple[str, Hashable]]:
+    if groups is None:
+        for index, text in enumerate(texts):
+            yield text, index
+        return
+    try:
+        yield from zip(texts, groups, strict=True)
+    except ValueError as error:
+        raise ValueError("groups must have one label per text: their numbers differ") from error

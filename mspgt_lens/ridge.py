@@ -1,0 +1,104 @@
+"""Ridge regression from summed second moments, cross-fitted over folds of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def ring(n_folds: int) -> list[tuple[int, int]]:
+    """Pairs of neighboring folds; each fold has two neighbors, which serve as its inner folds."""
+    return [(k, (k + 1) % n_folds) for k in range(n_folds)]
+
+
+def spread_sites(n_sites: int, count: int) -> list[int]:
+    """At most ``count`` sites, evenly spread from the first to the last."""
+    return sorted({int(s) for s in np.linspace(0, n_sites - 1, count).round()})
+
+
+class FoldSums:
+    """Sums over positions of a site's coordinates z and of targets t, one row per fold.
+
+    Attributes:
+        count: Positions, shape ``[fold]``.
+        z: Sums of z, shape ``[fold, width]``.
+        zz: Sums of ``z z^T``, shape ``[fold, width, width]``.
+        t: Sums of t, shape ``[fold, column]``.
+        zt: Sums of ``z t^T``, shape ``[fold, width, column]``.
+    """
+
+    def __init__(
+        self,
+        count: Float[np.ndarray, " fold"],
+        z: Float[Tensor, "fold width"],
+        zz: Float[Tensor, "fold width width"],
+        t: Float[Tensor, "fold column"],
+        zt: Float[Tensor, "fold width column"],
+    ) -> None:
+        self.count, self.z, self.zz, self.t, self.zt = count, z, zz, t, zt
+        self._total = z.sum(0), zz.sum(0), t.sum(0), zt.sum(0)
+
+    def fit(self, left_out: Sequence[int]) -> RidgeFit:
+        """Ridge readers fitted on all folds but those left out."""
+        count = self.count.sum() - self.count[list(left_out)].sum()
+        z, zz, t, zt = self._total
+        for k in left_out:
+            z, zz, t, zt = z - self.z[k], zz - self.zz[k], t - self.t[k], zt - self.zt[k]
+        return RidgeFit(self, z / count, zz / count, t / count, zt / count)
+
+
+class RidgeFit:
+    """Affine readers ``t ~ mean_t + (z - mean_z) W`` of every column of t.
+
+    Attributes:
+        mean_z: Training mean of z, shape ``[width]``.
+        mean_t: Training mean of t, shape ``[column]``.
+    """
+
+    def __init__(self, sums: FoldSums, z: Tensor, zz: Tensor, t: Tensor, zt: Tensor) -> None:
+        self.mean_z, self.mean_t = z, t
+        self._sums = sums
+        self._zz, self._zt = zz - torch.outer(z, z), zt - torch.outer(z, t)
+        self._roots: dict[float, Tensor] = {}
+        self._weights: dict[tuple[float, tuple[int, ...] | None], Tensor] = {}
+        self._tests: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def weights(
+        self, strength: float, columns: tuple[int, ...] | None = None
+    ) -> Float[Tensor, "width column"]:
+        """Weights of some columns (all by default); the penalty is in units of the z used."""
+        key = (strength, columns)
+        if key not in self._weights:
+            if strength not in self._roots:
+                penalized = self._zz + strength * torch.eye(len(self._zz)).to(self._zz)
+                self._roots[strength] = torch.linalg.cholesky(penalized)
+            wanted = self._zt if columns is None else self._zt[:, list(columns)]
+            self._weights[key] = torch.cholesky_solve(wanted, self._roots[strength])
+        return self._weights[key]
+
+    def about(self, fold: int) -> tuple[Float[Tensor, "width width"], Float[Tensor, "width c"]]:
+        """Second moments of one fold about the training means: of z, and of z with t."""
+        if fold not in self._tests:
+            s, count = self._sums, self._sums.count[fold]
+            z, t = s.z[fold] / count, s.t[fold] / count
+            self._tests[fold] = (
+                moment_about(s.zz[fold] / count, z, z, self.mean_z, self.mean_z),
+                moment_about(s.zt[fold] / count, z, t, self.mean_z, self.mean_t),
+            )
+        return self._tests[fold]
+
+
+def moment_about(
+    outer: Float[Tensor, "a b"],
+    mean_a: Float[Tensor, " a"],
+    mean_b: Float[Tensor, " b"],
+    about_a: Float[Tensor, " a"],
+    about_b: Float[Tensor, " b"],
+) -> Float[Tensor, "a b"]:
+    """The mean of ``(a - about_a) (b - about_b)^T``, given that of ``a b^T`` and the means."""
+    off_a, off_b = mean_a - about_a, mean_b - about_b
+    return outer - torch.outer(mean_a, mean_b) + torch.outer(off_a, off_b)
