@@ -44,13 +44,15 @@ def channel_rate(covariance: Float[np.ndarray, "d d"], noise: float = 0.1) -> fl
     matrix = np.asarray(covariance, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"covariance must be square, got shape {matrix.shape}")
-    if not np.isfinite(matrix).all() or not np.allclose(matrix, matrix.T, atol=1e-8):
+    if not np.isfinite(matrix).all() or not np.allclose(matrix, matrix.T):
         raise ValueError("covariance must be finite and symmetric")
     check_noise(noise)
-    try:
-        return float(_log_det(torch.from_numpy(matrix / noise) + torch.eye(len(matrix)))) / 2
-    except torch.linalg.LinAlgError as error:
-        raise ValueError("covariance must be positive semi-definite") from error
+    power = np.linalg.eigvalsh(matrix)
+    if power.min(initial=0.0) < -1e-8 * max(power.max(initial=0.0), 1.0):
+        raise ValueError(
+            f"covariance must be positive semi-definite, got an eigenvalue of {power.min():.3g}"
+        )
+    return float(np.log1p(power.clip(min=0.0) / noise).sum() / 2)
 
 
 def check_noise(noise: float) -> None:
@@ -151,7 +153,9 @@ def read_targets(moments: Moments, coordinates: Coordinates) -> Reading:
         Targets in the order of the plan: the past of every band, then the future of every band.
     """
     n_folds, n_sites = moments.z_read.shape[:2]
-    readers = [_SiteReader(moments, site, coordinates) for site in spread_sites(n_sites, SELECTION_SITES)]
+    readers = [
+        _SiteReader(moments, site, coordinates) for site in spread_sites(n_sites, SELECTION_SITES)
+    ]
     ridge = _choose_ridge(readers, n_folds)
     scores, smaller = [], []
     for site in range(n_sites):
@@ -174,9 +178,7 @@ def read_targets(moments: Moments, coordinates: Coordinates) -> Reading:
     )
 
 
-def pooled_scale(
-    moments: Moments, site: int, coordinates: Coordinates
-) -> Float[Tensor, " width"]:
+def pooled_scale(moments: Moments, site: int, coordinates: Coordinates) -> Float[Tensor, " width"]:
     """What a reader divides each coordinate by: its own deviation, or one deviation for all."""
     count = float(moments.n_valid.sum())
     total = (moments.z_read[:, site] + moments.z_rest[:, site]).sum(dim=0)
@@ -210,9 +212,7 @@ class _SiteReader:
         """What readers of the given strengths leave unexplained on one fold."""
         count = self.count[fold]
         mean = self.sums.t[fold] / count
-        null = self._blocks(
-            moment_about(self.yy[fold] / count, mean, mean, fit.mean_t, fit.mean_t)
-        )
+        null = self._blocks(moment_about(self.yy[fold] / count, mean, mean, fit.mean_t, fit.mean_t))
         residual = null.clone()
         zz, zt = fit.about(fold)
         for strength in set(strengths.tolist()) - {np.inf}:
@@ -286,7 +286,8 @@ def _choose_ridge(readers: Sequence[_SiteReader], n_folds: int) -> Float[np.ndar
                     left = reader.residuals(fit, inner, np.full(n_targets, strength))
                     log_det = _log_det(_resolved(left)).cpu().numpy()
                     cost[outer, index] += reader.count[inner] * log_det
-    return np.array(RIDGE_GRID)[cost.argmin(axis=1)]
+    chosen: np.ndarray = np.array(RIDGE_GRID)[cost.argmin(axis=1)]
+    return chosen
 
 
 def _log_ratio(tested: _Residuals, expected: _Residuals) -> Float[np.ndarray, " target"]:
@@ -297,7 +298,8 @@ def _log_ratio(tested: _Residuals, expected: _Residuals) -> Float[np.ndarray, " 
     trace_null = torch.cholesky_solve(tested.null, root_null).diagonal(dim1=-2, dim2=-1).sum(-1)
     log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_det_null = 2 * root_null.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return (0.5 * (log_det_null - log_det + trace_null - trace)).cpu().numpy()
+    ratio: np.ndarray = (0.5 * (log_det_null - log_det + trace_null - trace)).cpu().numpy()
+    return ratio
 
 
 def _resolved(residuals: _Residuals) -> Float[Tensor, "target f f"]:
@@ -323,4 +325,5 @@ def _plus_identity(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
 
 
 def _log_det(matrix: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch"]:
-    return 2 * torch.linalg.cholesky(matrix).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    root: Tensor = torch.linalg.cholesky(matrix)
+    return 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -58,7 +58,7 @@ def ridge_lens_relevance(
     sample, reference = moments.sample, moments.reference
     assert reference is not None
     rows, folds = sample.rows[:count], sample.fold[:count]
-    n_folds, n_sites = moments.z_read.shape[:2]
+    n_sites = moments.z_read.shape[1]
     device = moments.zz_read.device
     strengths = _choose_strength(moments, coordinates)
     log_likelihood = np.zeros((count, n_sites))
@@ -80,7 +80,7 @@ def ridge_lens_relevance(
 
 
 def logit_lens_relevance(moments: Moments, adapter: ModelAdapter) -> TokenRelevance:
-    """Relevance of every site through the raw logit lens: the site decoded as if it were the last."""
+    """Relevance of every site decoded as if it were the last: the raw logit lens."""
     count = _positions_to_decode(moments, adapter)
     rows, tokens = moments.sample.rows[:count], moments.sample.next_token[:count]
     scores = [_log_likelihood(adapter, rows[:, site], tokens) for site in range(rows.shape[1])]
@@ -119,7 +119,8 @@ def _choose_strength(moments: Moments, coordinates: Coordinates) -> Float[np.nda
                     # The part of the squared error that depends on the weights.
                     change = (weights * (zz @ weights - 2 * zf)).sum(dim=0)
                     cost[outer, index] += float((change / unit).mean())
-    return np.array(LENS_GRID)[cost.argmin(axis=1)]
+    chosen: np.ndarray = np.array(LENS_GRID)[cost.argmin(axis=1)]
+    return chosen
 
 
 def _positions_to_decode(moments: Moments, adapter: ModelAdapter) -> int:
@@ -164,4 +165,5 @@ def _unigram(moments: Moments, fold: int) -> Float[np.ndarray, " vocab"]:
     ]
     smoothing = UNIGRAM_GRID[int(np.argmax(likelihood))]
     outer = counts.sum(0) - counts[fold]
-    return np.log((outer + smoothing) / (outer.sum() + smoothing * d_vocab))
+    log_probability: np.ndarray = np.log((outer + smoothing) / (outer.sum() + smoothing * d_vocab))
+    return log_probability

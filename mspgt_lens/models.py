@@ -21,7 +21,7 @@ SiteHook = Callable[[int, Float[Tensor, "prompt pos d_model"]], None]
 PatternHook = Callable[[int, Float[Tensor, "prompt head query key"]], None]
 
 
-class _AfterLastBlock(Exception):
+class _LastSiteReached(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass once the last site has been read: the logits are not needed."""
 
 
@@ -41,7 +41,7 @@ class ModelAdapter:
     """
 
     def __init__(self, model: Any) -> None:
-        cfg = getattr(model, "cfg", None)
+        cfg: Any = getattr(model, "cfg", None)
         missing = [
             f"model.{name}"
             for name in ("run_with_hooks", "hook_dict", "blocks", "ln_final", "unembed", "W_E")
@@ -85,7 +85,8 @@ class ModelAdapter:
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def site_hooks(self) -> list[str]:
@@ -102,7 +103,8 @@ class ModelAdapter:
     @property
     def n_forward_weights(self) -> int:
         """Weights that a forward pass multiplies per token: the blocks' and the unembedding's."""
-        return sum(p.numel() for p in self.model.blocks.parameters()) + self.d_model * self.d_vocab
+        blocks: int = sum(p.numel() for p in self.model.blocks.parameters())
+        return blocks + self.d_model * self.d_vocab
 
     @property
     def weight_processing(self) -> str:
@@ -132,7 +134,8 @@ class ModelAdapter:
 
     def embedding(self) -> Float[Tensor, "vocab d_model"]:
         """The input embedding (detached)."""
-        return self.model.W_E.detach()
+        weights: Tensor = self.model.W_E.detach()
+        return weights
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -168,7 +171,7 @@ class ModelAdapter:
             def read(activation: Tensor, hook: Any) -> None:
                 on_site(site, activation)
                 if site == self.n_layers:
-                    raise _AfterLastBlock
+                    raise _LastSiteReached
 
             return read
 
@@ -190,7 +193,7 @@ class ModelAdapter:
                 return_type=None,
                 fwd_hooks=hooks,
             )
-        except _AfterLastBlock:
+        except _LastSiteReached:
             return
         raise RuntimeError(
             f"model: {self.name} finished without reaching {self.site_hooks[-1]}; "
@@ -262,7 +265,8 @@ class ModelAdapter:
 
         def final_norm(vector: Tensor) -> Tensor:
             out = self.model.ln_final(vector.to(self.device, dtype)[None, None])
-            return out[0, 0].float()
+            read: Tensor = out[0, 0].float()
+            return read
 
         with self.inference():
             signs = torch.ones(self.d_model, device=self.device)

@@ -374,16 +374,12 @@ def _reduce(moments: Moments, batch: Batch, targets: BatchTargets, reader: _Batc
     moments.entropy[fold] += reader.entropy
     moments.n_attended[fold] += reader.n_attended
     moments.update[fold] += reader.update
-    moments.sample = _merge_samples(
-        moments.sample, _draw_sample(moments, batch, targets, reader)
-    )
+    moments.sample = _merge_samples(moments.sample, _draw_sample(moments, batch, targets, reader))
 
 
 def _count(moments: Moments, batch: Batch) -> None:
     tokens = batch.tokens[batch.mask].numpy()
-    moments.token_counts[batch.fold] += np.bincount(
-        tokens, minlength=moments.token_counts.shape[1]
-    )
+    moments.token_counts[batch.fold] += np.bincount(tokens, minlength=moments.token_counts.shape[1])
     moments.n_prompts += len(batch.tokens)
     for row, mask in zip(batch.tokens, batch.mask, strict=True):
         # Exclusive or: the fingerprint does not depend on the order of prompts.

@@ -223,9 +223,7 @@ class _Run:
     ) -> None:
         check_noise(noise)
         if coordinates not in ("standardized", "raw"):
-            raise ValueError(
-                f"coordinates must be 'standardized' or 'raw', got {coordinates!r}"
-            )
+            raise ValueError(f"coordinates must be 'standardized' or 'raw', got {coordinates!r}")
         if n_folds < 3:
             raise ValueError(
                 f"n_folds must be at least 3 (strengths are chosen on inner folds), got {n_folds}"
@@ -353,7 +351,8 @@ class _Run:
                 fold_interval((sums[:, [block]] / counts[:, [block]]), counts[:, block])
                 for block in range(sums.shape[1])
             ]
-            return Curve(*np.concatenate(columns, axis=1), unit, _GUARANTEES[name])
+            values, low, high = np.concatenate(columns, axis=1)
+            return Curve(values, low, high, unit, _GUARANTEES[name])
 
         valid = np.repeat(moments.n_valid[:, None], self.adapter.n_layers, axis=1).astype(float)
         attended = moments.n_attended
@@ -366,9 +365,7 @@ class _Run:
             "attention_span": averaged(moments.span, attended, "tokens", "attention_span"),
             "attention_entropy": averaged(moments.entropy, attended, "nats", "attention_entropy"),
             "novelty": jackknifed("novelty", "1 - CKA", "novelty"),
-            "inter_layer_information": jackknifed(
-                "inter_layer", "nats", "inter_layer_information"
-            ),
+            "inter_layer_information": jackknifed("inter_layer", "nats", "inter_layer_information"),
             "update_ratio": averaged(moments.update, valid, "ratio", "update_ratio"),
             "effective_rank": jackknifed("effective_rank", "dimensions", "effective_rank"),
         }
@@ -413,14 +410,12 @@ class _Run:
             )
 
 
-def _balanced_folds(
-    sizes: Mapping[Hashable, int], n_folds: int, seed: int
-) -> dict[Hashable, int]:
+def _balanced_folds(sizes: Mapping[Hashable, int], n_folds: int, seed: int) -> dict[Hashable, int]:
     """Groups dealt to folds in random order, each to the fold with the fewest tokens so far."""
     groups = list(sizes)
-    order = np.random.default_rng(seed).permutation(len(groups))
+    shuffled = np.random.default_rng(seed).permutation(len(groups))
     # Large groups first, or the last one dealt could outweigh a fold.
-    order = sorted(order, key=lambda i: -sizes[groups[i]])
+    order = sorted(shuffled.tolist(), key=lambda i: -sizes[groups[i]])
     filled = [0] * n_folds
     folds: dict[Hashable, int] = {}
     for i in order:

@@ -104,7 +104,7 @@ class PromptDataset:
         """Prompts from a column of a Hugging Face data set, streaming ones included.
 
         Args:
-            dataset: A ``datasets.Dataset`` or ``IterableDataset``, or anything that yields mappings.
+            dataset: A ``datasets.Dataset`` or ``IterableDataset``, or any iterable of mappings.
             model: The TransformerLens model, for its tokenizer.
             column: The column with the text.
             group_column: The column with the group; by default every row is a group of its own.
@@ -200,12 +200,14 @@ class PromptDataset:
         for index, row in enumerate(rows):
             if row.ndim != 1 or not row.size:
                 raise ValueError(
-                    f"tokens must be [prompt, pos] with a token in every prompt; prompt {index} has "
-                    f"shape {row.shape} after removing padding"
+                    f"tokens must be [prompt, pos] with a token in every prompt; prompt {index} "
+                    f"has shape {row.shape} after removing padding"
                 )
         labels: list[Hashable] = list(range(len(rows))) if groups is None else list(groups)
         if len(labels) != len(rows):
-            raise ValueError(f"groups must have one label per prompt ({len(rows)}), got {len(labels)}")
+            raise ValueError(
+                f"groups must have one label per prompt ({len(rows)}), got {len(labels)}"
+            )
         prompts = [Prompt(row, label) for row, label in zip(rows, labels, strict=True)]
         return cls(lambda: iter(prompts))
 

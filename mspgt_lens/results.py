@@ -234,7 +234,8 @@ class LayerProfile:
         by_scale: dict[str, dict[str, Curve]] = {"retained": {}, "predicted": {}}
         signals: dict[str, Curve] = {}
         for index, item in enumerate(header["curves"]):
-            curve = Curve(*arrays[f"curve{index}"], item["unit"], item["guarantee"])
+            values, low, high = arrays[f"curve{index}"]
+            curve = Curve(values, low, high, item["unit"], item["guarantee"])
             if item["signal"]:
                 signals[item["quantity"]] = curve
             elif item["quantity"] in by_scale:
