@@ -15,7 +15,7 @@ from mspgt_lens.moments import Moments
 from mspgt_lens.ridge import FoldSums, ring, spread_sites
 from mspgt_lens.statistics import cluster_interval
 
-LENS_GRID = (1e-3, 1e-2, 1e-1, 1.0)
+LENS_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SELECTION_SITES = 4
 MIN_POSITIONS = 256
 # Share of the forward pass's operations that decoding sampled positions may take.

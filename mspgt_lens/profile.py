@@ -17,9 +17,7 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.information import (
     Coordinates,
-    Reading,
     check_noise,
-    read_targets,
     site_statistics,
 )
 from mspgt_lens.lens import TokenRelevance, logit_lens_relevance, ridge_lens_relevance
@@ -34,6 +32,7 @@ from mspgt_lens.moments import (
     plan_moments,
 )
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash, stack_rows
+from mspgt_lens.readers import Reading, read_targets
 from mspgt_lens.results import Curve, LayerProfile
 from mspgt_lens.statistics import fold_interval, jackknife_interval
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands

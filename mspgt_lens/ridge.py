@@ -48,7 +48,8 @@ class FoldSums:
         z, zz, t, zt = self._total
         for k in left_out:
             z, zz, t, zt = z - self.z[k], zz - self.zz[k], t - self.t[k], zt - self.zt[k]
-        return RidgeFit(self, z / count, zz / count, t / count, zt / count)
+        folds = [k for k in range(len(self.count)) if k not in left_out]
+        return RidgeFit(self, folds, z / count, zz / count, t / count, zt / count)
 
 
 class RidgeFit:
@@ -57,12 +58,17 @@ class RidgeFit:
     Attributes:
         mean_z: Training mean of z, shape ``[width]``.
         mean_t: Training mean of t, shape ``[column]``.
+        zz: Training covariance of z, shape ``[width, width]``.
+        zt: Training cross-covariance of z and t, shape ``[width, column]``.
+        folds: The folds it was fitted on.
     """
 
-    def __init__(self, sums: FoldSums, z: Tensor, zz: Tensor, t: Tensor, zt: Tensor) -> None:
-        self.mean_z, self.mean_t = z, t
+    def __init__(
+        self, sums: FoldSums, folds: list[int], z: Tensor, zz: Tensor, t: Tensor, zt: Tensor
+    ) -> None:
+        self.mean_z, self.mean_t, self.folds = z, t, folds
+        self.zz, self.zt = zz - torch.outer(z, z), zt - torch.outer(z, t)
         self._sums = sums
-        self._zz, self._zt = zz - torch.outer(z, z), zt - torch.outer(z, t)
         self._roots: dict[float, Tensor] = {}
         self._weights: dict[tuple[float, tuple[int, ...] | None], Tensor] = {}
         self._tests: dict[int, tuple[Tensor, Tensor]] = {}
@@ -74,9 +80,9 @@ class RidgeFit:
         key = (strength, columns)
         if key not in self._weights:
             if strength not in self._roots:
-                penalized = self._zz + strength * torch.eye(len(self._zz)).to(self._zz)
+                penalized = self.zz + strength * torch.eye(len(self.zz)).to(self.zz)
                 self._roots[strength] = torch.linalg.cholesky(penalized)
-            wanted = self._zt if columns is None else self._zt[:, list(columns)]
+            wanted = self.zt if columns is None else self.zt[:, list(columns)]
             self._weights[key] = torch.cholesky_solve(wanted, self._roots[strength])
         return self._weights[key]
 
