@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mspgt_lens.moments import Moments
-
-Coordinates = Literal["standardized", "raw"]
+from mspgt_lens.moments import Coordinates, Moments
 
 
 def channel_rate(covariance: Float[np.ndarray, "d d"], noise: float = 0.1) -> float:
@@ -129,8 +126,8 @@ def _scales(covariance: Float[Tensor, "d d"], coordinates: Coordinates) -> Float
     variance = covariance.diagonal()
     if coordinates == "raw":
         return torch.ones_like(variance)
-    # A coordinate that never moves has nothing to standardize; it stays at zero.
-    return torch.where(variance > 1e-10 * variance.mean(), variance, 1.0).sqrt()
+    # A coordinate that moves less than float32 resolves has nothing to standardize.
+    return torch.where(variance > 1e-14 * variance.mean(), variance, 1.0).sqrt()
 
 
 def _plus_identity(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:

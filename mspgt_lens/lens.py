@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mspgt_lens.information import Coordinates, pooled_scale
+from mspgt_lens.information import pooled_scale
 from mspgt_lens.models import ModelAdapter
-from mspgt_lens.moments import Moments
+from mspgt_lens.moments import Coordinates, Moments
 from mspgt_lens.ridge import FoldSums, ring, spread_sites
 from mspgt_lens.statistics import cluster_interval
 

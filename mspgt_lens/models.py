@@ -242,6 +242,8 @@ class ModelAdapter:
                 fwd_hooks=[(self.site_hooks[-1], keep)],
             )[0].float()
             decoded = self.decode(self.normalize(final[0][0]))
+        if not torch.isfinite(final[0]).all():
+            return  # The pass over the prompts names the site and the prompt.
         logits, centered = (x - x.mean(dim=-1, keepdim=True) for x in (logits, decoded))
         factor = float((logits * centered).sum() / (centered * centered).sum())
         error = float((logits - factor * centered).norm() / logits.norm())

@@ -7,7 +7,8 @@ number of prompts, and the moments of several shards add up.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.prompts import Prompt, stable_hash, stack_rows
 from mspgt_lens.targets import BatchTargets, batch_targets, token_features
+
+Coordinates = Literal["standardized", "raw"]
 
 MAX_RANK = 896
 N_FEATURES = 32
@@ -36,6 +39,7 @@ class MomentPlan:
         skip_first: Tokens at a prompt's beginning that are left out.
         seed: Seed of the folds, the projection and the sampled positions.
         max_rank: Residuals wider than this are projected to so many directions.
+        coordinates: Whether wide residuals are standardized before they are projected.
         features: Features of every token, shape ``[vocab, feature]``.
     """
 
@@ -44,6 +48,7 @@ class MomentPlan:
     skip_first: int
     seed: int
     max_rank: int
+    coordinates: Coordinates
     features: Float[Tensor, "vocab feature"]
 
     @property
@@ -175,13 +180,7 @@ class Moments:
         Raises:
             ValueError: If the shards were gathered by another plan or about another reference.
         """
-        same_plan = all(
-            torch.equal(getattr(self.plan, f.name), getattr(other.plan, f.name))
-            if f.name == "features"
-            else getattr(self.plan, f.name) == getattr(other.plan, f.name)
-            for f in fields(MomentPlan)
-        )
-        if not same_plan or self.reference is not other.reference:
+        if not (_equal(self.plan, other.plan) and _equal(self.reference, other.reference)):
             raise ValueError(
                 "moments add up only for one plan and one reference: gather every shard with "
                 "the plan and the reference of the first"
@@ -193,7 +192,7 @@ class Moments:
         merged.sample = _merge_samples(self.sample, other.sample)
         merged.n_prompts = self.n_prompts + other.n_prompts
         merged.n_groups = self.n_groups + other.n_groups
-        merged.fingerprint = self.fingerprint ^ other.fingerprint
+        merged.fingerprint = (self.fingerprint + other.fingerprint) % 2**64
         return merged
 
 
@@ -206,6 +205,7 @@ def plan_moments(
     skip_first: int,
     seed: int,
     max_rank: int = MAX_RANK,
+    coordinates: Coordinates = "standardized",
 ) -> MomentPlan:
     """The plan for one model and data set; ``counts`` are the data set's token counts."""
     return MomentPlan(
@@ -214,6 +214,7 @@ def plan_moments(
         skip_first=skip_first,
         seed=seed,
         max_rank=max_rank,
+        coordinates=coordinates,
         features=token_features(adapter.embedding(), counts, N_FEATURES),
     )
 
@@ -226,11 +227,21 @@ class Batch:
     mask: Bool[Tensor, "prompt pos"]
     groups: Int[np.ndarray, " prompt"]
     fold: int
-    first_prompt: int
+    numbers: tuple[int, ...]
+
+
+def make_batch(prompts: Sequence[Prompt], fold: int, numbers: Sequence[int]) -> Batch:
+    """One batch; ``numbers`` tell errors which prompts of the data set these are."""
+    tokens, mask = stack_rows([prompt.tokens for prompt in prompts])
+    groups = np.array([stable_hash(prompt.group) for prompt in prompts], dtype=np.uint64)
+    return Batch(tokens, mask, groups, fold, tuple(numbers))
 
 
 def make_batches(
-    prompts: Sequence[tuple[Prompt, int]], batch_size: int | None, tokens_per_batch: int
+    prompts: Sequence[tuple[Prompt, int]],
+    batch_size: int | None,
+    tokens_per_batch: int,
+    first_number: int = 0,
 ) -> Iterator[Batch]:
     """Batches of prompts that belong to one fold each.
 
@@ -238,6 +249,7 @@ def make_batches(
         prompts: Prompts with their folds.
         batch_size: Prompts per batch; None fills batches up to ``tokens_per_batch``.
         tokens_per_batch: Padded tokens that a batch may hold where ``batch_size`` is None.
+        first_number: The number of the first prompt in the data set.
     """
     for fold in sorted({fold for _, fold in prompts}):
         # Equal lengths together: little padding, and the same batches in every run.
@@ -246,14 +258,7 @@ def make_batches(
         while rows:
             size = batch_size or max(1, tokens_per_batch // len(rows[-1][0].tokens))
             chosen, rows = rows[-size:], rows[:-size]
-            tokens, mask = stack_rows([p.tokens for p, _ in chosen])
-            yield Batch(
-                tokens,
-                mask,
-                np.array([stable_hash(p.group) for p, _ in chosen], dtype=np.uint64),
-                fold,
-                chosen[0][1],
-            )
+            yield make_batch([p for p, _ in chosen], fold, [first_number + i for _, i in chosen])
 
 
 def add_batch(
@@ -273,27 +278,47 @@ def add_batch(
     Raises:
         FloatingPointError: If an activation is NaN or infinite; names the site and the prompt.
     """
+    targets, reader = _read(moments.plan, adapter, batch, source)
+    if reader.n_valid:
+        if moments.reference is None:
+            moments.reference = _make_reference(moments.plan, reader.rows)
+        _reduce(moments, moments.reference, batch, targets, reader)
+    _count(moments, batch)
+
+
+def calibrate(
+    plan: MomentPlan,
+    adapter: ModelAdapter,
+    batch: Batch,
+    source: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+) -> Reference:
+    """The reference that one batch gives; the same for however the others are batched."""
+    return _make_reference(plan, _read(plan, adapter, batch, source)[1].rows)
+
+
+def _read(
+    plan: MomentPlan,
+    adapter: ModelAdapter,
+    batch: Batch,
+    source: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
+) -> tuple[BatchTargets, _BatchReader]:
     targets = batch_targets(
         batch.tokens,
         batch.mask,
-        features=moments.plan.features,
+        features=plan.features,
         special=torch.tensor(sorted(adapter.special_ids), dtype=torch.long),
-        bands=moments.plan.bands,
-        skip_first=moments.plan.skip_first,
+        bands=plan.bands,
+        skip_first=plan.skip_first,
     )
     reader = _BatchReader(adapter, batch, targets)
-    if not reader.n_valid:
-        _count(moments, batch)
-        return
-    if source is None:
+    if reader.n_valid and source is None:
         adapter.run(batch.tokens, batch.mask, reader.on_site, reader.on_pattern)
-    else:
+    elif reader.n_valid and source is not None:
         for site, residual in enumerate(source[0]):
             reader.on_site(site, residual)
         for block, pattern in enumerate(source[1]):
             reader.on_pattern(block, pattern)
-    _reduce(moments, batch, targets, reader)
-    _count(moments, batch)
+    return targets, reader
 
 
 class _BatchReader:
@@ -320,7 +345,7 @@ class _BatchReader:
             bad = int(self.prompt[~torch.isfinite(rows).all(dim=1)][0])
             raise FloatingPointError(
                 f"activations at site {site} are NaN or infinite, first in prompt "
-                f"{self.batch.first_prompt + bad}; load the model in float32 or leave it out"
+                f"{self.batch.numbers[bad]}; load the model in float32 or leave it out"
             )
         if self.previous is not None:
             change = (raw - self.previous).norm(dim=1) / self.previous.norm(dim=1)
@@ -345,11 +370,14 @@ class _BatchReader:
         self.n_attended[block] = int(counted.sum())
 
 
-def _reduce(moments: Moments, batch: Batch, targets: BatchTargets, reader: _BatchReader) -> None:
+def _reduce(
+    moments: Moments,
+    reference: Reference,
+    batch: Batch,
+    targets: BatchTargets,
+    reader: _BatchReader,
+) -> None:
     fold, n_read = batch.fold, reader.n_read
-    if moments.reference is None:
-        moments.reference = _make_reference(moments.plan, reader.rows)
-    reference = moments.reference
     device = moments.zz_read.device
     values = targets.values.to(device)
     final = (reader.rows[-1] - reference.center[-1]).to(device)
@@ -382,8 +410,9 @@ def _count(moments: Moments, batch: Batch) -> None:
     moments.token_counts[batch.fold] += np.bincount(tokens, minlength=moments.token_counts.shape[1])
     moments.n_prompts += len(batch.tokens)
     for row, mask in zip(batch.tokens, batch.mask, strict=True):
-        # Exclusive or: the fingerprint does not depend on the order of prompts.
-        moments.fingerprint ^= stable_hash(row[mask].numpy().tobytes())
+        # A sum: the fingerprint does not depend on the order of prompts.
+        moments.fingerprint += stable_hash(row[mask].numpy().tobytes())
+    moments.fingerprint %= 2**64
 
 
 def _make_reference(plan: MomentPlan, rows: Sequence[Tensor]) -> Reference:
@@ -391,10 +420,24 @@ def _make_reference(plan: MomentPlan, rows: Sequence[Tensor]) -> Reference:
     d_model = center.shape[1]
     if d_model <= plan.max_rank:
         return Reference(center, None, None)
-    spread = torch.stack([r.std(dim=0, correction=0) for r in rows])
     generator = torch.Generator().manual_seed(plan.seed)
     axes, _ = torch.linalg.qr(torch.randn(d_model, plan.max_rank, generator=generator))
+    if plan.coordinates == "raw":
+        return Reference(center, torch.ones_like(center), axes.to(center.device))
+    spread = torch.stack([r.std(dim=0, correction=0) for r in rows])
     return Reference(center, torch.where(spread > 0, spread, 1.0), axes.to(center.device))
+
+
+def _equal(first: object, second: object) -> bool:
+    """Whether two plans or references hold the same values."""
+    if first is None or second is None:
+        return first is second
+
+    def same(a: Any, b: Any) -> bool:
+        both = isinstance(a, Tensor) and isinstance(b, Tensor)
+        return torch.equal(a, b) if both else bool(a == b)
+
+    return all(same(value, vars(second)[name]) for name, value in vars(first).items())
 
 
 def _draw_sample(

@@ -16,6 +16,8 @@ from mspgt_lens.results import Curve, LayerProfile, Unit
 SCALE_COLORS = {"local": "#0072B2", "intermediate": "#D55E00", "global": "#009E73"}
 OTHER_COLORS = ("#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")
 NEUTRAL = "#767676"
+# Their changes with depth are small against their size.
+_FAR_FROM_ZERO = {"compression", "inter_layer_information"}
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _COLUMNS = 3
 _ROW_HEIGHT = 250
@@ -94,7 +96,13 @@ def plot_profile(
         figure.update_xaxes(
             title_text=f"relative depth ({axis})" if relative else axis, row=row, col=col
         )
-        figure.update_yaxes(title_text=_axis_unit(shown.unit), rangemode="tozero", row=row, col=col)
+        figure.update_yaxes(
+            title_text=_axis_unit(shown.unit),
+            rangemode="normal" if quantity in _FAR_FROM_ZERO else "tozero",
+            type="log" if quantity == "update_ratio" else "linear",
+            row=row,
+            col=col,
+        )
     for number, one in enumerate(profiles if len(profiles) > 1 else []):
         line = {"color": NEUTRAL, "dash": _DASHES[number % len(_DASHES)]}
         label = escape(one.model_name)
@@ -419,6 +427,7 @@ def _style(figure: go.Figure, title: str, subtitle: str, height: int) -> None:
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yref": "container"},
         hovermode="closest",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": NEUTRAL},
     )
     lines = {"gridcolor": _transparent(NEUTRAL, 0.25), "linecolor": NEUTRAL, "zeroline": False}
     figure.update_xaxes(title_standoff=4, **lines)

@@ -15,29 +15,29 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mspgt_lens.information import (
-    Coordinates,
-    check_noise,
-    site_statistics,
-)
+from mspgt_lens.information import check_noise, site_statistics
 from mspgt_lens.lens import TokenRelevance, logit_lens_relevance, ridge_lens_relevance
 from mspgt_lens.models import ModelAdapter, as_adapter, cache_reader
 from mspgt_lens.moments import (
     LOOKAHEAD,
     MAX_RANK,
     Batch,
+    Coordinates,
     Moments,
     add_batch,
+    calibrate,
+    make_batch,
     make_batches,
     plan_moments,
 )
-from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash, stack_rows
+from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
 from mspgt_lens.readers import Reading, read_targets
 from mspgt_lens.results import Curve, LayerProfile
 from mspgt_lens.statistics import fold_interval, jackknife_interval
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 
 _CHUNK = 1024
+_CALIBRATION_TOKENS = 2048
 _TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 _GUARANTEES = {
     "compression": "Gaussian channel rate of the residual stream: an upper bound on its "
@@ -116,8 +116,12 @@ def profile_layers(
             total=total, unit="tok", unit_scale=True, desc=adapter.name, disable=not progress
         ) as bar,
     ):
+        if run.projects:
+            batch = make_batch(run.first_tokens(first), 0, range(len(first)))
+            run.moments.reference = calibrate(run.moments.plan, adapter, batch)
         for chunk in itertools.chain([first], _chunks(stream)):
-            for batch in make_batches(run.assign(chunk), batch_size, per_batch):
+            number = run.n_seen
+            for batch in make_batches(run.assign(chunk), batch_size, per_batch, number):
                 add_batch(run.moments, adapter, batch)
                 bar.update(int(batch.mask.sum()))
         return run.finish(logit_lens)
@@ -174,36 +178,24 @@ def profile_cache(
         if mask is None
         else torch.as_tensor(mask).cpu().long().argmax(dim=1)
     )
+
+    def read(index: Sequence[int], fold: int) -> tuple[Batch, tuple[list[Tensor], list[Tensor]]]:
+        batch = make_batch([prompts[i] for i in index], fold, index)
+        length = batch.tokens.shape[1]
+
+        def taken(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+            rows = [_shifted(tensor[i], int(start[i]), length, axes) for i in index]
+            return torch.stack(rows).to(adapter.device)
+
+        return batch, ([taken(s, (0,)) for s in sites], [taken(p, (1, 2)) for p in patterns])
+
     with adapter.inference():
+        if run.projects:
+            chosen = range(len(run.first_tokens(prompts)))
+            run.moments.reference = calibrate(run.moments.plan, adapter, *read(chosen, 0))
         for fold in sorted({fold for _, fold in assigned}):
             index = [i for i, (_, f) in enumerate(assigned) if f == fold]
-            rows, keep = stack_rows([prompts[i].tokens for i in index])
-            hashes = [stable_hash(prompts[i].group) for i in index]
-            batch = Batch(rows, keep, np.array(hashes, dtype=np.uint64), fold, index[0])
-            length = rows.shape[1]
-
-            def aligned(
-                tensor: Tensor,
-                axes: int,
-                index: list[int] = index,
-                length: int = length,
-            ) -> Tensor:
-                """Padding moved from the left of a prompt to its right, on its last axes."""
-                shown = []
-                for i in index:
-                    shift = -int(start[i])
-                    row = tensor[i].to(adapter.device)
-                    for axis in range(axes):
-                        at = row.ndim - axes + axis
-                        row = row.roll(shift, dims=at).narrow(at, 0, length)
-                    shown.append(row)
-                return torch.stack(shown)
-
-            source = (
-                [aligned(site.transpose(1, 2), 1).transpose(1, 2) for site in sites],
-                [aligned(pattern, 2) for pattern in patterns],
-            )
-            add_batch(run.moments, adapter, batch, source)
+            add_batch(run.moments, adapter, *read(index, fold))
         return run.finish(logit_lens)
 
 
@@ -264,9 +256,21 @@ class _Run:
             skip_first=self.skip_first,
             seed=self.seed,
             max_rank=MAX_RANK,
+            coordinates=self.coordinates,
         )
         self.moments = Moments(plan, self.adapter)
         self.adapter.check_decoding(torch.from_numpy(prompts[0].tokens[:16]))
+
+    @property
+    def projects(self) -> bool:
+        """Whether residuals are projected, so that their axes need a calibration first."""
+        return self.adapter.d_model > self.moments.plan.max_rank
+
+    def first_tokens(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The first prompts that hold enough tokens to calibrate on."""
+        total = itertools.accumulate(len(prompt.tokens) for prompt in prompts)
+        count = 1 + sum(1 for so_far in total if so_far < _CALIBRATION_TOKENS)
+        return list(prompts[:count])
 
     def assign(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, int]]:
         """Each prompt with its fold; groups that the first prompts lacked go by hash."""
@@ -452,10 +456,17 @@ def _small_sample_warnings(
                 notes.append(
                     f"{name} information at scale {scale!r} cannot be told from 0 at any site "
                     f"(at most {curve.values[best]:.3g} nats, 95% interval "
-                    f"{curve.low[best]:.3g} to {curve.high[best]:.3g}, at site {best}): "
-                    "more groups are needed"
+                    f"{curve.low[best]:.3g} to {curve.high[best]:.3g}, at site {best}); "
+                    "if there is any, more groups of text are needed to see it"
                 )
     return notes
+
+
+def _shifted(tensor: Tensor, start: int, length: int, axes: tuple[int, ...]) -> Tensor:
+    """One prompt's activations from its first real token on, ``length`` long on these axes."""
+    for axis in axes:
+        tensor = tensor.roll(-start, dims=axis).narrow(axis, 0, length)
+    return tensor
 
 
 def _chunks(stream: Iterator[Prompt]) -> Iterator[list[Prompt]]:

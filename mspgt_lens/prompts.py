@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mspgt_lens.models import as_adapter
 
+DEFAULT_LENGTH = 128
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -65,7 +67,7 @@ class PromptDataset:
         texts: Iterable[str],
         model: Any,
         *,
-        max_length: int = 128,
+        max_length: int = DEFAULT_LENGTH,
         groups: Iterable[Hashable] | None = None,
     ) -> PromptDataset:
         """Tokenize texts and cut long ones into windows that keep their text's group.
@@ -99,7 +101,7 @@ class PromptDataset:
         *,
         column: str = "text",
         group_column: str | None = None,
-        max_length: int = 128,
+        max_length: int = DEFAULT_LENGTH,
     ) -> PromptDataset:
         """Prompts from a column of a Hugging Face data set, streaming ones included.
 
@@ -182,7 +184,7 @@ class PromptDataset:
         Raises:
             ValueError: If shapes do not agree, or a prompt is empty.
         """
-        rows = [np.asarray(row, dtype=np.int64) for row in _on_cpu(tokens)]
+        rows = [_token_row(row, index) for index, row in enumerate(_on_cpu(tokens))]
         if mask is not None:
             keep = [np.asarray(row).astype(bool) for row in _on_cpu(mask)]
             shapes = [row.shape for row in rows], [row.shape for row in keep]
@@ -198,10 +200,10 @@ class PromptDataset:
                     )
             rows = [row[k] for row, k in zip(rows, keep, strict=True)]
         for index, row in enumerate(rows):
-            if row.ndim != 1 or not row.size:
+            if not row.size:
                 raise ValueError(
-                    f"tokens must be [prompt, pos] with a token in every prompt; prompt {index} "
-                    f"has shape {row.shape} after removing padding"
+                    f"tokens must hold a token in every prompt; prompt {index} has none after "
+                    "removing padding"
                 )
         labels: list[Hashable] = list(range(len(rows))) if groups is None else list(groups)
         if len(labels) != len(rows):
@@ -218,7 +220,8 @@ def as_dataset(prompts: PromptDataset | Iterable[str], model: Any) -> PromptData
         return prompts
     if isinstance(prompts, Tensor):
         raise TypeError("prompts must be texts or a PromptDataset: use PromptDataset.from_tokens")
-    return PromptDataset.from_texts(prompts, model)
+    longest = min(DEFAULT_LENGTH, as_adapter(model).n_ctx)
+    return PromptDataset.from_texts(prompts, model, max_length=longest)
 
 
 def load_passages() -> list[Passage]:
@@ -255,6 +258,17 @@ def stable_hash(*parts: Any) -> int:
         digest.update(part if isinstance(part, bytes) else repr(part).encode())
         digest.update(b"\0")
     return int.from_bytes(digest.digest(), "little")
+
+
+def _token_row(row: Any, index: int) -> Int[np.ndarray, " pos"]:
+    array = np.asarray(row)
+    # An empty list has no integer type of its own.
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(
+            f"tokens must be whole numbers [prompt, pos]; prompt {index} has shape {array.shape} "
+            f"of {array.dtype}"
+        )
+    return array.astype(np.int64)
 
 
 def _on_cpu(rows: Any) -> Any:

@@ -11,8 +11,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from mspgt_lens.information import Coordinates, pooled_scale
-from mspgt_lens.moments import Moments
+from mspgt_lens.information import pooled_scale
+from mspgt_lens.moments import Coordinates, Moments
 from mspgt_lens.ridge import FoldSums, RidgeFit, moment_about, ring, spread_sites
 from mspgt_lens.statistics import fold_interval
 
@@ -22,6 +22,8 @@ SELECTION_SITES = 4
 # The upper end uses fits whose optimism (training minus held-out score) is at most this per
 # feature: then a third of the directions fitted are noise, and the correction still holds.
 MAX_OPTIMISM = 0.5
+# Share of a variance that sums of float32 products resolve.
+RESOLUTION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,22 @@ class _Strengths:
 
 @dataclass(frozen=True)
 class _Residuals:
-    """Second moments per target of what a reader, and the null reader, leave unexplained."""
+    """Second moments per target of what a reader, and the null reader, leave unexplained.
+
+    ``floor`` is the least that a reader may claim to leave: what float32 products do not resolve,
+    of the target and, through the reader's weights, of the site. It is 0 for the null reader,
+    which therefore reads exactly 0.
+    """
 
     reader: Float[Tensor, "target f f"]
     null: Float[Tensor, "target f f"]
+    floor: Float[Tensor, "target f f"]
 
     def plus(self, other: _Residuals, share: float) -> _Residuals:
         return _Residuals(
             self.reader * (1 - share) + other.reader * share,
             self.null * (1 - share) + other.null * share,
+            self.floor * (1 - share) + other.floor * share,
         )
 
 
@@ -172,7 +181,7 @@ class _SiteReader:
         zt: Float[Tensor, "width column"],
     ) -> _Residuals:
         null = self._blocks(yy)
-        residual = null.clone()
+        residual, floor = null.clone(), torch.zeros_like(null)
         for strength in set(strengths.tolist()) - {np.inf}:
             targets = np.flatnonzero(strengths == strength)
             columns = targets[:, None] * self.n_features + np.arange(self.n_features)
@@ -181,11 +190,11 @@ class _SiteReader:
             # E (y - W z)(y - W z)^T = yy - W^T zy - (W^T zy)^T + W^T zz W, target by target.
             mixed = zz @ weights / 2 - zt[:, list(chosen)]
             by_target = "d (t f) -> t d f"
-            change = rearrange(weights, by_target, f=self.n_features).mT @ rearrange(
-                mixed, by_target, f=self.n_features
-            )
+            w = rearrange(weights, by_target, f=self.n_features)
+            change = w.mT @ rearrange(mixed, by_target, f=self.n_features)
             residual[targets] += change + change.mT
-        return _Residuals(residual, null)
+            floor[targets] = RESOLUTION * (null[targets] + w.mT @ w)
+        return _Residuals(residual, null, floor)
 
     def _blocks(self, matrix: Float[Tensor, "c c"]) -> Float[Tensor, "target f f"]:
         """The diagonal block of every target."""
@@ -208,7 +217,7 @@ def _choose_strengths(readers: Sequence[_SiteReader]) -> _Strengths:
                 training = _log_ratio(trained, trained)
                 for outer, inner in (pair, pair[::-1]):
                     left = reader.tested(fit, inner, everywhere)
-                    log_det = _log_det(_resolved(left)).cpu().numpy()
+                    log_det = _log_det(left.reader + left.floor).cpu().numpy()
                     cost[outer, index] += reader.count[inner] * log_det
                     optimism[index] += training - _log_ratio(left, trained)
     grid = np.array(RIDGE_GRID)
@@ -219,7 +228,7 @@ def _choose_strengths(readers: Sequence[_SiteReader]) -> _Strengths:
 
 def _log_ratio(tested: _Residuals, expected: _Residuals) -> Float[np.ndarray, " target"]:
     """Mean log-likelihood ratio of the reader against the null reader, nats per token."""
-    spread = _resolved(expected)
+    spread = expected.reader + expected.floor
     root, root_null = torch.linalg.cholesky(spread), torch.linalg.cholesky(expected.null)
     trace = torch.cholesky_solve(tested.reader, root).diagonal(dim1=-2, dim2=-1).sum(-1)
     trace_null = torch.cholesky_solve(tested.null, root_null).diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -227,16 +236,6 @@ def _log_ratio(tested: _Residuals, expected: _Residuals) -> Float[np.ndarray, " 
     log_det_null = 2 * root_null.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     ratio: np.ndarray = (0.5 * (log_det_null - log_det + trace_null - trace)).cpu().numpy()
     return ratio
-
-
-def _resolved(residuals: _Residuals) -> Float[Tensor, "target f f"]:
-    """Residual covariances a reader may claim: float32 products resolve no less than 1e-6.
-
-    The null reader's is left as it is, so that it reads exactly 0.
-    """
-    silent = (residuals.reader == residuals.null).flatten(1).all(dim=1)
-    floor = torch.where(silent, 0.0, 1e-6).to(residuals.null)
-    return residuals.reader + floor[:, None, None] * residuals.null
 
 
 def _log_det(matrix: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch"]:

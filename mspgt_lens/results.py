@@ -23,7 +23,7 @@ _HEADER = "mspgt_lens"
 _FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """One quantity along depth, with its 95% interval.
 
@@ -55,6 +55,18 @@ class Curve:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Curve)
+            and (self.unit, self.guarantee) == (other.unit, other.guarantee)
+            and all(
+                np.array_equal(getattr(self, name), getattr(other, name))
+                for name in ("values", "low", "high")
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
     def to(self, unit: Unit) -> Curve:
         """The same curve in nats or bits.

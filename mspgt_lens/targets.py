@@ -47,8 +47,9 @@ def token_features(
 ) -> Float[Tensor, "vocab feature"]:
     """The features phi of every token: the input embedding on its principal directions.
 
-    The embedding is centered and projected on its leading principal directions under the data
-    set's token frequencies, so the features spread where the data do. No forward pass is needed.
+    The embedding is centered, projected on its leading principal directions under the data set's
+    token frequencies, so that features spread where the data do, and scaled to unit variance. No
+    forward pass is needed.
 
     Args:
         embedding: The model's input embedding.
@@ -61,6 +62,9 @@ def token_features(
     seen = np.flatnonzero(counts)
     share = counts[seen] / counts[seen].sum()
     rows = embedding[torch.from_numpy(seen).to(embedding.device)].double().cpu().numpy()
+    if not np.isfinite(rows).all():
+        bad = int(seen[~np.isfinite(rows).all(axis=1)][0])
+        raise FloatingPointError(f"the model's embedding of token {bad} is NaN or infinite")
     mean = share @ rows
     rows -= mean
     covariance = (rows * share[:, None]).T @ rows
@@ -70,8 +74,10 @@ def token_features(
     else:
         power, directions = eigsh(covariance, k=n_features, v0=np.ones(width))
     order = np.argsort(power)[::-1][:n_features]
-    order = order[power[order] > 1e-10 * power.max()]
-    basis = torch.from_numpy(directions[:, order]).float()
+    # Directions weaker than float32 products resolve would only add noise.
+    order = order[power[order] > 1e-6 * power.max()]
+    # Unit variance each: readers do not care, but the sums keep their digits.
+    basis = torch.from_numpy(directions[:, order] / np.sqrt(power[order])).float()
     return embedding.float().cpu() @ basis - torch.from_numpy(mean).float() @ basis
 
 

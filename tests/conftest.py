@@ -22,7 +22,7 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For tiny tensors: threads that wait for one another on a busy machine cost ten times more."""
     before = torch.get_num_threads()

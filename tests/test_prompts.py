@@ -45,9 +45,7 @@ def rows(dataset: ml.PromptDataset) -> list[tuple[list[int], Any]]:
 def test_windows_cover_the_text_once_keep_its_group_and_begin_with_bos(
     model: Any, max_length: int
 ) -> None:
-    windows = rows(
-        ml.PromptDataset.from_texts(TEXTS, model, max_length=max_length, groups="abcd")
-    )
+    windows = rows(ml.PromptDataset.from_texts(TEXTS, model, max_length=max_length, groups="abcd"))
     for group, words in zip("abcd", WORDS.tolist(), strict=True):
         mine = [tokens for tokens, label in windows if label == group]
         assert all(tokens[0] == BOS and tokens.count(BOS) == 1 for tokens in mine)
@@ -294,7 +292,8 @@ def test_rows_are_stacked_with_padding_on_the_right() -> None:
 
 
 def test_hashes_are_the_same_in_every_process() -> None:
-    assert stable_hash("sea", 0) == 597214695987759179  # blake2b of b"'sea'\x000\x00", little end first
+    # BLAKE2b with 8 bytes of b"'sea'\x000\x00", the least significant byte first.
+    assert stable_hash("sea", 0) == 597214695987759179
     different = [("a", "b"), ("ab",), ("a", b"b"), ("b", "a"), ("a", "b", 0), (1,), ("1",)]
     assert len({stable_hash(*parts) for parts in different}) == len(different)
 

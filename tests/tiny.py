@@ -104,7 +104,5 @@ def _config(architecture: str, d_model: int, n_layers: int, vocab: int, n_ctx: i
             return transformers.GPTNeoXConfig(**usual, architectures=["GPTNeoXForCausalLM"])
         case "gemma":
             head = {"num_key_value_heads": 1, "head_dim": d_model // N_HEADS}
-            return transformers.GemmaConfig(
-                **usual, **head, architectures=["GemmaForCausalLM"]
-            )
+            return transformers.GemmaConfig(**usual, **head, architectures=["GemmaForCausalLM"])
     raise ValueError(f"architecture must be one of {ARCHITECTURES}, got {architecture!r}")

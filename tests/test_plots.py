@@ -1,0 +1,161 @@
+"""Figures are built from results, say what they show, and open in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+from made_profile import made_profile
+
+import mspgt_lens as ml
+from mspgt_lens.plots import SCALE_COLORS
+
+FIGURES = {
+    "profile": ml.plot_profile,
+    "information plane": ml.plot_information_plane,
+    "scale map": ml.plot_scale_map,
+}
+
+
+@pytest.mark.parametrize("plot", FIGURES.values(), ids=FIGURES)
+def test_figures_are_returned_and_nothing_is_shown(plot, monkeypatch):
+    monkeypatch.setattr(go.Figure, "show", lambda *_, **__: pytest.fail("a figure was shown"))
+    figure = plot(made_profile())
+    assert isinstance(figure, go.Figure)
+    assert figure.data
+    assert figure.to_json()
+
+
+@pytest.mark.parametrize("plot", FIGURES.values(), ids=FIGURES)
+def test_bits_are_nats_over_log_two(plot):
+    assert "bits" in plot(made_profile(), unit="bits").to_json()
+    assert "bits" not in plot(made_profile()).to_json()
+
+
+def test_every_curve_has_its_values_its_interval_and_words():
+    profile = made_profile()
+    figure = ml.plot_profile(profile)
+    lines = [t for t in figure.data if t.mode == "lines" and t.hovertext is not None]
+    bands = [t for t in figure.data if t.fill == "toself"]
+    assert len(lines) == len(bands) == len(list(profile.curves()))
+    local = next(t for t in lines if "the next token" in t.hovertext[3])
+    assert "site 3, after block 2" in local.hovertext[3]
+    assert f"predicts {profile.predicted['local'].values[3]:.3g} nats" in local.hovertext[3]
+    assert "95% interval" in local.hovertext[3]
+
+
+@pytest.mark.parametrize("plot", [ml.plot_profile, ml.plot_information_plane])
+def test_scales_keep_their_colors(plot):
+    drawn = {t.line.color for t in plot(made_profile()).data if t.hovertext is not None}
+    assert set(SCALE_COLORS.values()) <= drawn
+
+
+def test_overlaid_profiles_of_other_depth_share_a_relative_axis_and_differ_by_dash():
+    figure = ml.plot_profile([made_profile("one", 12), made_profile("two", 24)])
+    lines = [t for t in figure.data if t.hovertext is not None]
+    assert {t.line.dash for t in lines} == {"solid", "dash"}
+    assert all(max(t.x) <= 1.0 for t in lines)
+    assert {t.name for t in figure.data if t.showlegend is None} == {"one", "two"}
+    same_depth = ml.plot_profile([made_profile("one", 12), made_profile("two", 12)])
+    assert max(max(t.x) for t in same_depth.data if t.hovertext is not None) == 12
+
+
+def test_overlays_need_profiles_with_the_same_bands():
+    with pytest.raises(ValueError, match="same bands"):
+        ml.plot_profile([made_profile(), made_profile(bands={"local": (1, 2)})])
+    with pytest.raises(ValueError, match="got none"):
+        ml.plot_profile([])
+
+
+def test_rows_that_cannot_be_told_from_zero_stay_blank():
+    figure = ml.plot_scale_map(made_profile(bands=ml.OFFSET_BANDS, silent=("64",)))
+    shares = dict(zip(figure.data[0].y, figure.data[0].z, strict=True))
+    blank = [label for label, row in shares.items() if all(value is None for value in row)]
+    assert blank == ["64  (not above 0)"]
+
+
+def test_hostile_names_are_shown_as_text(tmp_path):
+    name, note = "<script>alert('x')</script>", "<img src=x onerror=alert(1)> \u202eright-to-left"
+    profile = made_profile(name, warnings=(note,))
+    path = ml.write_report(tmp_path / "report.html", profile, scale_map=profile)
+    text = path.read_text()
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+    assert "&lt;img src=x" in text
+    overlaid = ml.plot_profile([profile, made_profile()]).to_json()
+    assert "<script>" not in json.loads(overlaid)["layout"]["title"]["text"]
+
+
+ORDER = (
+    "results",
+    "statistics",
+    "models",
+    "loading",
+    "prompts",
+    "targets",
+    "moments",
+    "ridge",
+    "information",
+    "readers",
+    "lens",
+    "profile",
+    "plots",
+    "report",
+    "cli",
+)
+
+
+@pytest.mark.parametrize("position", range(len(ORDER)), ids=ORDER)
+def test_modules_import_in_one_direction(position):
+    """Computing never imports plotting, and nothing imports what the layout puts after it."""
+    source = (Path(ml.__file__).parent / f"{ORDER[position]}.py").read_text()
+    used = re.findall(r"^\s*(?:from|import) mspgt_lens\.(\w+)", source, flags=re.MULTILINE)
+    assert not set(ORDER[position:]) & set(used)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_report_opens_in_a_real_browser(tmp_path, dark):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    path = ml.write_report(
+        tmp_path / "report.html", made_profile(), scale_map=made_profile(bands=ml.OFFSET_BANDS)
+    )
+    ran = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'browser'}",
+            "--virtual-time-budget=20000",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    page = ran.stdout
+    assert "CONSOLE" not in ran.stderr
+    assert page.count('class="main-svg"') >= 3
+    # Every curve of the profile, every path of the plane, and both maps are drawn.
+    assert page.count('class="js-line"') >= len(list(made_profile().curves())) + 3
+    assert page.count('class="hm"') == 2
+    ink = "rgb(180, 180, 186)" if dark else "rgb(74, 74, 78)"
+    assert f"fill: {ink}" in page
+    # Nothing is fetched: the only addresses in the page are inside plotly.js itself.
+    head = page.split("<body>")[1]
+    assert not re.findall(r'(?:src|href)="https?://', head)
