@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 
 import mspgt_lens as ml
-from mspgt_lens.moments import make_batches
+from mspgt_lens.gathering import make_batches
 from mspgt_lens.profile import _TOKENS_PER_BATCH
 
 

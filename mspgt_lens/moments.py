@@ -1,32 +1,27 @@
-"""Second moments of every site, gathered per fold of groups while the forward pass runs.
-
-Nothing per token is kept but a fixed number of sampled positions, so memory does not grow with the
-number of prompts, and the moments of several shards add up.
-"""
+"""Second moments of every site per fold of groups; the moments of several shards add up."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mspgt_lens.models import ModelAdapter
-from mspgt_lens.prompts import Prompt, stable_hash, stack_rows
-from mspgt_lens.targets import BatchTargets, batch_targets, token_features
+from mspgt_lens.targets import token_features
 
 Coordinates = Literal["standardized", "raw"]
 
-MAX_RANK = 896
+# Residuals up to this width are kept whole; wider ones are projected to so many directions, which
+# keeps 33 sites of width 4,096 under 6 GB.
+MAX_WIDTH = 1024
+PROJECTED_WIDTH = 768
 N_FEATURES = 32
 SAMPLE_CAPACITY = 1024
-LOOKAHEAD = 10_000
-# A head whose non-sink keys share less than this carries no distribution that float32 resolves.
-MIN_KEY_MASS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class MomentPlan:
         n_folds: Folds of groups.
         skip_first: Tokens at a prompt's beginning that are left out.
         seed: Seed of the folds, the projection and the sampled positions.
-        max_rank: Residuals wider than this are projected to so many directions.
+        width: Directions kept of each site; where the residual is wider, it is projected.
         coordinates: Whether wide residuals are standardized before they are projected.
         features: Features of every token, shape ``[vocab, feature]``.
     """
@@ -47,7 +42,7 @@ class MomentPlan:
     n_folds: int
     skip_first: int
     seed: int
-    max_rank: int
+    width: int
     coordinates: Coordinates
     features: Float[Tensor, "vocab feature"]
 
@@ -62,7 +57,7 @@ class Reference:
     """The origin and axes in which moments are gathered, one row per site.
 
     Moments are sums about ``center``, a rough mean from the first batch, so that a large mean costs
-    no digits. Where the residual is wider than ``max_rank``, each coordinate is divided by
+    no digits. Where the residual is wider than the plan's ``width``, each coordinate is divided by
     ``spread`` and the vector projected on the orthonormal columns of ``axes``.
     """
 
@@ -109,7 +104,7 @@ class Moments:
         self.plan = plan
         n_folds, n_sites = plan.n_folds, adapter.n_layers + 1
         d_model, n_blocks = adapter.d_model, adapter.n_layers
-        width = min(d_model, plan.max_rank)
+        width = plan.width
         columns = plan.n_columns
         # MPS has no float64.
         device = torch.device("cpu") if adapter.device.type == "mps" else adapter.device
@@ -189,7 +184,7 @@ class Moments:
         merged.plan, merged.reference = self.plan, self.reference
         for name in self._SUMS:
             setattr(merged, name, getattr(self, name) + getattr(other, name))
-        merged.sample = _merge_samples(self.sample, other.sample)
+        merged.sample = merge_samples(self.sample, other.sample)
         merged.n_prompts = self.n_prompts + other.n_prompts
         merged.n_groups = self.n_groups + other.n_groups
         merged.fingerprint = (self.fingerprint + other.fingerprint) % 2**64
@@ -204,228 +199,26 @@ def plan_moments(
     n_folds: int,
     skip_first: int,
     seed: int,
-    max_rank: int = MAX_RANK,
+    max_width: int = MAX_WIDTH,
     coordinates: Coordinates = "standardized",
 ) -> MomentPlan:
-    """The plan for one model and data set; ``counts`` are the data set's token counts."""
+    """The plan for one model and data set.
+
+    Args:
+        adapter: The model.
+        counts: How often each token occurs in the data set.
+        bands, n_folds, skip_first, seed, coordinates: See :class:`MomentPlan`.
+        max_width: Residuals wider than this are projected.
+    """
     return MomentPlan(
         bands=dict(bands),
         n_folds=n_folds,
         skip_first=skip_first,
         seed=seed,
-        max_rank=max_rank,
+        width=adapter.d_model if adapter.d_model <= max_width else min(max_width, PROJECTED_WIDTH),
         coordinates=coordinates,
         features=token_features(adapter.embedding(), counts, N_FEATURES),
     )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Prompts of one fold, padded on the right."""
-
-    tokens: Int[Tensor, "prompt pos"]
-    mask: Bool[Tensor, "prompt pos"]
-    groups: Int[np.ndarray, " prompt"]
-    fold: int
-    numbers: tuple[int, ...]
-
-
-def make_batch(prompts: Sequence[Prompt], fold: int, numbers: Sequence[int]) -> Batch:
-    """One batch; ``numbers`` tell errors which prompts of the data set these are."""
-    tokens, mask = stack_rows([prompt.tokens for prompt in prompts])
-    groups = np.array([stable_hash(prompt.group) for prompt in prompts], dtype=np.uint64)
-    return Batch(tokens, mask, groups, fold, tuple(numbers))
-
-
-def make_batches(
-    prompts: Sequence[tuple[Prompt, int]],
-    batch_size: int | None,
-    tokens_per_batch: int,
-    first_number: int = 0,
-) -> Iterator[Batch]:
-    """Batches of prompts that belong to one fold each.
-
-    Args:
-        prompts: Prompts with their folds.
-        batch_size: Prompts per batch; None fills batches up to ``tokens_per_batch``.
-        tokens_per_batch: Padded tokens that a batch may hold where ``batch_size`` is None.
-        first_number: The number of the first prompt in the data set.
-    """
-    for fold in sorted({fold for _, fold in prompts}):
-        # Equal lengths together: little padding, and the same batches in every run.
-        rows = [(p, i) for i, (p, f) in enumerate(prompts) if f == fold]
-        rows.sort(key=lambda row: len(row[0].tokens))
-        while rows:
-            size = batch_size or max(1, tokens_per_batch // len(rows[-1][0].tokens))
-            chosen, rows = rows[-size:], rows[:-size]
-            yield make_batch([p for p, _ in chosen], fold, [first_number + i for _, i in chosen])
-
-
-def add_batch(
-    moments: Moments,
-    adapter: ModelAdapter,
-    batch: Batch,
-    source: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
-) -> None:
-    """Run one batch through the model and add its moments.
-
-    Args:
-        moments: Where to add; untouched if anything fails before the pass has ended.
-        adapter: The model.
-        batch: Prompts of one fold.
-        source: Residuals and patterns read from a cache, instead of running the model.
-
-    Raises:
-        FloatingPointError: If an activation is NaN or infinite; names the site and the prompt.
-    """
-    targets, reader = _read(moments.plan, adapter, batch, source)
-    if reader.n_valid:
-        if moments.reference is None:
-            moments.reference = _make_reference(moments.plan, reader.rows)
-        _reduce(moments, moments.reference, batch, targets, reader)
-    _count(moments, batch)
-
-
-def calibrate(
-    plan: MomentPlan,
-    adapter: ModelAdapter,
-    batch: Batch,
-    source: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
-) -> Reference:
-    """The reference that one batch gives; the same for however the others are batched."""
-    return _make_reference(plan, _read(plan, adapter, batch, source)[1].rows)
-
-
-def _read(
-    plan: MomentPlan,
-    adapter: ModelAdapter,
-    batch: Batch,
-    source: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
-) -> tuple[BatchTargets, _BatchReader]:
-    targets = batch_targets(
-        batch.tokens,
-        batch.mask,
-        features=plan.features,
-        special=torch.tensor(sorted(adapter.special_ids), dtype=torch.long),
-        bands=plan.bands,
-        skip_first=plan.skip_first,
-    )
-    reader = _BatchReader(adapter, batch, targets)
-    if reader.n_valid and source is None:
-        adapter.run(batch.tokens, batch.mask, reader.on_site, reader.on_pattern)
-    elif reader.n_valid and source is not None:
-        for site, residual in enumerate(source[0]):
-            reader.on_site(site, residual)
-        for block, pattern in enumerate(source[1]):
-            reader.on_pattern(block, pattern)
-    return targets, reader
-
-
-class _BatchReader:
-    """Takes what is needed out of one forward pass: valid rows of each site, attention sums."""
-
-    def __init__(self, adapter: ModelAdapter, batch: Batch, targets: BatchTargets) -> None:
-        self.adapter, self.batch = adapter, batch
-        device = adapter.device
-        rest = targets.valid & ~targets.read
-        # Rows in one order everywhere: first those that are read, then the rest.
-        self.index = torch.cat([torch.nonzero(targets.read), torch.nonzero(rest)])
-        self.n_read, self.n_valid = int(targets.read.sum()), len(self.index)
-        self.prompt, self.position = self.index.to(device).unbind(dim=1)
-        self.valid = targets.valid.to(device)
-        self.rows: list[Tensor] = []
-        self.previous: Tensor | None = None
-        n_blocks = adapter.n_layers
-        self.span, self.entropy, self.n_attended, self.update = np.zeros((4, n_blocks))
-
-    def on_site(self, site: int, residual: Tensor) -> None:
-        raw = residual.detach()[self.prompt, self.position].float()
-        rows = self.adapter.normalize(raw)
-        if not bool(torch.isfinite(rows.sum())):
-            bad = int(self.prompt[~torch.isfinite(rows).all(dim=1)][0])
-            raise FloatingPointError(
-                f"activations at site {site} are NaN or infinite, first in prompt "
-                f"{self.batch.numbers[bad]}; load the model in float32 or leave it out"
-            )
-        if self.previous is not None:
-            change = (raw - self.previous).norm(dim=1) / self.previous.norm(dim=1)
-            self.update[site - 1] = float(change.double().sum())
-        self.previous = raw
-        self.rows.append(rows)
-
-    def on_pattern(self, block: int, pattern: Tensor) -> None:
-        pattern = pattern.detach().float()
-        keys = torch.arange(pattern.shape[-1], device=pattern.device, dtype=torch.float32)
-        # Key 0 is the attention sink; the others are renormalized to one.
-        sink = pattern[..., 0]
-        mass = pattern.sum(dim=-1) - sink
-        counted = self.valid[:, None, :] & (mass > MIN_KEY_MASS)
-        mass = torch.where(counted, mass, 1.0)
-        attended = (pattern @ keys) / mass
-        distance = keys - attended
-        surprise = torch.special.entr(pattern).sum(dim=-1) - torch.special.entr(sink)
-        entropy = surprise / mass + torch.log(mass)
-        self.span[block] = float(distance[counted].double().sum())
-        self.entropy[block] = float(entropy[counted].double().sum())
-        self.n_attended[block] = int(counted.sum())
-
-
-def _reduce(
-    moments: Moments,
-    reference: Reference,
-    batch: Batch,
-    targets: BatchTargets,
-    reader: _BatchReader,
-) -> None:
-    fold, n_read = batch.fold, reader.n_read
-    device = moments.zz_read.device
-    values = targets.values.to(device)
-    final = (reader.rows[-1] - reference.center[-1]).to(device)
-    rows = [reference.apply(site, r).to(device) for site, r in enumerate(reader.rows)]
-    for site, z in enumerate(rows):
-        read, rest = z[:n_read], z[n_read:]
-        moments.zz_read[fold, site] += read.T @ read
-        moments.zz_rest[fold, site] += rest.T @ rest
-        moments.z_read[fold, site] += read.double().sum(dim=0)
-        moments.z_rest[fold, site] += rest.double().sum(dim=0)
-        moments.zy[fold, site] += read.T @ values
-        moments.z_final[fold, site] += z.T @ final
-        if site:
-            moments.z_next[fold, site - 1] += rows[site - 1].T @ z
-    moments.y[fold] += values.double().sum(dim=0)
-    moments.yy[fold] += values.T @ values
-    moments.final[fold] += final.double().sum(dim=0)
-    moments.final_square[fold] += final.double().pow(2).sum(dim=0)
-    moments.n_read[fold] += n_read
-    moments.n_rest[fold] += reader.n_valid - n_read
-    moments.span[fold] += reader.span
-    moments.entropy[fold] += reader.entropy
-    moments.n_attended[fold] += reader.n_attended
-    moments.update[fold] += reader.update
-    moments.sample = _merge_samples(moments.sample, _draw_sample(moments, batch, targets, reader))
-
-
-def _count(moments: Moments, batch: Batch) -> None:
-    tokens = batch.tokens[batch.mask].numpy()
-    moments.token_counts[batch.fold] += np.bincount(tokens, minlength=moments.token_counts.shape[1])
-    moments.n_prompts += len(batch.tokens)
-    for row, mask in zip(batch.tokens, batch.mask, strict=True):
-        # A sum: the fingerprint does not depend on the order of prompts.
-        moments.fingerprint += stable_hash(row[mask].numpy().tobytes())
-    moments.fingerprint %= 2**64
-
-
-def _make_reference(plan: MomentPlan, rows: Sequence[Tensor]) -> Reference:
-    center = torch.stack([r.mean(dim=0) for r in rows])
-    d_model = center.shape[1]
-    if d_model <= plan.max_rank:
-        return Reference(center, None, None)
-    generator = torch.Generator().manual_seed(plan.seed)
-    axes, _ = torch.linalg.qr(torch.randn(d_model, plan.max_rank, generator=generator))
-    if plan.coordinates == "raw":
-        return Reference(center, torch.ones_like(center), axes.to(center.device))
-    spread = torch.stack([r.std(dim=0, correction=0) for r in rows])
-    return Reference(center, torch.where(spread > 0, spread, 1.0), axes.to(center.device))
 
 
 def _equal(first: object, second: object) -> bool:
@@ -440,36 +233,8 @@ def _equal(first: object, second: object) -> bool:
     return all(same(value, vars(second)[name]) for name, value in vars(first).items())
 
 
-def _draw_sample(
-    moments: Moments,
-    batch: Batch,
-    targets: BatchTargets,
-    reader: _BatchReader,
-) -> Sample:
-    """The batch's positions whose priority can still enter the sample."""
-    # Priorities depend on the prompt and the seed alone, never on the batches or their order.
-    priority = np.zeros(batch.tokens.shape, dtype=np.uint64)
-    for index, (row, mask) in enumerate(zip(batch.tokens, batch.mask, strict=True)):
-        draw = np.random.default_rng(stable_hash(row[mask].numpy().tobytes(), moments.plan.seed))
-        priority[index] = draw.integers(2**64, size=len(row), dtype=np.uint64)
-    prompt, position = reader.index.numpy().T
-    candidate = priority[prompt, position]
-    usable = targets.next_known.numpy()[prompt, position]
-    if len(moments.sample.priority) == SAMPLE_CAPACITY:
-        usable &= candidate < moments.sample.priority.max()
-    chosen = np.flatnonzero(usable)
-    chosen = chosen[np.argsort(candidate[chosen], kind="stable")][:SAMPLE_CAPACITY]
-    pick = torch.from_numpy(chosen).to(reader.rows[0].device)
-    return Sample(
-        priority=candidate[chosen],
-        rows=torch.stack([rows[pick] for rows in reader.rows], dim=1).cpu(),
-        next_token=batch.tokens.numpy()[prompt[chosen], position[chosen] + 1],
-        fold=np.full(len(chosen), batch.fold),
-        group=batch.groups[prompt[chosen]],
-    )
-
-
-def _merge_samples(first: Sample, second: Sample) -> Sample:
+def merge_samples(first: Sample, second: Sample) -> Sample:
+    """The positions of both with the lowest priorities."""
     if not len(second.priority):
         return first
     priority = np.concatenate([first.priority, second.priority])

@@ -15,27 +15,19 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mspgt_lens.gathering import Batch, Source, add_batch, calibrate, make_batch, make_batches
 from mspgt_lens.information import check_noise, site_statistics
 from mspgt_lens.lens import TokenRelevance, logit_lens_relevance, ridge_lens_relevance
 from mspgt_lens.models import ModelAdapter, as_adapter, cache_reader
-from mspgt_lens.moments import (
-    LOOKAHEAD,
-    MAX_RANK,
-    Batch,
-    Coordinates,
-    Moments,
-    add_batch,
-    calibrate,
-    make_batch,
-    make_batches,
-    plan_moments,
-)
+from mspgt_lens.moments import MAX_WIDTH, Coordinates, Moments, plan_moments
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
 from mspgt_lens.readers import Reading, read_targets
 from mspgt_lens.results import Curve, LayerProfile
 from mspgt_lens.statistics import fold_interval, jackknife_interval
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 
+# Windows looked at before the pass: they decide the folds and the target features.
+LOOKAHEAD = 10_000
 _CHUNK = 1024
 _CALIBRATION_TOKENS = 2048
 _TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192, "mps": 4096}
@@ -179,7 +171,7 @@ def profile_cache(
         else torch.as_tensor(mask).cpu().long().argmax(dim=1)
     )
 
-    def read(index: Sequence[int], fold: int) -> tuple[Batch, tuple[list[Tensor], list[Tensor]]]:
+    def read(index: Sequence[int], fold: int) -> tuple[Batch, Source]:
         batch = make_batch([prompts[i] for i in index], fold, index)
         length = batch.tokens.shape[1]
 
@@ -255,7 +247,7 @@ class _Run:
             n_folds=self.n_folds,
             skip_first=self.skip_first,
             seed=self.seed,
-            max_rank=MAX_RANK,
+            max_width=MAX_WIDTH,
             coordinates=self.coordinates,
         )
         self.moments = Moments(plan, self.adapter)
@@ -264,7 +256,7 @@ class _Run:
     @property
     def projects(self) -> bool:
         """Whether residuals are projected, so that their axes need a calibration first."""
-        return self.adapter.d_model > self.moments.plan.max_rank
+        return self.adapter.d_model > self.moments.plan.width
 
     def first_tokens(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The first prompts that hold enough tokens to calibrate on."""
@@ -323,7 +315,7 @@ class _Run:
                 "n_prompts": moments.n_prompts,
                 "n_read": int(moments.n_read.sum()),
                 "n_features": int(moments.plan.features.shape[1]),
-                "rank": min(self.adapter.d_model, moments.plan.max_rank),
+                "width": moments.plan.width,
                 "n_decoded": relevance.n_positions,
                 "unigram_cross_entropy": relevance.unigram,
                 "ridge": [[None if np.isinf(x) else x for x in row] for row in reading.ridge],
@@ -405,7 +397,7 @@ class _Run:
                 f"{self.n_folds} folds; at least {2 * n_features} are needed: give more or longer "
                 "prompts, fewer folds, or smaller bands"
             )
-        width = min(self.adapter.d_model, moments.plan.max_rank)
+        width = moments.plan.width
         if n_valid.sum() < 2 * width:
             raise ValueError(
                 f"prompts give {int(n_valid.sum())} valid positions; residuals of width {width} "

@@ -9,8 +9,9 @@ from tiny import random_tokens
 
 import mspgt_lens as ml
 from mspgt_lens import lens
+from mspgt_lens.gathering import add_batch, make_batches
 from mspgt_lens.models import as_adapter
-from mspgt_lens.moments import Moments, add_batch, make_batches, plan_moments
+from mspgt_lens.moments import Moments, plan_moments
 from mspgt_lens.prompts import PromptDataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -99,6 +99,7 @@ ORDER = (
     "prompts",
     "targets",
     "moments",
+    "gathering",
     "ridge",
     "information",
     "readers",

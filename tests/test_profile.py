@@ -21,8 +21,9 @@ from torch import Tensor
 import mspgt_lens as ml
 from mspgt_lens import moments as moments_module
 from mspgt_lens import profile as profile_module
+from mspgt_lens.gathering import add_batch, make_batches
 from mspgt_lens.models import as_adapter
-from mspgt_lens.moments import Moments, add_batch, make_batches, plan_moments
+from mspgt_lens.moments import Moments, plan_moments
 from mspgt_lens.prompts import Prompt
 from mspgt_lens.results import Curve, LayerProfile
 
@@ -160,7 +161,7 @@ def test_batch_size_does_not_matter(
 def test_batch_size_does_not_matter_where_wide_residuals_are_projected(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profile_module, "MAX_RANK", 8)
+    monkeypatch.setattr(profile_module, "MAX_WIDTH", 8)
     model = tiny("llama", **SMALL)
     one = run(model, prompts_of(RAGGED), batch_size=1)
     many = run(model, prompts_of(RAGGED), batch_size=4)
@@ -193,7 +194,7 @@ def test_what_was_measured_is_recorded(model: Any, profile: LayerProfile) -> Non
     recorded = {name: profile.settings[name] for name in ("noise", "n_folds", "skip_first", "seed")}
     assert recorded == {"noise": 0.1, "n_folds": 3, "skip_first": 4, "seed": 0}
     assert profile.settings["n_prompts"] == 24
-    assert profile.settings["rank"] == 16
+    assert profile.settings["width"] == 16
     assert profile.versions["torch"] == torch.__version__
     grouped = run(model, prompts_of(groups=[i // 6 for i in range(24)]))
     assert (grouped.n_groups, grouped.n_tokens) == (4, profile.n_tokens)
@@ -921,7 +922,7 @@ def test_a_curve_is_a_copy_and_converts_between_units() -> None:
 
 
 def gather(
-    model: Any, tokens: Any, first: Moments | None = None, max_rank: int = 896, seed: int = 0
+    model: Any, tokens: Any, first: Moments | None = None, max_width: int = 1024, seed: int = 0
 ) -> Moments:
     """Moments of prompts dealt to three folds in turn; a further shard goes with a first one."""
     adapter = as_adapter(model)
@@ -934,7 +935,7 @@ def gather(
             n_folds=3,
             skip_first=4,
             seed=seed,
-            max_rank=max_rank,
+            max_width=max_width,
         )
     else:
         plan = first.plan
@@ -1054,17 +1055,17 @@ def test_a_failed_batch_adds_nothing() -> None:
 
 
 def test_wide_residuals_are_projected_on_orthonormal_axes(model: Any) -> None:
-    first = gather(model, TOKENS, max_rank=8)
+    first = gather(model, TOKENS, max_width=8)
     assert first.reference is not None
     axes = first.reference.axes
     assert axes is not None
     assert axes.shape == (16, 8)
     torch.testing.assert_close(axes.T @ axes, torch.eye(8), atol=1e-5, rtol=0)
     assert first.zz_read.shape[-2:] == (8, 8)
-    again = gather(model, TOKENS, max_rank=8)
+    again = gather(model, TOKENS, max_width=8)
     assert again.reference is not None
     assert torch.equal(again.reference.axes, axes)
-    other = gather(model, TOKENS, max_rank=8, seed=1)
+    other = gather(model, TOKENS, max_width=8, seed=1)
     assert other.reference is not None
     assert not torch.allclose(other.reference.axes, axes)
 
@@ -1078,17 +1079,17 @@ def test_a_wide_model_is_profiled(
     architecture: str,
     coordinates: str,
 ) -> None:
-    monkeypatch.setattr(profile_module, "MAX_RANK", 16)
+    monkeypatch.setattr(profile_module, "MAX_WIDTH", 16)
     model = tiny(architecture, n_layers=2, d_model=32)
     prompts = prompts_of(random_tokens(48, 24))
     wide = run(model, prompts, coordinates=coordinates, logit_lens=True)
-    assert wide.settings["rank"] == 16
+    assert wide.settings["width"] == 16
     for quantity, _, curve in wide.curves():
         assert np.isfinite([curve.values, curve.low, curve.high]).all(), quantity
     assert (wide.signals["effective_rank"].values < 16).all()
     monkeypatch.undo()
     full = run(model, prompts, coordinates=coordinates, logit_lens=True)
-    assert full.settings["rank"] == 32
+    assert full.settings["width"] == 32
     # These need no projection.
     for name in ("attention_span", "attention_entropy", "update_ratio"):
         np.testing.assert_allclose(wide.signals[name].values, full.signals[name].values)
@@ -1102,7 +1103,7 @@ def test_standardized_wide_residuals_have_unit_variances(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By Hadamard's inequality the rate is at most that of independent coordinates."""
-    monkeypatch.setattr(profile_module, "MAX_RANK", 16)
+    monkeypatch.setattr(profile_module, "MAX_WIDTH", 16)
     prompts = prompts_of(random_tokens(48, 24))
     wide = run(tiny("llama", n_layers=2, d_model=32), prompts)
     assert (wide.compression.values < 16 * np.log1p(1 / 0.1) / 2).all()
@@ -1116,7 +1117,7 @@ def test_raw_coordinates_stay_raw_in_wide_models(monkeypatch: pytest.MonkeyPatch
     prompts = prompts_of(random_tokens(48, 24))
     full = run(model, prompts, coordinates="raw")
     standardized = run(model, prompts)
-    monkeypatch.setattr(profile_module, "MAX_RANK", 16)
+    monkeypatch.setattr(profile_module, "MAX_WIDTH", 16)
     wide = run(model, prompts, coordinates="raw")
     assert full.signals["effective_rank"].values[0] < 2
     assert standardized.signals["effective_rank"].values[0] > 4

@@ -1,0 +1,281 @@
+"""Gathering moments while the forward pass runs: batches, hooks, and what they reduce to.
+
+Nothing per token outlives its batch but a fixed number of sampled positions, so memory does not
+grow with the number of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mspgt_lens.models import ModelAdapter
+from mspgt_lens.moments import (
+    SAMPLE_CAPACITY,
+    MomentPlan,
+    Moments,
+    Reference,
+    Sample,
+    merge_samples,
+)
+from mspgt_lens.prompts import Prompt, stable_hash, stack_rows
+from mspgt_lens.targets import batch_targets
+
+# A head whose non-sink keys share less than this carries no distribution that float32 resolves.
+MIN_KEY_MASS = 1e-6
+# Residuals of every site and attention patterns of every block, read from a cache.
+Source = tuple[Sequence[Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of one fold, padded on the right."""
+
+    tokens: Int[Tensor, "prompt pos"]
+    mask: Bool[Tensor, "prompt pos"]
+    groups: Int[np.ndarray, " prompt"]
+    fold: int
+    numbers: tuple[int, ...]
+
+
+def make_batch(prompts: Sequence[Prompt], fold: int, numbers: Sequence[int]) -> Batch:
+    """One batch; ``numbers`` tell errors which prompts of the data set these are."""
+    tokens, mask = stack_rows([prompt.tokens for prompt in prompts])
+    groups = np.array([stable_hash(prompt.group) for prompt in prompts], dtype=np.uint64)
+    return Batch(tokens, mask, groups, fold, tuple(numbers))
+
+
+def make_batches(
+    prompts: Sequence[tuple[Prompt, int]],
+    batch_size: int | None,
+    tokens_per_batch: int,
+    first_number: int = 0,
+) -> Iterator[Batch]:
+    """Batches of prompts that belong to one fold each.
+
+    Args:
+        prompts: Prompts with their folds.
+        batch_size: Prompts per batch; None fills batches up to ``tokens_per_batch``.
+        tokens_per_batch: Padded tokens that a batch may hold where ``batch_size`` is None.
+        first_number: The number of the first prompt in the data set.
+    """
+    for fold in sorted({fold for _, fold in prompts}):
+        # Equal lengths together: little padding, and the same batches in every run.
+        rows = [(p, i) for i, (p, f) in enumerate(prompts) if f == fold]
+        rows.sort(key=lambda row: len(row[0].tokens))
+        while rows:
+            size = batch_size or max(1, tokens_per_batch // len(rows[-1][0].tokens))
+            chosen, rows = rows[-size:], rows[:-size]
+            yield make_batch([p for p, _ in chosen], fold, [first_number + i for _, i in chosen])
+
+
+def add_batch(
+    moments: Moments, adapter: ModelAdapter, batch: Batch, source: Source | None = None
+) -> None:
+    """Run one batch through the model and add its moments.
+
+    Args:
+        moments: Where to add; untouched if anything fails before the pass has ended.
+        adapter: The model.
+        batch: Prompts of one fold.
+        source: Activations to take from a cache, instead of running the model.
+
+    Raises:
+        FloatingPointError: If an activation is NaN or infinite; names the site and the prompt.
+    """
+    reader = _BatchReader(moments.plan, adapter, batch, moments.reference)
+    reader.choose_sample(moments.sample)
+    reader.read(source)
+    if reader.n_valid:
+        if moments.reference is None:
+            moments.reference = _make_reference(moments.plan, reader.rows)
+        _reduce(moments, moments.reference, reader)
+    _count(moments, batch)
+
+
+def calibrate(
+    plan: MomentPlan, adapter: ModelAdapter, batch: Batch, source: Source | None = None
+) -> Reference:
+    """The reference that one batch gives; the same for however the others are batched.
+
+    Raises:
+        ValueError: If the batch has no valid position.
+    """
+    reader = _BatchReader(plan, adapter, batch, None)
+    if not reader.n_valid:
+        raise ValueError(
+            "the first prompts have no valid position to calibrate on: they are shorter than "
+            f"skip_first ({plan.skip_first}) or hold special tokens only"
+        )
+    reader.read(source)
+    return _make_reference(plan, reader.rows)
+
+
+class _BatchReader:
+    """Takes what is needed out of one forward pass: valid rows of each site, attention sums."""
+
+    def __init__(
+        self,
+        plan: MomentPlan,
+        adapter: ModelAdapter,
+        batch: Batch,
+        reference: Reference | None,
+    ) -> None:
+        self.plan, self.adapter, self.batch, self.reference = plan, adapter, batch, reference
+        self.targets = batch_targets(
+            batch.tokens,
+            batch.mask,
+            features=plan.features,
+            special=torch.tensor(sorted(adapter.special_ids), dtype=torch.long),
+            bands=plan.bands,
+            skip_first=plan.skip_first,
+        )
+        device = adapter.device
+        rest = self.targets.valid & ~self.targets.read
+        # Rows in one order everywhere: first those that are read, then the rest.
+        self.index = torch.cat([torch.nonzero(self.targets.read), torch.nonzero(rest)])
+        self.n_read, self.n_valid = int(self.targets.read.sum()), len(self.index)
+        self.prompt, self.position = self.index.to(device).unbind(dim=1)
+        self.valid = self.targets.valid.to(device)
+        self.rows: list[Tensor] = []
+        self.sampled: list[Tensor] = []
+        self.chosen = np.zeros(0, dtype=np.int64)
+        self.priority = np.zeros(0, dtype=np.uint64)
+        self.previous: Tensor | None = None
+        self.span, self.entropy, self.n_attended, self.update = np.zeros((4, adapter.n_layers))
+
+    def choose_sample(self, so_far: Sample) -> None:
+        """Choose the rows whose priority can still enter the sample."""
+        # Priorities depend on the prompt and the seed alone, never on the batches or their order.
+        batch = self.batch
+        priority = np.zeros(batch.tokens.shape, dtype=np.uint64)
+        for index, (row, mask) in enumerate(zip(batch.tokens, batch.mask, strict=True)):
+            draw = np.random.default_rng(stable_hash(row[mask].numpy().tobytes(), self.plan.seed))
+            priority[index] = draw.integers(2**64, size=len(row), dtype=np.uint64)
+        prompt, position = self.index.numpy().T
+        candidate = priority[prompt, position]
+        usable = self.targets.next_known.numpy()[prompt, position]
+        if len(so_far.priority) == SAMPLE_CAPACITY:
+            usable &= candidate < so_far.priority.max()
+        chosen = np.flatnonzero(usable)
+        self.chosen = chosen[np.argsort(candidate[chosen], kind="stable")][:SAMPLE_CAPACITY]
+        self.priority = candidate[self.chosen]
+
+    def read(self, source: Source | None) -> None:
+        """Take everything from the model, or from a cache."""
+        if not self.n_valid:
+            return
+        if source is None:
+            self.adapter.run(self.batch.tokens, self.batch.mask, self._on_site, self._on_pattern)
+            return
+        for site, residual in enumerate(source[0]):
+            self._on_site(site, residual)
+        for block, pattern in enumerate(source[1]):
+            self._on_pattern(block, pattern)
+
+    def sample(self) -> Sample:
+        """The chosen rows, once they are read."""
+        prompt, position = self.index.numpy()[self.chosen].T
+        return Sample(
+            priority=self.priority,
+            rows=torch.stack(self.sampled, dim=1),
+            next_token=self.batch.tokens.numpy()[prompt, position + 1],
+            fold=np.full(len(self.chosen), self.batch.fold),
+            group=self.batch.groups[prompt],
+        )
+
+    def _on_site(self, site: int, residual: Tensor) -> None:
+        raw = residual.detach()[self.prompt, self.position].float()
+        rows = self.adapter.normalize(raw)
+        if not bool(torch.isfinite(rows.sum())):
+            bad = int(self.prompt[~torch.isfinite(rows).all(dim=1)][0])
+            raise FloatingPointError(
+                f"activations at site {site} are NaN or infinite, first in prompt "
+                f"{self.batch.numbers[bad]}; load the model in float32 or leave it out"
+            )
+        if self.previous is not None:
+            change = (raw - self.previous).norm(dim=1) / self.previous.norm(dim=1)
+            self.update[site - 1] = float(change.double().sum())
+        self.previous = raw
+        self.sampled.append(rows[torch.from_numpy(self.chosen).to(rows.device)].cpu())
+        if site == self.adapter.n_layers:
+            self.final = rows
+        # Wide rows are projected at once: keeping them all would cost gigabytes.
+        if self.reference is not None:
+            rows = self.reference.apply(site, rows)
+        self.rows.append(rows)
+
+    def _on_pattern(self, block: int, pattern: Tensor) -> None:
+        pattern = pattern.detach().float()
+        keys = torch.arange(pattern.shape[-1], device=pattern.device, dtype=torch.float32)
+        # Key 0 is the attention sink; the others are renormalized to one.
+        sink = pattern[..., 0]
+        mass = pattern.sum(dim=-1) - sink
+        counted = self.valid[:, None, :] & (mass > MIN_KEY_MASS)
+        mass = torch.where(counted, mass, 1.0)
+        distance = keys - (pattern @ keys) / mass
+        surprise = torch.special.entr(pattern).sum(dim=-1) - torch.special.entr(sink)
+        entropy = surprise / mass + torch.log(mass)
+        self.span[block] = float(distance[counted].double().sum())
+        self.entropy[block] = float(entropy[counted].double().sum())
+        self.n_attended[block] = int(counted.sum())
+
+
+def _reduce(moments: Moments, reference: Reference, reader: _BatchReader) -> None:
+    fold, n_read = reader.batch.fold, reader.n_read
+    device = moments.zz_read.device
+    values = reader.targets.values.to(device)
+    final = (reader.final - reference.center[-1]).to(device)
+    before: Tensor | None = None
+    for site, rows in enumerate(reader.rows):
+        # The first batch was read before there was a reference.
+        z = (reference.apply(site, rows) if reader.reference is None else rows).to(device)
+        read, rest = z[:n_read], z[n_read:]
+        moments.zz_read[fold, site] += read.T @ read
+        moments.zz_rest[fold, site] += rest.T @ rest
+        moments.z_read[fold, site] += read.double().sum(dim=0)
+        moments.z_rest[fold, site] += rest.double().sum(dim=0)
+        moments.zy[fold, site] += read.T @ values
+        moments.z_final[fold, site] += z.T @ final
+        if before is not None:
+            moments.z_next[fold, site - 1] += before.T @ z
+        before = z
+    moments.y[fold] += values.double().sum(dim=0)
+    moments.yy[fold] += values.T @ values
+    moments.final[fold] += final.double().sum(dim=0)
+    moments.final_square[fold] += final.double().pow(2).sum(dim=0)
+    moments.n_read[fold] += n_read
+    moments.n_rest[fold] += reader.n_valid - n_read
+    moments.span[fold] += reader.span
+    moments.entropy[fold] += reader.entropy
+    moments.n_attended[fold] += reader.n_attended
+    moments.update[fold] += reader.update
+    moments.sample = merge_samples(moments.sample, reader.sample())
+
+
+def _count(moments: Moments, batch: Batch) -> None:
+    tokens = batch.tokens[batch.mask].numpy()
+    moments.token_counts[batch.fold] += np.bincount(tokens, minlength=moments.token_counts.shape[1])
+    moments.n_prompts += len(batch.tokens)
+    for row, mask in zip(batch.tokens, batch.mask, strict=True):
+        # A sum: the fingerprint does not depend on the order of prompts.
+        moments.fingerprint += stable_hash(row[mask].numpy().tobytes())
+    moments.fingerprint %= 2**64
+
+
+def _make_reference(plan: MomentPlan, rows: Sequence[Tensor]) -> Reference:
+    center = torch.stack([r.mean(dim=0) for r in rows])
+    d_model = center.shape[1]
+    if d_model <= plan.width:
+        return Reference(center, None, None)
+    generator = torch.Generator().manual_seed(plan.seed)
+    axes, _ = torch.linalg.qr(torch.randn(d_model, plan.width, generator=generator))
+    if plan.coordinates == "raw":
+        return Reference(center, torch.ones_like(center), axes.to(center.device))
+    spread = torch.stack([r.std(dim=0, correction=0) for r in rows])
+    return Reference(center, torch.where(spread > 0, spread, 1.0), axes.to(center.device))
