@@ -19,17 +19,18 @@ from tiny import ARCHITECTURES, as_text, random_tokens, tiny_model, tiny_tokeniz
 from torch import Tensor
 
 import mspgt_lens as ml
+from mspgt_lens import gathering as gathering_module
 from mspgt_lens import moments as moments_module
 from mspgt_lens import profile as profile_module
 from mspgt_lens.gathering import add_batch, make_batches
-from mspgt_lens.models import as_adapter
+from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.moments import Moments, plan_moments
-from mspgt_lens.prompts import Prompt
+from mspgt_lens.prompts import Prompt, stable_hash
 from mspgt_lens.results import Curve, LayerProfile
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:.*more groups are needed:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*more groups of text are needed:UserWarning"),
 ]
 SMALL = {"n_layers": 2, "d_model": 16, "n_ctx": 128}
 BANDS = {"local": (1, 1), "intermediate": (2, 4)}
@@ -949,6 +950,11 @@ def gather(
     return gathered
 
 
+def sample_only(capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (moments_module, gathering_module):
+        monkeypatch.setattr(module, "SAMPLE_CAPACITY", capacity)
+
+
 def sums(moments: Moments) -> dict[str, np.ndarray]:
     return {
         name: np.asarray(value)
@@ -1005,8 +1011,19 @@ def test_shards_of_another_plan_or_reference_are_refused(model: Any) -> None:
         first + other
 
 
+def test_shards_with_scales_in_another_order_are_refused(model: Any) -> None:
+    """Their target columns stand in another order too."""
+    first, second = gather(model, TOKENS[:6]), gather(model, TOKENS[6:])
+    second.reference = first.reference
+    assert (first + second).n_prompts == 24
+    backwards = dict(reversed(first.plan.bands.items()))
+    second.plan = dataclasses.replace(first.plan, bands=backwards)
+    with pytest.raises(ValueError, match="one plan and one reference"):
+        first + second
+
+
 def test_memory_does_not_grow_with_prompts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments_module, "SAMPLE_CAPACITY", 30)
+    sample_only(30, monkeypatch)
 
     def held(moments: Moments) -> dict[str, tuple[int, ...]]:
         sample = {f"sample.{f.name}": getattr(moments.sample, f.name) for f in fields}
@@ -1025,7 +1042,7 @@ def test_memory_does_not_grow_with_prompts(model: Any, monkeypatch: pytest.Monke
 def test_the_sample_does_not_depend_on_the_order_of_prompts(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moments_module, "SAMPLE_CAPACITY", 30)
+    sample_only(30, monkeypatch)
     first = gather(model, TOKENS)
     again = gather(model, TOKENS.flip(0), first)
     assert (first.sample.priority == again.sample.priority).all()
@@ -1033,6 +1050,33 @@ def test_the_sample_does_not_depend_on_the_order_of_prompts(
     torch.testing.assert_close(first.sample.rows, again.sample.rows)
     other = gather(model, TOKENS, seed=1)
     assert not (first.sample.next_token == other.sample.next_token).all()
+
+
+def test_every_sampled_position_knows_its_token_fold_and_group(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The residual at site 0 tells which token a row is from."""
+    sample_only(200, monkeypatch)
+    sample = gather(model, TOKENS).sample
+    embedding = as_adapter(model).embedding()
+    token_of = {
+        tuple(as_adapter(model).normalize(row).tolist()): i for i, row in enumerate(embedding)
+    }
+    allowed = {
+        (int(row[t]), int(row[t + 1]), int(row[-1]) % 3, stable_hash(int(row[0])))
+        for row in TOKENS
+        for t in range(4, 23)
+    }
+    sampled = {
+        (token_of[tuple(rows[0].tolist())], int(following), int(fold), int(group))
+        for rows, following, fold, group in zip(
+            sample.rows, sample.next_token, sample.fold, sample.group, strict=True
+        )
+    }
+    assert sampled <= allowed
+    assert len(sample.priority) == 200
+    assert len(sampled) > 150
+    assert set(sample.fold.tolist()) == {0, 1, 2}
 
 
 def test_a_failed_batch_adds_nothing() -> None:
@@ -1097,6 +1141,38 @@ def test_a_wide_model_is_profiled(
     assert wide.logit_lens is not None
     assert full.logit_lens is not None
     np.testing.assert_allclose(wide.logit_lens.values, full.logit_lens.values, atol=1e-5)
+
+
+@pytest.mark.parametrize("coordinates", ["standardized", "raw"])
+def test_a_wide_cache_gives_the_same_profile(
+    model: Any, monkeypatch: pytest.MonkeyPatch, coordinates: str
+) -> None:
+    monkeypatch.setattr(profile_module, "MAX_WIDTH", 8)
+    tokens, mask = pad(RAGGED, "left")
+    choice = {**QUICK, "coordinates": coordinates}
+    cached = ml.profile_cache(model, cache_of(model, tokens, mask), tokens, mask=mask, **choice)
+    direct = run(model, prompts_of(RAGGED), coordinates=coordinates)
+    assert_same(cached, direct, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("max_width", [8, 16], ids=["wide", "whole"])
+def test_no_forward_pass_holds_more_than_a_batch_of_tokens(
+    model: Any, monkeypatch: pytest.MonkeyPatch, max_width: int
+) -> None:
+    """Padding counts: a long prompt after many short ones must not make a huge batch."""
+    monkeypatch.setattr(profile_module, "MAX_WIDTH", max_width)
+    sizes: list[int] = []
+    run_model = ModelAdapter.run
+
+    def counting(self: ModelAdapter, tokens: Tensor, *args: Any) -> None:
+        sizes.append(tokens.numel())
+        run_model(self, tokens, *args)
+
+    monkeypatch.setattr(ModelAdapter, "run", counting)
+    prompts = [*random_tokens(120, 6).tolist(), *random_tokens(8, 120).tolist()]
+    run(model, prompts_of(prompts))
+    assert sum(sizes) >= 120 * 6 + 8 * 120
+    assert max(sizes) <= 2048
 
 
 def test_standardized_wide_residuals_have_unit_variances(
