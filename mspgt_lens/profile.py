@@ -251,6 +251,9 @@ class _Run:
             coordinates=self.coordinates,
         )
         self.moments = Moments(plan, self.adapter)
+        if len(prompts) < LOOKAHEAD:
+            # Nobody should wait for a pass that cannot be enough.
+            self._check_enough(*self._most_positions(prompts))
         self.adapter.check_decoding(torch.from_numpy(prompts[0].tokens[:16]))
 
     @property
@@ -283,7 +286,7 @@ class _Run:
     def finish(self, logit_lens: bool) -> LayerProfile:
         """All curves from the moments."""
         moments = self.moments
-        self._check_enough()
+        self._check_enough(moments.n_read, int(moments.n_valid.sum()))
         reading = read_targets(moments, self.coordinates)
         relevance = ridge_lens_relevance(moments, self.adapter, self.coordinates)
         raw_lens = logit_lens_relevance(moments, self.adapter) if logit_lens else None
@@ -380,10 +383,19 @@ class _Run:
                 "by another tokenizer?"
             )
 
-    def _check_enough(self) -> None:
-        moments = self.moments
-        n_read, n_valid = moments.n_read, moments.n_valid
-        n_features = moments.plan.features.shape[1]
+    def _most_positions(self, prompts: Sequence[Prompt]) -> tuple[Int[np.ndarray, " fold"], int]:
+        """Positions per fold that may be read, and valid ones, if every token is ordinary text."""
+        reach = [a - 1 + (b - a + 2) // 2 for a, b in self.bands.values()]
+        n_read = np.zeros(self.n_folds, dtype=np.int64)
+        n_valid = 0
+        for prompt in prompts:
+            first = max(self.skip_first, max(reach) - 1)
+            n_read[self.folds[prompt.group]] += max(0, len(prompt.tokens) - first - max(reach))
+            n_valid += max(0, len(prompt.tokens) - self.skip_first)
+        return n_read, n_valid
+
+    def _check_enough(self, n_read: Int[np.ndarray, " fold"], n_valid: int) -> None:
+        n_features = self.moments.plan.features.shape[1]
         longest = max(b for _, b in self.bands.values())
         if not n_read.sum():
             raise ValueError(
@@ -397,10 +409,10 @@ class _Run:
                 f"{self.n_folds} folds; at least {2 * n_features} are needed: give more or longer "
                 "prompts, fewer folds, or smaller bands"
             )
-        width = moments.plan.width
-        if n_valid.sum() < 2 * width:
+        width = self.moments.plan.width
+        if n_valid < 2 * width:
             raise ValueError(
-                f"prompts give {int(n_valid.sum())} valid positions; residuals of width {width} "
+                f"prompts give {n_valid} valid positions; residuals of width {width} "
                 f"need at least {2 * width}: give more or longer prompts"
             )
 

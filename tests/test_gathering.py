@@ -1,14 +1,16 @@
-"""What gathering may cost."""
+"""What gathering may cost, and what it finds."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from mspgt_lens.moments import PROJECTED_WIDTH, SAMPLE_CAPACITY, MomentPlan, Moments
-from mspgt_lens.profile import _TOKENS_PER_BATCH
-from mspgt_lens.targets import DEFAULT_BANDS
+from mspgt_lens.profile import _TOKENS_PER_BATCH, _Run
+from mspgt_lens.prompts import Prompt
+from mspgt_lens.targets import DEFAULT_BANDS, batch_targets
 
 
 def test_a_model_of_7b_parameters_stays_under_six_gigabytes():
@@ -31,3 +33,20 @@ def test_a_model_of_7b_parameters_stays_under_six_gigabytes():
     sample = SAMPLE_CAPACITY * (n_layers + 1) * d_model * 4
     rows = _TOKENS_PER_BATCH["cpu"] * ((n_layers + 1) * PROJECTED_WIDTH + 2 * d_model) * 4
     assert sums + sample + rows < 6e9
+
+
+@pytest.mark.parametrize("length", [20, 40, 64])
+@pytest.mark.parametrize("bands", [DEFAULT_BANDS, {"a": (1, 1), "b": (2, 4)}, {"c": (5, 5)}])
+def test_positions_are_counted_before_the_pass_as_the_pass_finds_them(length, bands):
+    tokens = torch.arange(length)[None]
+    targets = batch_targets(
+        tokens,
+        torch.ones_like(tokens, dtype=torch.bool),
+        features=torch.zeros(length, 1),
+        special=torch.zeros(0, dtype=torch.long),
+        bands=bands,
+        skip_first=4,
+    )
+    run = SimpleNamespace(bands=bands, skip_first=4, n_folds=1, folds={0: 0})
+    n_read, n_valid = _Run._most_positions(run, [Prompt(tokens[0].numpy(), 0)])
+    assert (n_read.tolist(), n_valid) == ([int(targets.read.sum())], int(targets.valid.sum()))
