@@ -94,21 +94,32 @@ class _Strengths:
 class _Residuals:
     """Second moments per target of what a reader, and the null reader, leave unexplained.
 
-    ``floor`` is the least that a reader may claim to leave: what float32 products do not resolve,
-    of the target and, through the reader's weights, of the site. It is 0 for the null reader,
-    which therefore reads exactly 0.
+    The floors are variances per target, the least that either may claim to leave in any direction:
+    what float32 products do not resolve. Where a reader is the null reader, both are the same, so
+    that it reads exactly 0.
     """
 
     reader: Float[Tensor, "target f f"]
     null: Float[Tensor, "target f f"]
-    floor: Float[Tensor, "target f f"]
+    reader_floor: Float[Tensor, " target"]
+    null_floor: Float[Tensor, " target"]
+
+    @property
+    def reader_spread(self) -> Float[Tensor, "target f f"]:
+        """The reader's residual covariance, no narrower than it may claim."""
+        return self.reader + _isotropic(self.reader_floor, self.reader)
+
+    @property
+    def null_spread(self) -> Float[Tensor, "target f f"]:
+        """The same of the null reader."""
+        return self.null + _isotropic(self.null_floor, self.null)
 
     def plus(self, other: _Residuals, share: float) -> _Residuals:
-        return _Residuals(
-            self.reader * (1 - share) + other.reader * share,
-            self.null * (1 - share) + other.null * share,
-            self.floor * (1 - share) + other.floor * share,
+        mixed = (
+            mine * (1 - share) + theirs * share
+            for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
         )
+        return _Residuals(*mixed)
 
 
 class _SiteReader:
@@ -181,7 +192,9 @@ class _SiteReader:
         zt: Float[Tensor, "width column"],
     ) -> _Residuals:
         null = self._blocks(yy)
-        residual, floor = null.clone(), torch.zeros_like(null)
+        residual = null.clone()
+        null_floor = RESOLUTION * _largest_variance(null)
+        reader_floor = null_floor.clone()
         for strength in set(strengths.tolist()) - {np.inf}:
             targets = np.flatnonzero(strengths == strength)
             columns = targets[:, None] * self.n_features + np.arange(self.n_features)
@@ -193,8 +206,10 @@ class _SiteReader:
             w = rearrange(weights, by_target, f=self.n_features)
             change = w.mT @ rearrange(mixed, by_target, f=self.n_features)
             residual[targets] += change + change.mT
-            floor[targets] = RESOLUTION * (null[targets] + w.mT @ w)
-        return _Residuals(residual, null, floor)
+            # A negative variance is rounding, and shows its size.
+            rounding = -torch.linalg.eigvalsh(residual[targets])[:, 0].clamp(max=0.0)
+            reader_floor[targets] += RESOLUTION * _largest_variance(w.mT @ w) + 2 * rounding
+        return _Residuals(residual, null, reader_floor, null_floor)
 
     def _blocks(self, matrix: Float[Tensor, "c c"]) -> Float[Tensor, "target f f"]:
         """The diagonal block of every target."""
@@ -217,7 +232,7 @@ def _choose_strengths(readers: Sequence[_SiteReader]) -> _Strengths:
                 training = _log_ratio(trained, trained)
                 for outer, inner in (pair, pair[::-1]):
                     left = reader.tested(fit, inner, everywhere)
-                    log_det = _log_det(left.reader + left.floor).cpu().numpy()
+                    log_det = _log_det(left.reader_spread).cpu().numpy()
                     cost[outer, index] += reader.count[inner] * log_det
                     optimism[index] += training - _log_ratio(left, trained)
     grid = np.array(RIDGE_GRID)
@@ -228,8 +243,8 @@ def _choose_strengths(readers: Sequence[_SiteReader]) -> _Strengths:
 
 def _log_ratio(tested: _Residuals, expected: _Residuals) -> Float[np.ndarray, " target"]:
     """Mean log-likelihood ratio of the reader against the null reader, nats per token."""
-    spread = expected.reader + expected.floor
-    root, root_null = torch.linalg.cholesky(spread), torch.linalg.cholesky(expected.null)
+    root = torch.linalg.cholesky(expected.reader_spread)
+    root_null = torch.linalg.cholesky(expected.null_spread)
     trace = torch.cholesky_solve(tested.reader, root).diagonal(dim1=-2, dim2=-1).sum(-1)
     trace_null = torch.cholesky_solve(tested.null, root_null).diagonal(dim1=-2, dim2=-1).sum(-1)
     log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -241,3 +256,11 @@ def _log_ratio(tested: _Residuals, expected: _Residuals) -> Float[np.ndarray, " 
 def _log_det(matrix: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch"]:
     root: Tensor = torch.linalg.cholesky(matrix)
     return 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _largest_variance(matrix: Float[Tensor, "target f f"]) -> Float[Tensor, " target"]:
+    return matrix.diagonal(dim1=-2, dim2=-1).amax(dim=-1)
+
+
+def _isotropic(floor: Float[Tensor, " target"], like: Tensor) -> Float[Tensor, "target f f"]:
+    return floor[:, None, None] * torch.eye(like.shape[-1]).to(like)

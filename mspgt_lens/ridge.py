@@ -80,11 +80,23 @@ class RidgeFit:
         key = (strength, columns)
         if key not in self._weights:
             if strength not in self._roots:
-                penalized = self.zz + strength * torch.eye(len(self.zz)).to(self.zz)
-                self._roots[strength] = torch.linalg.cholesky(penalized)
+                self._roots[strength] = self._root(strength)
             wanted = self.zt if columns is None else self.zt[:, list(columns)]
             self._weights[key] = torch.cholesky_solve(wanted, self._roots[strength])
         return self._weights[key]
+
+    def _root(self, strength: float) -> Float[Tensor, "width width"]:
+        """Cholesky factor of the penalized covariance.
+
+        A strength below the rounding of the sums cannot be told from 0; it is raised until it can.
+        """
+        identity = torch.eye(len(self.zz)).to(self.zz)
+        root, failed = torch.linalg.cholesky_ex(self.zz + strength * identity)
+        while failed:
+            strength *= 10
+            root, failed = torch.linalg.cholesky_ex(self.zz + strength * identity)
+        factor: Tensor = root
+        return factor
 
     def about(self, fold: int) -> tuple[Float[Tensor, "width width"], Float[Tensor, "width c"]]:
         """Second moments of one fold about the training means: of z, and of z with t."""

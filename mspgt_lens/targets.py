@@ -76,6 +76,8 @@ def token_features(
     order = np.argsort(power)[::-1][:n_features]
     # Directions weaker than float32 products resolve would only add noise.
     order = order[power[order] > 1e-6 * power.max()]
+    if not len(order):
+        raise ValueError("prompts hold one token only, over and over: there is nothing to read")
     # Unit variance each: readers do not care, but the sums keep their digits.
     basis = torch.from_numpy(directions[:, order] / np.sqrt(power[order])).float()
     return embedding.float().cpu() @ basis - torch.from_numpy(mean).float() @ basis

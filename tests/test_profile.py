@@ -1114,6 +1114,23 @@ def test_wide_residuals_are_projected_on_orthonormal_axes(model: Any) -> None:
     assert not torch.allclose(other.reference.axes, axes)
 
 
+def test_projected_moments_equal_a_direct_computation(model: Any) -> None:
+    first = gather(model, TOKENS, max_width=8)
+    reference = first.reference
+    assert reference is not None
+    assert reference.axes is not None
+    assert reference.spread is not None
+    center, spread = reference.center.double().numpy(), reference.spread.double().numpy()
+    sites = (slow(model, TOKENS.tolist()).sites - center[:, None]) / spread[:, None]
+    z = sites @ reference.axes.double().numpy()
+    sums_of_z = (first.z_read + first.z_rest).sum(dim=0).numpy()
+    np.testing.assert_allclose(sums_of_z, z.sum(axis=1), rtol=1e-4, atol=1e-3)
+    squares = (first.zz_read + first.zz_rest).sum(dim=0).numpy()
+    np.testing.assert_allclose(squares, z.transpose(0, 2, 1) @ z, rtol=1e-4, atol=1e-3)
+    across = first.z_next.sum(dim=0).numpy()
+    np.testing.assert_allclose(across, z[:-1].transpose(0, 2, 1) @ z[1:], rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("architecture", "coordinates"), [("llama", "standardized"), ("gpt2", "raw")]
 )

@@ -127,3 +127,22 @@ def test_fits_equal_ridge_regression_on_the_rows():
     zz, zt = fit.about(3)
     np.testing.assert_allclose(zz, tested.T @ tested / len(tested), rtol=1e-10)
     np.testing.assert_allclose(zt, tested.T @ (t[rows[3]] - mean) / len(tested), rtol=1e-9)
+
+
+@pytest.mark.parametrize("distinct", [3, 40])
+def test_few_distinct_targets_and_perfect_fits_in_float32_do_not_stop_a_reader(distinct):
+    """Fewer positions than directions: readers interpolate, and rounding goes below zero."""
+    rng = np.random.default_rng(7)
+    n, width = 300, 256
+    token = rng.integers(distinct, size=n)
+    features = rng.standard_normal((distinct, 16)).astype(np.float32)
+    z = rng.standard_normal((distinct, width)).astype(np.float32)[token]
+    targets = np.concatenate([features[token], features[rng.permutation(token)]], axis=1)
+    moments = moments_of([z, z], targets, np.arange(n) % N_FOLDS)
+    for name in ("zz_read", "zy", "yy"):
+        setattr(moments, name, getattr(moments, name).float().double())
+    reading = read_targets(moments, "standardized")
+    assert np.isfinite(reading.high).all()
+    # Two directions, or sixteen, each read down to the resolution of float32.
+    assert (reading.values[0] > 8).all()
+    assert (reading.values[1] > -0.5).all()
