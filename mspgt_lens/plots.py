@@ -100,6 +100,7 @@ def plot_profile(
             title_text=_axis_unit(shown.unit),
             rangemode="normal" if quantity in _FAR_FROM_ZERO else "tozero",
             type="log" if quantity == "update_ratio" else "linear",
+            dtick=1 if quantity == "update_ratio" else None,
             row=row,
             col=col,
         )
@@ -111,7 +112,7 @@ def plot_profile(
     _style(
         figure,
         f"What each layer keeps and predicts: {names}",
-        _sample_words(profiles),
+        _sample_words(profiles, "shaded: 95% intervals"),
         height=130 + _ROW_HEIGHT * n_rows,
     )
     return figure
@@ -175,7 +176,8 @@ def plot_information_plane(profile: LayerProfile, *, unit: Unit = "nats") -> go.
                 col=col,
             )
     name = escape(profile.model_name)
-    _style(figure, f"Information plane: {name}", _sample_words([profile]), height=430)
+    subtitle = _sample_words([profile], "bars: 95% intervals")
+    _style(figure, f"Information plane: {name}", subtitle, height=430)
     return figure
 
 
@@ -244,7 +246,8 @@ def plot_scale_map(profile: LayerProfile, *, unit: Unit = "nats") -> go.Figure:
             title_text="token offset" if col == 1 else "", showgrid=False, row=1, col=col
         )
     name = escape(profile.model_name)
-    _style(figure, f"Scale map: {name}", _sample_words([profile]), height=440)
+    subtitle = _sample_words([profile], "95% intervals in the hover text")
+    _style(figure, f"Scale map: {name}", subtitle, height=440)
     return figure
 
 
@@ -393,9 +396,9 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _sample_words(profiles: Sequence[LayerProfile]) -> str:
+def _sample_words(profiles: Sequence[LayerProfile], intervals: str) -> str:
     parts = dict.fromkeys(f"{p.n_tokens:,} tokens from {p.n_groups:,} groups" for p in profiles)
-    return f"{'; '.join(parts)}; shaded or barred: 95% intervals"
+    return f"{'; '.join(parts)}; {intervals}"
 
 
 def _bars(curve: Curve) -> dict[str, object]:
