@@ -8,18 +8,23 @@ Both are ratios or differences within one run on one machine, on the demo model.
 
 from __future__ import annotations
 
-import argparse
-import resource
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+from pathlib import Path
 
-import torch
+# Run as a script, this file would stand in for the standard library's module of the same name.
+sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parent]
 
-import mspgt_lens as ml
-from mspgt_lens.gathering import make_batches
-from mspgt_lens.profile import _TOKENS_PER_BATCH
+import argparse  # noqa: E402
+import resource  # noqa: E402
+import subprocess  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+
+import torch  # noqa: E402
+
+import mspgt_lens as ml  # noqa: E402
+from mspgt_lens.gathering import make_batches  # noqa: E402
+from mspgt_lens.profile import _TOKENS_PER_BATCH  # noqa: E402
 
 
 def passage_prompts(model: object, max_length: int, n_prompts: int | None) -> ml.PromptDataset:
