@@ -84,8 +84,8 @@ def site_statistics(
     rates, norms, ranks, novelty, shared = [], [], [], [], []
     before: tuple[Tensor, Tensor, Tensor] | None = None
     for site in range(n_sites):
-        total = (moments.z_read[chosen, site] + moments.z_rest[chosen, site]).sum(dim=0)
-        outer = (moments.zz_read[chosen, site] + moments.zz_rest[chosen, site]).sum(dim=0)
+        total = _over(moments.z_read, chosen, site) + _over(moments.z_rest, chosen, site)
+        outer = _over(moments.zz_read, chosen, site) + _over(moments.zz_rest, chosen, site)
         covariance = outer / count - torch.outer(total, total) / count**2
         scale = _scales(covariance, coordinates)
         covariance = covariance / torch.outer(scale, scale)
@@ -95,7 +95,7 @@ def site_statistics(
         ranks.append(float(covariance.trace() ** 2 / covariance.pow(2).sum()))
         if before is not None:
             total_before, scale_before, root_before = before
-            cross = moments.z_next[chosen, site - 1].double().sum(dim=0) / count
+            cross = _over(moments.z_next, chosen, site - 1).double() / count
             cross = cross - torch.outer(total_before, total) / count**2
             cross = cross / torch.outer(scale_before, scale)
             novelty.append(1.0 - float(cross.pow(2).sum()) / (norms[-2] * norms[-1]))
@@ -109,6 +109,14 @@ def site_statistics(
         inter_layer=np.array(shared),
         effective_rank=np.array(ranks[1:]),
     )
+
+
+def _over(sums: Tensor, folds: Sequence[int], at: int) -> Tensor:
+    """The sum over folds at one site; views, since picking folds by index would copy them."""
+    total = sums[folds[0], at].clone()
+    for fold in folds[1:]:
+        total += sums[fold, at]
+    return total
 
 
 def pooled_scale(moments: Moments, site: int, coordinates: Coordinates) -> Float[Tensor, " width"]:

@@ -16,7 +16,9 @@ from mspgt_lens.ridge import FoldSums, ring, spread_sites
 from mspgt_lens.statistics import cluster_interval
 
 LENS_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Strengths are chosen at so many sites, and on about so many of the outputs, evenly spread.
 SELECTION_SITES = 4
+SELECTION_OUTPUTS = 96
 MIN_POSITIONS = 256
 # Share of the forward pass's operations that decoding sampled positions may take.
 DECODING_SHARE = 0.2
@@ -104,6 +106,8 @@ def _choose_strength(moments: Moments, coordinates: Coordinates) -> Float[np.nda
     Each output counts in units of its own variance, so that massive coordinates do not decide.
     """
     n_folds, n_sites = moments.z_read.shape[:2]
+    d_model = moments.final.shape[1]
+    outputs = tuple(range(0, d_model, max(1, d_model // SELECTION_OUTPUTS)))
     cost = np.zeros((n_folds, len(LENS_GRID)))
     for site in spread_sites(n_sites - 1, SELECTION_SITES):
         sums = _lens_sums(moments, site, pooled_scale(moments, site, coordinates))
@@ -111,11 +115,12 @@ def _choose_strength(moments: Moments, coordinates: Coordinates) -> Float[np.nda
             fit = sums.fit(pair)
             for outer, inner in (pair, pair[::-1]):
                 zz, zf = fit.about(inner)
+                zf = zf[:, list(outputs)]
                 mean = moments.final[inner] / sums.count[inner]
                 power = moments.final_square[inner] / sums.count[inner] - mean**2
-                unit = torch.where(power > 0, power, 1.0)
+                unit = torch.where(power > 0, power, 1.0)[list(outputs)]
                 for index, strength in enumerate(LENS_GRID):
-                    weights = fit.weights(strength)
+                    weights = fit.weights(strength, outputs)
                     # The part of the squared error that depends on the weights.
                     change = (weights * (zz @ weights - 2 * zf)).sum(dim=0)
                     cost[outer, index] += float((change / unit).mean())

@@ -227,8 +227,12 @@ def _equal(first: object, second: object) -> bool:
         return first is second
 
     def same(a: Any, b: Any) -> bool:
-        both = isinstance(a, Tensor) and isinstance(b, Tensor)
-        return torch.equal(a, b) if both else bool(a == b)
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return torch.equal(a, b)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            # Bands in another order are other columns.
+            return list(a.items()) == list(b.items())
+        return bool(a == b)
 
     return all(same(value, vars(second)[name]) for name, value in vars(first).items())
 

@@ -262,10 +262,13 @@ class _Run:
         return self.adapter.d_model > self.moments.plan.width
 
     def first_tokens(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The first prompts that hold enough tokens to calibrate on."""
-        total = itertools.accumulate(len(prompt.tokens) for prompt in prompts)
-        count = 1 + sum(1 for so_far in total if so_far < _CALIBRATION_TOKENS)
-        return list(prompts[:count])
+        """The first prompts to calibrate on: as many as fit one padded batch, at least one."""
+        longest = itertools.accumulate((len(prompt.tokens) for prompt in prompts), max)
+        padded = (count * length for count, length in enumerate(longest, start=1))
+        count = sum(
+            1 for _ in itertools.takewhile(lambda size: size <= _CALIBRATION_TOKENS, padded)
+        )
+        return list(prompts[: max(1, count)])
 
     def assign(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, int]]:
         """Each prompt with its fold; groups that the first prompts lacked go by hash."""

@@ -192,24 +192,34 @@ class _SiteReader:
         zt: Float[Tensor, "width column"],
     ) -> _Residuals:
         null = self._blocks(yy)
-        residual = null.clone()
         null_floor = RESOLUTION * _largest_variance(null)
-        reader_floor = null_floor.clone()
+        if np.isinf(strengths).all():
+            return _Residuals(null, null, null_floor, null_floor)
+        weights = self._weights(fit, strengths)
+        # E (y - W z)(y - W z)^T = yy - W^T zy - (W^T zy)^T + W^T zz W, target by target. The null
+        # reader has no weights, and is left exactly as it is.
+        by_target = "d (t f) -> t d f"
+        w = rearrange(weights, by_target, f=self.n_features)
+        change = w.mT @ rearrange(zz @ weights / 2 - zt, by_target, f=self.n_features)
+        residual = null + change + change.mT
+        reader_floor = null_floor + RESOLUTION * _largest_variance(w.mT @ w)
+        if torch.linalg.cholesky_ex(residual + _isotropic(reader_floor, residual)).info.any():
+            # Variances below zero are rounding, and show its size.
+            lowest = torch.linalg.eigvalsh(residual)[:, 0]
+            reader_floor = reader_floor + 2 * (-lowest).clamp(min=0.0)
+        return _Residuals(residual, null, reader_floor, null_floor)
+
+    def _weights(
+        self, fit: RidgeFit, strengths: Float[np.ndarray, " target"]
+    ) -> Float[Tensor, "width column"]:
+        """Every target's weights at its own strength; zeros for the null reader."""
+        weights = torch.zeros_like(fit.zt)
         for strength in set(strengths.tolist()) - {np.inf}:
             targets = np.flatnonzero(strengths == strength)
-            columns = targets[:, None] * self.n_features + np.arange(self.n_features)
-            chosen = tuple(columns.ravel().tolist())
-            weights = fit.weights(strength, chosen)
-            # E (y - W z)(y - W z)^T = yy - W^T zy - (W^T zy)^T + W^T zz W, target by target.
-            mixed = zz @ weights / 2 - zt[:, list(chosen)]
-            by_target = "d (t f) -> t d f"
-            w = rearrange(weights, by_target, f=self.n_features)
-            change = w.mT @ rearrange(mixed, by_target, f=self.n_features)
-            residual[targets] += change + change.mT
-            # A negative variance is rounding, and shows its size.
-            rounding = -torch.linalg.eigvalsh(residual[targets])[:, 0].clamp(max=0.0)
-            reader_floor[targets] += RESOLUTION * _largest_variance(w.mT @ w) + 2 * rounding
-        return _Residuals(residual, null, reader_floor, null_floor)
+            columns = (targets[:, None] * self.n_features + np.arange(self.n_features)).ravel()
+            chosen = tuple(columns.tolist())
+            weights[:, list(chosen)] = fit.weights(strength, chosen)
+        return weights
 
     def _blocks(self, matrix: Float[Tensor, "c c"]) -> Float[Tensor, "target f f"]:
         """The diagonal block of every target."""
