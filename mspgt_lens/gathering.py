@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt
 from torch import Tensor
 
 from mspgt_lens.models import ModelAdapter
@@ -38,7 +38,7 @@ class Batch:
 
     tokens: Int[Tensor, "prompt pos"]
     mask: Bool[Tensor, "prompt pos"]
-    groups: Int[np.ndarray, " prompt"]
+    groups: UInt[np.ndarray, " prompt"]
     fold: int
     numbers: tuple[int, ...]
 

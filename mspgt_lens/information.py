@@ -125,6 +125,12 @@ def pooled_scale(moments: Moments, site: int, coordinates: Coordinates) -> Float
     total = (moments.z_read[:, site] + moments.z_rest[:, site]).sum(dim=0)
     outer = (moments.zz_read[:, site] + moments.zz_rest[:, site]).sum(dim=0)
     covariance = outer / count - torch.outer(total, total) / count**2
+    # Normalized residuals are of size 1, so this is what float32 cannot tell from standing still.
+    if covariance.diagonal().max() < 1e-12:
+        raise ValueError(
+            f"site {site} is the same at every valid position, so nothing can be read from it; "
+            "is it ablated by a hook, or is every prompt the same?"
+        )
     if coordinates == "raw":
         return covariance.diagonal().mean().sqrt().expand(len(covariance))
     return _scales(covariance, coordinates)

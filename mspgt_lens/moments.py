@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt
 from torch import Tensor
 
 from mspgt_lens.models import ModelAdapter
@@ -85,11 +85,11 @@ class Sample:
         group: A hash of each position's group.
     """
 
-    priority: Int[np.ndarray, " position"]
+    priority: UInt[np.ndarray, " position"]
     rows: Float[Tensor, "position site d_model"]
     next_token: Int[np.ndarray, " position"]
     fold: Int[np.ndarray, " position"]
-    group: Int[np.ndarray, " position"]
+    group: UInt[np.ndarray, " position"]
 
 
 class Moments:

@@ -282,6 +282,10 @@ def _write_atomically(path: Path, arrays: dict[str, np.ndarray], header: str) ->
     os.close(handle)
     try:
         save_file(arrays, temporary, metadata={_HEADER: header})
+        # Temporary files are private; results are as readable as any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -90,6 +90,10 @@ class RidgeFit:
 
         A strength below the rounding of the sums cannot be told from 0; it is raised until it can.
         """
+        if not torch.isfinite(self.zz).all():
+            raise FloatingPointError(
+                "second moments of a site are not finite; nothing can be fitted"
+            )
         identity = torch.eye(len(self.zz)).to(self.zz)
         root, failed = torch.linalg.cholesky_ex(self.zz + strength * identity)
         while failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from scipy import stats
 
 LEVEL = 0.95
@@ -61,7 +61,7 @@ def jackknife_interval(
 
 def cluster_interval(
     scores: Float[np.ndarray, "position point"],
-    groups: Int[np.ndarray, " position"],
+    groups: Integer[np.ndarray, " position"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over sampled positions, with a 95% t interval that resamples groups.
 

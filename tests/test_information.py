@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from gaussian import N_FOLDS, moments_of
 
 from mspgt_lens import channel_rate
-from mspgt_lens.information import site_statistics
+from mspgt_lens.information import pooled_scale, site_statistics
+from mspgt_lens.ridge import FoldSums
 
 
 def test_channel_rate_of_independent_coordinates_is_the_sum_of_their_capacities():
@@ -68,3 +70,18 @@ def test_site_statistics_of_a_copy_and_of_a_fresh_draw():
     assert found.novelty[1] == pytest.approx(1.0, abs=1e-3)
     assert found.inter_layer[1] == pytest.approx(0.0, abs=1e-2)
     assert found.effective_rank == pytest.approx([6.0, 6.0], rel=1e-2)
+
+
+@pytest.mark.parametrize("coordinates", ["standardized", "raw"])
+def test_a_site_that_never_changes_is_named(coordinates):
+    z = np.random.default_rng(3).standard_normal((200, 4))
+    moments = moments_of([z, np.full((200, 4), 0.5)], z[:, :2], np.arange(200) % N_FOLDS)
+    with pytest.raises(ValueError, match="site 1 is the same at every valid position"):
+        pooled_scale(moments, 1, coordinates)
+
+
+def test_moments_that_are_not_finite_are_refused_at_once():
+    nothing = torch.full((N_FOLDS, 2, 2), torch.nan, dtype=torch.float64)
+    sums = FoldSums(np.ones(N_FOLDS), nothing[:, 0], nothing, nothing[:, 0], nothing)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sums.fit([0]).weights(1.0)
