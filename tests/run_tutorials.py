@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 
 TUTORIALS = Path(__file__).resolve().parent.parent / "tutorials"
-TIMEOUT = 900  # Seconds per notebook.
+TIMEOUT = 1800  # Seconds per notebook.
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
