@@ -24,7 +24,7 @@ import torch  # noqa: E402
 
 import mspgt_lens as ml  # noqa: E402
 from mspgt_lens.gathering import make_batches  # noqa: E402
-from mspgt_lens.profile import _TOKENS_PER_BATCH  # noqa: E402
+from mspgt_lens.profile import _TOKENS_PER_BATCH, _balanced_folds  # noqa: E402
 
 
 def passage_prompts(model: object, max_length: int, n_prompts: int | None) -> ml.PromptDataset:
@@ -43,7 +43,11 @@ def passage_prompts(model: object, max_length: int, n_prompts: int | None) -> ml
 
 def bare_forward(model: torch.nn.Module, prompts: ml.PromptDataset) -> None:
     """The model's own forward pass, logits included, over the batches of the profile."""
-    windows = [(prompt, 0) for prompt in prompts]
+    sizes: dict[object, int] = {}
+    for prompt in prompts:
+        sizes[prompt.group] = sizes.get(prompt.group, 0) + len(prompt.tokens)
+    folds = _balanced_folds(sizes, 5, 0)
+    windows = [(prompt, folds[prompt.group]) for prompt in prompts]
     with torch.no_grad():
         for batch in make_batches(windows, None, _TOKENS_PER_BATCH["cpu"]):
             model(batch.tokens, attention_mask=batch.mask.long())

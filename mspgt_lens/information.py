@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mspgt_lens.moments import Coordinates, Moments
+from mspgt_lens.ridge import plus_diagonal
 
 
 def channel_rate(covariance: Float[np.ndarray, "d d"], noise: float = 0.1) -> float:
@@ -89,7 +90,7 @@ def site_statistics(
         covariance = outer / count - torch.outer(total, total) / count**2
         scale = _scales(covariance, coordinates)
         covariance = covariance / torch.outer(scale, scale)
-        root = torch.linalg.cholesky(_plus_identity(covariance / noise))
+        root = torch.linalg.cholesky(plus_diagonal(covariance / noise, 1.0))
         rates.append(float(root.diagonal().log().sum()))
         norms.append(float(covariance.norm()))
         ranks.append(float(covariance.trace() ** 2 / covariance.pow(2).sum()))
@@ -100,7 +101,7 @@ def site_statistics(
             cross = cross / torch.outer(scale_before, scale)
             novelty.append(1.0 - float(cross.pow(2).sum()) / (norms[-2] * norms[-1]))
             explained = torch.linalg.solve_triangular(root_before, cross / noise, upper=False)
-            rest = _plus_identity(covariance / noise) - explained.T @ explained
+            rest = plus_diagonal(covariance / noise, 1.0) - explained.T @ explained
             shared.append(rates[-1] - float(torch.linalg.cholesky(rest).diagonal().log().sum()))
         before = (total, scale, root)
     return SiteStatistics(
@@ -142,7 +143,3 @@ def _scales(covariance: Float[Tensor, "d d"], coordinates: Coordinates) -> Float
         return torch.ones_like(variance)
     # A coordinate that moves less than float32 resolves has nothing to standardize.
     return torch.where(variance > 1e-14 * variance.mean(), variance, 1.0).sqrt()
-
-
-def _plus_identity(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    return matrix + torch.eye(len(matrix)).to(matrix)

@@ -94,11 +94,10 @@ class RidgeFit:
             raise FloatingPointError(
                 "second moments of a site are not finite; nothing can be fitted"
             )
-        identity = torch.eye(len(self.zz)).to(self.zz)
-        root, failed = torch.linalg.cholesky_ex(self.zz + strength * identity)
+        root, failed = torch.linalg.cholesky_ex(plus_diagonal(self.zz, strength))
         while failed:
             strength *= 10
-            root, failed = torch.linalg.cholesky_ex(self.zz + strength * identity)
+            root, failed = torch.linalg.cholesky_ex(plus_diagonal(self.zz, strength))
         factor: Tensor = root
         return factor
 
@@ -112,6 +111,13 @@ class RidgeFit:
                 moment_about(s.zt[fold] / count, z, t, self.mean_z, self.mean_t),
             )
         return self._tests[fold]
+
+
+def plus_diagonal(matrix: Float[Tensor, "d d"], value: float) -> Float[Tensor, "d d"]:
+    """``matrix + value * identity``."""
+    total = matrix.clone()
+    total.diagonal().add_(value)
+    return total
 
 
 def moment_about(
