@@ -12,7 +12,7 @@ help:  ## List the targets
 
 demo: $(VENV)/.installed  ## Profile the demo model and write output/demo.html
 	@mkdir -p output
-	$(BIN)/mspgt-lens profile demo --scale-map --out output/demo.html
+	$(BIN)/mspgt-lens profile demo --scales --scale-map --out output/demo.html
 
 test: lint  ## Lint, check types, run the tests
 	$(BIN)/python -m pytest

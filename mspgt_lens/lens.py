@@ -35,6 +35,7 @@ class TokenRelevance:
         values: Mean over the sampled held-out positions, shape ``[site]``.
         low: Lower end of the 95% interval, resampling groups.
         high: Upper end of the 95% interval.
+        by_fold: Mean over each fold's positions, shape ``[fold, site]``; None if one has none.
         n_positions: Positions decoded.
         unigram: Held-out cross-entropy of the unigram model (nats per token).
     """
@@ -42,6 +43,7 @@ class TokenRelevance:
     values: Float[np.ndarray, " site"]
     low: Float[np.ndarray, " site"]
     high: Float[np.ndarray, " site"]
+    by_fold: Float[np.ndarray, "fold site"] | None
     n_positions: int
     unigram: float
 
@@ -157,8 +159,15 @@ def _relevance(moments: Moments, log_likelihood: np.ndarray) -> TokenRelevance:
     for k in range(moments.plan.n_folds):
         mine = sample.fold[:count] == k
         unigram[mine] = _unigram(moments, k)[sample.next_token[:count][mine]]
-    values, low, high = cluster_interval(log_likelihood - unigram[:, None], sample.group[:count])
-    return TokenRelevance(values, low, high, count, float(-unigram.mean()))
+    gain, fold = log_likelihood - unigram[:, None], sample.fold[:count]
+    values, low, high = cluster_interval(gain, sample.group[:count])
+    folds = range(moments.plan.n_folds)
+    by_fold = (
+        np.stack([gain[fold == k].mean(axis=0) for k in folds])
+        if all((fold == k).any() for k in folds)
+        else None
+    )
+    return TokenRelevance(values, low, high, by_fold, count, float(-unigram.mean()))
 
 
 def _unigram(moments: Moments, fold: int) -> Float[np.ndarray, " vocab"]:

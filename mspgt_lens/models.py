@@ -8,6 +8,7 @@ unembedding of a ``HookedTransformer`` (TransformerLens 2 and 3) or a ``Transfor
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -148,6 +149,42 @@ class ModelAdapter:
         finally:
             for module, training in modes:
                 module.training = training
+
+    @contextmanager
+    def random_weights(self, seed: int = 0) -> Iterator[None]:
+        """Weights as before any training; the trained ones are put back on leaving.
+
+        Matrices are drawn from a Gaussian with the mean and deviation that matrices of the same
+        kind have over all blocks together, and vectors in blocks (norm scales, biases) take their
+        kind's mean: nothing that training did to one depth and not to another survives. A copy of
+        the weights is kept in the CPU's memory meanwhile.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        kinds: dict[str, list[torch.nn.Parameter]] = {}
+        # A tensor that serves twice (tied embeddings) is listed once.
+        for name, parameter in self.model.named_parameters():
+            kind = re.sub(r"\.\d+\.", ".*.", name)
+            if parameter.is_floating_point() and (parameter.ndim >= 2 or kind != name):
+                kinds.setdefault(kind, []).append(parameter)
+        trained = {kind: [p.detach().cpu().clone() for p in like] for kind, like in kinds.items()}
+        try:
+            with torch.no_grad():
+                for kind, like in kinds.items():
+                    count = sum(kept.numel() for kept in trained[kind])
+                    mean = sum(float(kept.double().sum()) for kept in trained[kind]) / count
+                    square = sum(float(kept.double().pow(2).sum()) for kept in trained[kind])
+                    deviation = max(square / count - mean**2, 0.0) ** 0.5
+                    for parameter in like:
+                        noise = torch.zeros(parameter.shape)
+                        if parameter.ndim >= 2:
+                            noise.normal_(generator=generator)
+                        parameter.copy_(mean + deviation * noise)
+            yield
+        finally:
+            with torch.no_grad():
+                for kind, like in kinds.items():
+                    for parameter, kept in zip(like, trained[kind], strict=True):
+                        parameter.copy_(kept)
 
     def run(
         self,

@@ -10,19 +10,25 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mspgt_lens.look import (
+    DEPTH_SCALE,
+    NEUTRAL,
+    OTHER_COLORS,
+    SCALE_COLORS,
+    digits,
+    draw_segments,
+    segment_words,
+    style_figure,
+    transparent,
+)
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.results import Curve, LayerProfile, Unit
 
-# Okabe and Ito's colors: told apart with any color vision, on light and on dark.
-SCALE_COLORS = {"local": "#0072B2", "intermediate": "#D55E00", "global": "#009E73"}
-OTHER_COLORS = ("#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")
-NEUTRAL = "#767676"
 # Their changes with depth are small against their size.
 _FAR_FROM_ZERO = {"compression", "inter_layer_information"}
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _COLUMNS = 3
 _ROW_HEIGHT = 250
-# Viridis without its ends, which vanish on dark or on light.
-_DEPTH_SCALE = [[0.0, "#46327e"], [0.33, "#277f8e"], [0.66, "#4ac16d"], [1.0, "#d2b01c"]]
 
 _TITLES = {
     "compression": "Compression",
@@ -48,7 +54,10 @@ _WORDS = {
 
 
 def plot_profile(
-    profile: LayerProfile | Sequence[LayerProfile], *, unit: Unit = "nats"
+    profile: LayerProfile | Sequence[LayerProfile],
+    partition: ScalePartition | None = None,
+    *,
+    unit: Unit = "nats",
 ) -> go.Figure:
     """All curves of one profile, or of several overlaid, as small multiples.
 
@@ -57,13 +66,19 @@ def plot_profile(
 
     Args:
         profile: One profile, or several with the same bands.
+        partition: Draws its segments behind the curves; of a model as deep as the profiles'.
         unit: Unit of the information quantities.
 
     Raises:
-        ValueError: If there is no profile, or their bands differ.
+        ValueError: If there is no profile, or bands or depths differ.
     """
     profiles = _as_list(profile)
     first = profiles[0]
+    if partition is not None and {p.n_layers for p in profiles} != {partition.n_blocks}:
+        raise ValueError(
+            f"partition is of {partition.n_blocks} blocks, but the profiles have "
+            f"{sorted({p.n_layers for p in profiles})}"
+        )
     groups = [
         [("compression", ""), ("relevance", ""), ("effective_rank", "")],
         [("retained", scale) for scale in first.scales],
@@ -93,6 +108,10 @@ def plot_profile(
         quantity, scale = panel
         shown = _in_unit(_curve(first, quantity, scale), unit)
         axis = "site" if len(shown) > first.n_layers else "block"
+        if partition is not None:
+            # Block l lies between sites l and l + 1.
+            shift = 0.0 if axis == "site" else -0.5
+            draw_segments(figure, partition, shift, row=row, col=col)
         figure.update_xaxes(
             title_text=f"relative depth ({axis})" if relative else axis, row=row, col=col
         )
@@ -109,10 +128,13 @@ def plot_profile(
         label = escape(one.model_name)
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line=line, name=label))
     names = ", ".join(dict.fromkeys(escape(p.model_name) for p in profiles))
-    _style(
+    shaded = "shaded: 95% intervals"
+    if partition is not None:
+        shaded += f"; background: {segment_words(partition)}"
+    style_figure(
         figure,
         f"What each layer keeps and predicts: {names}",
-        _sample_words(profiles, "shaded: 95% intervals"),
+        _sample_words(profiles, shaded),
         height=130 + _ROW_HEIGHT * n_rows,
     )
     return figure
@@ -137,8 +159,8 @@ def plot_information_plane(profile: LayerProfile, *, unit: Unit = "nats") -> go.
         told = profile.predicted[scale].to(unit)
         hover = [
             f"<b>{_place(profile, site, True)}</b><br>"
-            f"keeps {_number(kept.values[site])} {unit} of {_past(profile.bands[scale])}<br>"
-            f"predicts {_number(told.values[site])} {unit} of {_future(profile.bands[scale])}"
+            f"keeps {digits(kept.values[site])} {unit} of {_past(profile.bands[scale])}<br>"
+            f"predicts {digits(told.values[site])} {unit} of {_future(profile.bands[scale])}"
             for site in sites
         ]
         figure.add_trace(
@@ -151,7 +173,7 @@ def plot_information_plane(profile: LayerProfile, *, unit: Unit = "nats") -> go.
                 line={"color": _color(profile, scale), "width": 1.5},
                 marker={
                     "color": list(sites),
-                    "colorscale": _DEPTH_SCALE,
+                    "colorscale": DEPTH_SCALE,
                     "size": 9,
                     "showscale": col == len(scales),
                     "colorbar": {"title": {"text": "site"}, "thickness": 12, "outlinewidth": 0},
@@ -177,7 +199,7 @@ def plot_information_plane(profile: LayerProfile, *, unit: Unit = "nats") -> go.
             )
     name = escape(profile.model_name)
     subtitle = _sample_words([profile], "bars: 95% intervals")
-    _style(figure, f"Information plane: {name}", subtitle, height=430)
+    style_figure(figure, f"Information plane: {name}", subtitle, height=430)
     return figure
 
 
@@ -209,11 +231,11 @@ def plot_scale_map(profile: LayerProfile, *, unit: Unit = "nats") -> go.Figure:
             top = float(curve.values.max())
             shares.append([None] * len(sites) if silent else list(curve.values / top))
             name = str(band[0]) if band[0] == band[1] else f"{band[0]} to {band[1]}"
-            told = "not above 0" if silent else f"max {_number(top)} {unit}"
+            told = "not above 0" if silent else f"max {digits(top)} {unit}"
             labels.append(f"{name}  ({told})")
             hover.append(
                 [
-                    f"<b>{_place(profile, site, True)}</b><br>{_number(curve.values[site])} {unit} "
+                    f"<b>{_place(profile, site, True)}</b><br>{digits(curve.values[site])} {unit} "
                     f"of {words(band)}<br>{_interval_words(curve, site)}"
                     for site in sites
                 ]
@@ -225,7 +247,7 @@ def plot_scale_map(profile: LayerProfile, *, unit: Unit = "nats") -> go.Figure:
                 y=labels,
                 zmin=0,
                 zmax=1,
-                colorscale=_DEPTH_SCALE,
+                colorscale=DEPTH_SCALE,
                 showscale=col == 2,
                 colorbar={
                     "title": {"text": "share of<br>row's max"},
@@ -247,7 +269,7 @@ def plot_scale_map(profile: LayerProfile, *, unit: Unit = "nats") -> go.Figure:
         )
     name = escape(profile.model_name)
     subtitle = _sample_words([profile], "95% intervals in the hover text")
-    _style(figure, f"Scale map: {name}", subtitle, height=440)
+    style_figure(figure, f"Scale map: {name}", subtitle, height=440)
     return figure
 
 
@@ -282,7 +304,7 @@ class _Trace:
             x=np.concatenate([x, x[::-1]]),
             y=np.concatenate([curve.high, curve.low[::-1]]),
             fill="toself",
-            fillcolor=_transparent(color, 0.2),
+            fillcolor=transparent(color, 0.2),
             line={"width": 0},
             hoverinfo="skip",
             showlegend=False,
@@ -332,11 +354,6 @@ def _color(profile: LayerProfile, scale: str) -> str:
     return OTHER_COLORS[others.index(scale) % len(OTHER_COLORS)]
 
 
-def _transparent(color: str, alpha: float) -> str:
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"
-
-
 def _panel_title(profile: LayerProfile, quantity: str, scale: str) -> str:
     if not scale:
         return _TITLES.get(quantity, quantity.replace("_", " ").capitalize())
@@ -375,11 +392,11 @@ def _place(profile: LayerProfile, point: int, at_sites: bool) -> str:
 
 
 def _sentence(profile: LayerProfile, quantity: str, scale: str, curve: Curve, point: int) -> str:
-    value = f"{_number(curve.values[point])} {curve.unit}"
+    value = f"{digits(curve.values[point])} {curve.unit}"
     if quantity == "novelty":
-        value = _number(curve.values[point])
+        value = digits(curve.values[point])
     if quantity == "update_ratio":
-        value = f"{_number(curve.values[point])} times"
+        value = f"{digits(curve.values[point])} times"
         return f"the block's update is {value} the residual's length"
     if quantity == "retained":
         return f"keeps {value} of {_past(profile.bands[scale])}"
@@ -389,11 +406,7 @@ def _sentence(profile: LayerProfile, quantity: str, scale: str, curve: Curve, po
 
 
 def _interval_words(curve: Curve, point: int) -> str:
-    return f"95% interval {_number(curve.low[point])} to {_number(curve.high[point])}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"95% interval {digits(curve.low[point])} to {digits(curve.high[point])}"
 
 
 def _sample_words(profiles: Sequence[LayerProfile], intervals: str) -> str:
@@ -407,32 +420,7 @@ def _bars(curve: Curve) -> dict[str, object]:
         "symmetric": False,
         "array": curve.high - curve.values,
         "arrayminus": curve.values - curve.low,
-        "color": _transparent(NEUTRAL, 0.45),
+        "color": transparent(NEUTRAL, 0.45),
         "thickness": 1,
         "width": 0,
     }
-
-
-def _style(figure: go.Figure, title: str, subtitle: str, height: int) -> None:
-    """One look for all figures: no background of their own, ink that reads on light and dark."""
-    figure.update_layout(
-        title={
-            "text": f"{title}<br><span style='font-size:13px'>{subtitle}</span>",
-            "x": 0.01,
-            "y": 1 - 18 / height,
-            "yanchor": "top",
-            "font": {"size": 18},
-        },
-        height=height,
-        margin={"l": 60, "r": 20, "t": 105, "b": 55},
-        font={"color": NEUTRAL, "size": 12},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yref": "container"},
-        hovermode="closest",
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": NEUTRAL},
-    )
-    lines = {"gridcolor": _transparent(NEUTRAL, 0.25), "linecolor": NEUTRAL, "zeroline": False}
-    figure.update_xaxes(title_standoff=4, **lines)
-    figure.update_yaxes(title_standoff=6, **lines)
-    figure.update_annotations(font={"size": 13, "color": NEUTRAL})

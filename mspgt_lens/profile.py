@@ -6,8 +6,9 @@ import itertools
 import platform
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from mspgt_lens.moments import MAX_WIDTH, Coordinates, Moments, plan_moments
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
 from mspgt_lens.readers import Reading, read_targets
 from mspgt_lens.results import Curve, LayerProfile
-from mspgt_lens.statistics import fold_interval, jackknife_interval
+from mspgt_lens.statistics import fold_interval, jackknife_interval, pseudo_values
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 
 # Windows looked at before the pass: they decide the folds and the target features.
@@ -31,6 +32,12 @@ LOOKAHEAD = 10_000
 _CHUNK = 1024
 _CALIBRATION_TOKENS = 2048
 _TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192, "mps": 4096}
+Control = Literal["random_weights", "shuffled_tokens"]
+_CONTROL_WORDS = {
+    None: "",
+    "random_weights": " (random weights)",
+    "shuffled_tokens": " (shuffled tokens)",
+}
 _GUARANTEES = {
     "compression": "Gaussian channel rate of the residual stream: an upper bound on its "
     "information about the input, given its covariance and the noise.",
@@ -64,6 +71,7 @@ def profile_layers(
     skip_first: int = 4,
     batch_size: int | None = None,
     logit_lens: bool = False,
+    control: Control | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> LayerProfile:
@@ -81,7 +89,11 @@ def profile_layers(
             massive activations sit there.
         batch_size: Prompts per forward pass; by default as many as fill a fixed number of tokens.
         logit_lens: Also decode the raw logit lens; about as much work again as relevance.
-        seed: Decides the folds, the sampled positions, and the projection of wide residuals.
+        control: A null to compare with. ``"random_weights"`` draws all weights anew for the time of
+            the profile, as large as trained ones of the same kind but the same in every block;
+            ``"shuffled_tokens"`` puts each prompt's tokens in random order.
+        seed: Decides the folds, the sampled positions, the projection of wide residuals, and what
+            a control draws.
         progress: Show a progress bar with tokens per second.
 
     Returns:
@@ -95,9 +107,29 @@ def profile_layers(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 or None, got {batch_size}")
+    if control not in (None, *get_args(Control)):
+        raise ValueError(
+            f"control must be None or one of {', '.join(get_args(Control))}, got {control!r}"
+        )
     adapter = as_adapter(model)
-    run = _Run(adapter, bands, noise, coordinates, n_folds, skip_first, seed)
-    stream = iter(as_dataset(prompts, model))
+    dataset = as_dataset(prompts, model)
+    if control == "shuffled_tokens":
+        dataset = dataset.shuffled(adapter.special_ids, seed)
+    weights = adapter.random_weights(seed) if control == "random_weights" else nullcontext()
+    with weights:
+        return _profile(
+            _Run(adapter, bands, noise, coordinates, n_folds, skip_first, seed, control),
+            dataset,
+            batch_size,
+            logit_lens,
+            progress,
+        )
+
+
+def _profile(
+    run: _Run, prompts: PromptDataset, batch_size: int | None, logit_lens: bool, progress: bool
+) -> LayerProfile:
+    adapter, stream = run.adapter, iter(prompts)
     first = list(itertools.islice(stream, LOOKAHEAD))
     run.begin(first)
     total = sum(len(prompt.tokens) for prompt in first) if len(first) < LOOKAHEAD else None
@@ -203,6 +235,7 @@ class _Run:
         n_folds: int,
         skip_first: int,
         seed: int,
+        control: Control | None = None,
     ) -> None:
         check_noise(noise)
         if coordinates not in ("standardized", "raw"):
@@ -216,6 +249,7 @@ class _Run:
         self.adapter, self.bands = adapter, check_bands(bands)
         self.noise, self.coordinates = noise, coordinates
         self.n_folds, self.skip_first, self.seed = n_folds, skip_first, seed
+        self.control = control
         self.folds: dict[Hashable, int] = {}
         self.n_seen = 0
         self.last_group: Hashable = None
@@ -299,9 +333,9 @@ class _Run:
         predicted = _by_scale(reading, list(self.bands), n_scales, "predicted")
         notes = _small_sample_warnings(retained, predicted)
         for note in notes:
-            warnings.warn(note, stacklevel=3)
+            warnings.warn(note, stacklevel=4)
         return LayerProfile(
-            model_name=self.adapter.name,
+            model_name=self.adapter.name + _CONTROL_WORDS[self.control],
             n_layers=self.adapter.n_layers,
             n_tokens=int(moments.n_valid.sum()),
             n_groups=len(self.folds) + moments.n_groups,
@@ -318,6 +352,7 @@ class _Run:
                 "n_folds": self.n_folds,
                 "skip_first": self.skip_first,
                 "seed": self.seed,
+                "control": self.control,
                 "n_prompts": moments.n_prompts,
                 "n_read": int(moments.n_read.sum()),
                 "n_features": int(moments.plan.features.shape[1]),
@@ -342,10 +377,10 @@ class _Run:
 
         def jackknifed(attribute: str, unit: str, name: str) -> Curve:
             values = getattr(value, attribute)
-            low, high = jackknife_interval(
-                values, np.stack([getattr(w, attribute) for w in without])
-            )
-            return Curve(values, low, high, unit, _GUARANTEES[name])
+            left = np.stack([getattr(w, attribute) for w in without])
+            low, high = jackknife_interval(values, left)
+            pseudo = pseudo_values(values, left)
+            return Curve(values, low, high, unit, _GUARANTEES[name], pseudo)
 
         def averaged(sums: np.ndarray, counts: np.ndarray, unit: str, name: str) -> Curve:
             columns = [
@@ -353,7 +388,7 @@ class _Run:
                 for block in range(sums.shape[1])
             ]
             values, low, high = np.concatenate(columns, axis=1)
-            return Curve(values, low, high, unit, _GUARANTEES[name])
+            return Curve(values, low, high, unit, _GUARANTEES[name], sums / counts)
 
         valid = np.repeat(moments.n_valid[:, None], self.adapter.n_layers, axis=1).astype(float)
         attended = moments.n_attended
@@ -443,13 +478,21 @@ def _by_scale(reading: Reading, scales: list[str], first: int, name: str) -> dic
             reading.high[first + i],
             "nats",
             _GUARANTEES[name],
+            reading.by_fold[:, first + i],
         )
         for i, scale in enumerate(scales)
     }
 
 
 def _token_curve(relevance: TokenRelevance, name: str) -> Curve:
-    return Curve(relevance.values, relevance.low, relevance.high, "nats", _GUARANTEES[name])
+    return Curve(
+        relevance.values,
+        relevance.low,
+        relevance.high,
+        "nats",
+        _GUARANTEES[name],
+        relevance.by_fold,
+    )
 
 
 def _small_sample_warnings(

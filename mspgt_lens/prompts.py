@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -60,6 +60,24 @@ class PromptDataset:
 
     def __iter__(self) -> Iterator[Prompt]:
         return self._windows()
+
+    def shuffled(self, special: Collection[int], seed: int = 0) -> PromptDataset:
+        """The same prompts with each one's ordinary tokens in random order.
+
+        Args:
+            special: Ids of tokens that keep their places.
+            seed: Decides the order, together with the prompt's own tokens.
+        """
+
+        def windows() -> Iterator[Prompt]:
+            for prompt in self:
+                tokens = prompt.tokens.copy()
+                free = np.flatnonzero(~np.isin(tokens, sorted(special)))
+                rng = np.random.default_rng(stable_hash(tokens.tobytes(), seed))
+                tokens[free] = tokens[rng.permutation(free)]
+                yield replace(prompt, tokens=tokens)
+
+        return PromptDataset(windows)
 
     @classmethod
     def from_texts(

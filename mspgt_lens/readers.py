@@ -34,12 +34,14 @@ class Reading:
         values: Mean held-out log-likelihood ratio (nats per token), shape ``[target, site]``.
         low: Lower end of the 95% interval.
         high: Upper end of the 95% interval.
+        by_fold: The score on each fold, shape ``[fold, target, site]``.
         ridge: The ridge strength chosen for each fold and target, shape ``[fold, target]``.
     """
 
     values: Float[np.ndarray, "target site"]
     low: Float[np.ndarray, "target site"]
     high: Float[np.ndarray, "target site"]
+    by_fold: Float[np.ndarray, "fold target site"]
     ridge: Float[np.ndarray, "fold target"]
 
 
@@ -78,6 +80,7 @@ def read_targets(moments: Moments, coordinates: Coordinates) -> Reading:
         values=value.reshape(shape),
         low=low.reshape(shape),
         high=np.maximum(high, best + high_light - mean_light).reshape(shape),
+        by_fold=held_out.reshape(n_folds, *shape),
         ridge=strengths.chosen,
     )
 

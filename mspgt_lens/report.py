@@ -11,6 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from mspgt_lens.boundary_plots import plot_boundaries
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.plots import plot_information_plane, plot_profile, plot_scale_map
 from mspgt_lens.results import Curve, LayerProfile
 
@@ -50,6 +52,7 @@ dark.addEventListener('change', ink); ink();
 def write_report(
     path: str | os.PathLike[str],
     profile: LayerProfile,
+    partition: ScalePartition | None = None,
     *,
     scale_map: LayerProfile | None = None,
 ) -> Path:
@@ -58,19 +61,30 @@ def write_report(
     Args:
         path: Where to write.
         profile: The profile.
+        partition: Its scale boundaries.
         scale_map: A profile of the same model with one band per offset, for the scale map.
 
     Returns:
         The path that was written.
     """
-    sections = [
+    sections = []
+    if partition is not None:
+        sections.append(
+            _section(
+                "Scale boundaries",
+                f"{partition.summary()} Jumps that all signals share are tested against gradual "
+                "drift with depth: p says how often drift alone gives as much.",
+                plot_boundaries(partition),
+            )
+        )
+    sections += [
         _section(
             "Curves over depth",
             "Site l is the residual stream before block l; the last site is after the last block. "
             "Compression is what a noisy channel needs to carry the stream. Retained is what a "
             "linear reader can still tell of the tokens already read, predicted what it can tell "
             "of the tokens to come, both on documents it was not fitted on.",
-            plot_profile(profile),
+            plot_profile(profile, partition),
         ),
         _section(
             "Information plane",
@@ -89,7 +103,10 @@ def write_report(
             )
         )
     shown = [profile] if scale_map is None else [profile, scale_map]
-    notes = "".join(f"<p class='note'>{escape(note)}</p>" for one in shown for note in one.warnings)
+    said = dict.fromkeys(
+        note for one in (*shown, partition) if one is not None for note in one.warnings
+    )
+    notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in said)
     html = f"""<!DOCTYPE html>
 <html lang="en">
 <head>

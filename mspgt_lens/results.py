@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+
+from mspgt_lens.storage import read_result, write_result
 
 Unit = Literal["nats", "bits"]
 NATS_PER_BIT = float(np.log(2.0))
-_HEADER = "mspgt_lens"
-_FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +29,8 @@ class Curve:
         high: Upper end of the 95% interval, shape ``[point]``.
         unit: Unit of all three, such as ``"nats"`` or ``"tokens"``.
         guarantee: One sentence: what the number is, and what it bounds.
+        by_fold: What each fold of groups says on its own (a jackknife pseudo-value where the
+            quantity is not a mean), shape ``[fold, point]``; None where that is not known.
     """
 
     values: Float[np.ndarray, " point"]
@@ -40,6 +38,7 @@ class Curve:
     high: Float[np.ndarray, " point"]
     unit: str
     guarantee: str
+    by_fold: Float[np.ndarray, "fold point"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("values", "low", "high"):
@@ -48,6 +47,14 @@ class Curve:
                 raise ValueError(f"Curve: {name} must be a finite vector, got {array!r}")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+        if self.by_fold is not None:
+            folds = np.array(self.by_fold, dtype=np.float64)
+            if folds.ndim != 2 or folds.shape[1] != len(self.values):
+                raise ValueError(
+                    f"Curve: by_fold must have shape [fold, {len(self.values)}], got {folds.shape}"
+                )
+            folds.flags.writeable = False
+            object.__setattr__(self, "by_fold", folds)
         if not len(self.values) == len(self.low) == len(self.high):
             raise ValueError("Curve: values, low and high must have the same length")
         if (self.low > self.values).any() or (self.values > self.high).any():
@@ -62,7 +69,7 @@ class Curve:
             and (self.unit, self.guarantee) == (other.unit, other.guarantee)
             and all(
                 np.array_equal(getattr(self, name), getattr(other, name))
-                for name in ("values", "low", "high")
+                for name in ("values", "low", "high", "by_fold")
             )
         )
 
@@ -82,7 +89,12 @@ class Curve:
             return self
         factor = NATS_PER_BIT if unit == "nats" else 1.0 / NATS_PER_BIT
         return Curve(
-            self.values * factor, self.low * factor, self.high * factor, unit, self.guarantee
+            self.values * factor,
+            self.low * factor,
+            self.high * factor,
+            unit,
+            self.guarantee,
+            None if self.by_fold is None else self.by_fold * factor,
         )
 
 
@@ -196,6 +208,8 @@ class LayerProfile:
         described = []
         for index, (quantity, scale, curve) in enumerate(self.curves()):
             arrays[f"curve{index}"] = np.stack([curve.values, curve.low, curve.high])
+            if curve.by_fold is not None:
+                arrays[f"folds{index}"] = curve.by_fold
             described.append(
                 {
                     "quantity": quantity,
@@ -206,8 +220,6 @@ class LayerProfile:
                 }
             )
         header = {
-            "format": _FORMAT,
-            "kind": "LayerProfile",
             "model_name": self.model_name,
             "n_layers": self.n_layers,
             "n_tokens": self.n_tokens,
@@ -218,7 +230,7 @@ class LayerProfile:
             "versions": dict(self.versions),
             "warnings": list(self.warnings),
         }
-        return _write_atomically(_with_suffix(path), arrays, json.dumps(header))
+        return write_result(path, "LayerProfile", header, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LayerProfile:
@@ -228,26 +240,15 @@ class LayerProfile:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is no saved profile.
         """
-        file = _with_suffix(path)
-        if not file.exists():
-            raise FileNotFoundError(f"path: no saved profile at {file}")
-        try:
-            with safe_open(file, framework="np") as opened:
-                header = json.loads((opened.metadata() or {}).get(_HEADER, "{}"))
-                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"path: {file} is not a saved LayerProfile ({error})") from error
-        if header.get("kind") != "LayerProfile" or header.get("format") != _FORMAT:
-            raise ValueError(
-                f"path: {file} must hold a LayerProfile of format {_FORMAT}, got "
-                f"{header.get('kind', 'something else')} of format {header.get('format')}"
-            )
+        header, arrays = read_result(path, "LayerProfile")
         single: dict[str, Curve] = {}
         by_scale: dict[str, dict[str, Curve]] = {"retained": {}, "predicted": {}}
         signals: dict[str, Curve] = {}
         for index, item in enumerate(header["curves"]):
             values, low, high = arrays[f"curve{index}"]
-            curve = Curve(values, low, high, item["unit"], item["guarantee"])
+            curve = Curve(
+                values, low, high, item["unit"], item["guarantee"], arrays.get(f"folds{index}")
+            )
             if item["signal"]:
                 signals[item["quantity"]] = curve
             elif item["quantity"] in by_scale:
@@ -269,25 +270,3 @@ class LayerProfile:
             warnings=tuple(header["warnings"]),
             **by_scale,
         )
-
-
-def _with_suffix(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
-
-
-def _write_atomically(path: Path, arrays: dict[str, np.ndarray], header: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
-    try:
-        save_file(arrays, temporary, metadata={_HEADER: header})
-        # Temporary files are private; results are as readable as any new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

@@ -53,10 +53,20 @@ def jackknife_interval(
     """
     n_folds = len(without_fold)
     center = without_fold.mean(axis=0)
-    corrected = n_folds * value - (n_folds - 1) * center
+    corrected = pseudo_values(value, without_fold).mean(axis=0)
     error = np.sqrt((n_folds - 1) / n_folds * ((without_fold - center) ** 2).sum(axis=0))
     reach = stats.t.ppf(0.5 + LEVEL / 2, n_folds - 1) * error
     return np.minimum(value, corrected) - reach, np.maximum(value, corrected) + reach
+
+
+def pseudo_values(
+    value: Float[np.ndarray, " point"],
+    without_fold: Float[np.ndarray, "fold point"],
+) -> Float[np.ndarray, "fold point"]:
+    """What each fold adds to a function of moments (Tukey 1958); their mean is bias-corrected."""
+    n_folds = len(without_fold)
+    pseudo: np.ndarray = n_folds * value - (n_folds - 1) * without_fold
+    return pseudo
 
 
 def cluster_interval(

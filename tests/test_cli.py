@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from made_profile import made_profile
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
@@ -32,12 +33,23 @@ def texts(one_thread):
 
 
 def test_help_reads_well(capsys):
-    for arguments in (["--help"], ["profile", "--help"]):
+    for arguments in (["--help"], ["profile", "--help"], ["scales", "--help"]):
         with pytest.raises(SystemExit) as stopped:
             cli.main(arguments)
         assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    for word in ("profile", "MODEL", "--prompts", "--out", "--save", "demo", "example:"):
+    for word in (
+        "profile",
+        "scales",
+        "--method",
+        "--control",
+        "MODEL",
+        "--prompts",
+        "--out",
+        "--save",
+        "demo",
+        "example:",
+    ):
         assert word in shown
 
 
@@ -54,6 +66,25 @@ def test_profile_writes_report_and_profile(tiny_by_name, texts, tmp_path, capsys
     assert out.read_text().startswith("<!DOCTYPE html>")
     profile = ml.LayerProfile.load(saved)
     assert (profile.n_groups, profile.n_layers) == (30, 4)
+
+
+def test_scales_prints_the_partition_and_writes_its_figures(tmp_path, capsys):
+    saved = made_profile(n_layers=10).save(tmp_path / "kept")
+    out, found = tmp_path / "scales.html", tmp_path / "found"
+    files = ["--profile", str(saved), "--out", str(out), "--save", str(found)]
+    assert cli.main(["scales", "made/up", *files, "--method", "thirds"]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "beyond gradual drift",
+        "Intermediate  blocks 3 to 6",
+        "attention_span",
+        str(out),
+    ):
+        assert words in shown
+    assert "Scale boundaries" in out.read_text()
+    assert ml.ScalePartition.load(found).boundaries == (3, 7)
+    assert cli.main(["scales", "made/up", *files, "--control", "random_weights"]) == 2
+    assert "leave out --control" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

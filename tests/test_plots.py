@@ -105,7 +105,13 @@ ORDER = (
     "readers",
     "lens",
     "profile",
+    "drift",
+    "segments",
+    "scales",
+    "synthetic",
+    "look",
     "plots",
+    "boundary_plots",
     "report",
     "cli",
 )

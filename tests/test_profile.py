@@ -1224,3 +1224,54 @@ def test_a_target_that_is_read_without_error_does_not_stop_the_profile(
 ) -> None:
     """At site 0 the token's own features are nearly linear in the residual: nothing is left."""
     run(tiny("llama", n_layers=2, d_model=32), prompts_of(random_tokens(18, 24)))
+
+
+def test_folds_of_every_curve_average_to_it(tiny):
+    """Means over folds are the values; pseudo-values are what the jackknife corrects to."""
+    prompts = ml.PromptDataset.from_tokens(random_tokens(40, 140))
+    profile = ml.profile_layers(tiny("llama"), prompts, progress=False)
+    for quantity, _, curve in profile.curves():
+        assert curve.by_fold.shape == (5, len(curve))
+        if quantity in ("retained", "predicted", "attention_span", "update_ratio"):
+            # Folds differ a little in size.
+            assert np.allclose(curve.by_fold.mean(axis=0), curve.values, rtol=0.05, atol=0.02)
+    bits = profile.compression.to("bits")
+    assert np.allclose(bits.by_fold * np.log(2), profile.compression.by_fold)
+
+
+@pytest.mark.parametrize("control", ["random_weights", "shuffled_tokens"])
+def test_controls_leave_the_model_as_it_was(control):
+    model = tiny_model("llama")
+    before = [p.detach().clone() for p in model.parameters()]
+    prompts = ml.PromptDataset.from_tokens(random_tokens(40, 140))
+    plain = ml.profile_layers(model, prompts, progress=False)
+    found, again = (
+        ml.profile_layers(model, prompts, control=control, progress=False) for _ in range(2)
+    )
+    assert found == again
+    assert found.predicted["local"] != plain.predicted["local"]
+    assert control.replace("_", " ") in found.model_name
+    assert found.settings["control"] == control
+    for now, then in zip(model.parameters(), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_random_weights_are_put_back_after_an_error():
+    model = tiny_model("gpt2")
+    before = [p.detach().clone() for p in model.parameters()]
+    bad = ml.PromptDataset.from_tokens(random_tokens(4, 20))
+    with pytest.raises(ValueError, match="at least as many groups"):
+        ml.profile_layers(model, bad, control="random_weights", progress=False)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    with pytest.raises(ValueError, match="control must be None or one of"):
+        ml.profile_layers(model, bad, control="random", progress=False)
+
+
+def test_shuffled_tokens_say_nothing_of_their_neighbors(tiny):
+    """Tokens that follow one another closely are foreseen; in random order they are not."""
+    model = tiny("llama")
+    prompts = ml.PromptDataset.from_tokens(random_tokens(60, 140, seed=3))
+    plain = ml.profile_layers(model, prompts, progress=False)
+    shuffled = ml.profile_layers(model, prompts, control="shuffled_tokens", progress=False)
+    assert plain.predicted["local"].values[0] > 0.1
+    assert abs(shuffled.predicted["local"].values[0]) < 0.02

@@ -1,0 +1,270 @@
+"""Scale detection on profiles: signals, methods, replicates, stability, files and figures."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_profile import made_profile
+from tiny import random_tokens
+
+import mspgt_lens as ml
+from mspgt_lens.scales import METHODS
+
+FAST = {"n_draws": 99, "n_bootstraps": 20}
+
+
+@pytest.fixture(scope="module")
+def stepped():
+    """A profile of 24 blocks whose signals jump at blocks 8 and 17, as its folds agree."""
+    rng = np.random.default_rng(0)
+    blocks = np.arange(24)
+    profile = made_profile(n_layers=24)
+
+    def step(low, middle, high):
+        return np.select([blocks < 8, blocks < 17], [low, middle], high)
+
+    def curve(old, values):
+        folds = values + 0.02 * rng.standard_normal((5, len(values)))
+        return replace(old, values=values, low=values - 0.1, high=values + 0.1, by_fold=folds)
+
+    def site_curve(old, start, change):
+        return curve(old, start + np.cumsum(np.concatenate([[0.0], change])))
+
+    def noisy(levels):
+        return levels + 0.02 * rng.standard_normal(24)
+
+    return replace(
+        profile,
+        compression=site_curve(profile.compression, 500, noisy(step(1.0, 0.3, 0.8))),
+        relevance=site_curve(profile.relevance, 1, noisy(step(0.1, 0.3, 0.0))),
+        retained={
+            scale: curve(
+                c, np.exp(3 - np.cumsum(np.append(0, noisy(step(0.05, 0.2, 0.1) * (i + 1) / 3))))
+            )
+            for i, (scale, c) in enumerate(profile.retained.items())
+        },
+        predicted={
+            scale: site_curve(c, 1, noisy(step(*levels)))
+            for (scale, c), levels in zip(
+                profile.predicted.items(),
+                ((0.3, 0.1, 0.0), (0.0, 0.2, 0.1), (0.0, 0.05, 0.3)),
+                strict=True,
+            )
+        },
+        signals={
+            name: curve(c, noisy(step(*levels)))
+            for (name, c), levels in zip(
+                profile.signals.items(),
+                ((1.0, 5.0, 30.0), (1, 2, 3), (1, 3, 2), (9, 7, 8), (0.5, 0.3, 0.6), (30, 50, 40)),
+                strict=True,
+            )
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def partition(stepped):
+    return ml.detect_scales(profile=stepped, **FAST)
+
+
+def test_steps_in_a_profile_are_found(partition):
+    assert partition.boundaries == (8, 17)
+    assert partition.intervals == ((8, 8), (17, 17))
+    assert partition.n_boundaries == 2
+    assert partition.p_value <= 0.02
+    assert partition.segments["intermediate"] == range(8, 17)
+    assert "Two boundaries" in partition.summary()
+
+
+def test_signals_are_changes_of_curves_and_the_block_signals(stepped):
+    table = ml.boundary_signals(stepped)
+    assert table.shape == (24, 14)
+    assert np.allclose(table["compression, change"], np.diff(stepped.compression.values))
+    assert np.allclose(
+        table["retained global, log change"], np.diff(np.log(stepped.retained["global"].values))
+    )
+    assert np.allclose(table["attention span"], stepped.signals["attention_span"].values)
+
+
+def test_curves_that_say_nothing_are_left_out_and_named(stepped):
+    silent = stepped.predicted["global"]
+    silent = replace(silent, low=-np.ones(25))
+    flat = replace(stepped.signals["novelty"], values=np.ones(24), low=np.ones(24) - 1)
+    flat = replace(flat, high=np.ones(24) * 4)
+    changed = replace(
+        stepped,
+        predicted=dict(stepped.predicted) | {"global": silent},
+        signals=dict(stepped.signals) | {"novelty": flat},
+    )
+    found = ml.detect_scales(profile=changed, **FAST)
+    assert "novelty" not in found.by_signal
+    assert "predicted global, change" not in found.by_signal
+    assert any("predicted global (cannot be told from 0)" in note for note in found.warnings)
+    assert any("novelty (constant)" in note for note in found.warnings)
+
+
+def test_curves_that_touch_zero_enter_without_a_logarithm(stepped):
+    low = stepped.retained["local"]
+    shift = low.values.min() + 0.01
+    crossing = replace(low, values=low.values - shift, low=low.low - shift, high=low.high - shift)
+    changed = replace(stepped, retained=dict(stepped.retained) | {"local": crossing})
+    assert "retained local, change" in ml.boundary_signals(changed)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_places_two_boundaries(stepped, partition, method):
+    found = ml.detect_scales(profile=stepped, method=method, **FAST)
+    assert found.method == method
+    assert found.boundaries == partition.by_method[method]
+    assert (found.p_values, found.n_boundaries) == (partition.p_values, partition.n_boundaries)
+    for (low, high), boundary in zip(found.intervals, found.boundaries, strict=True):
+        assert low <= boundary <= high
+
+
+def test_published_detectors_and_baselines(partition):
+    assert partition.by_method["attention_span"] == (8, 17)
+    assert partition.by_method["stages"] == (8, 17)
+    assert partition.by_method["hvib"] == (8, 17)
+    assert partition.by_method["thirds"] == (8, 16)
+    assert partition.by_method["quarters"] == (6, 18)
+
+
+def test_agreement_between_methods(partition):
+    shares = partition.agreement
+    assert np.allclose(np.diag(shares), 1)
+    assert shares.loc["fused", "thirds"] == pytest.approx(23 / 24)
+    assert shares.loc["fused", "quarters"] == pytest.approx(21 / 24)
+
+
+def test_detectors_that_find_nothing_say_so(stepped):
+    with pytest.raises(ValueError, match="does not pass both thresholds"):
+        ml.detect_scales(
+            profile=stepped, method="attention_span", span_thresholds=(100, 200), **FAST
+        )
+    found = ml.detect_scales(profile=stepped, span_thresholds=(100, 200), **FAST)
+    assert found.by_method["attention_span"] is None
+    assert "attention_span" not in found.agreement
+
+
+def test_disagreeing_folds_widen_the_intervals(stepped):
+    rng = np.random.default_rng(1)
+
+    def loud(curve):
+        scale = 3 * np.ptp(curve.values)
+        return replace(curve, by_fold=curve.values + scale * rng.standard_normal((5, len(curve))))
+
+    changed = replace(
+        stepped,
+        signals={name: loud(c) for name, c in stepped.signals.items()},
+        predicted={name: loud(c) for name, c in stepped.predicted.items()},
+        compression=loud(stepped.compression),
+        relevance=loud(stepped.relevance),
+    )
+    settings = {"n_draws": 99, "n_bootstraps": 60}
+    calm = ml.detect_scales(profile=stepped, **settings)
+    found = ml.detect_scales(profile=changed, **settings)
+    assert found.boundaries == calm.boundaries
+    assert np.ptp(found.intervals, axis=1).sum() > np.ptp(calm.intervals, axis=1).sum()
+
+
+def test_profiles_without_folds_say_what_is_missing():
+    found = ml.detect_scales(profile=made_profile(), **FAST)
+    assert any("leave out the choice of prompts" in note for note in found.warnings)
+
+
+def test_partitions_survive_saving(partition, tmp_path):
+    path = partition.save(tmp_path / "folder" / "found")
+    assert ml.ScalePartition.load(path) == partition
+    with pytest.raises(ValueError, match="must hold a LayerProfile"):
+        ml.LayerProfile.load(path)
+    with pytest.raises(FileNotFoundError, match="no saved ScalePartition"):
+        ml.ScalePartition.load(tmp_path / "other")
+    other = tmp_path / "x.npz"
+    other.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="not a saved ScalePartition"):
+        ml.ScalePartition.load(other)
+
+
+def test_partition_as_a_table(partition):
+    table = partition.to_dataframe()
+    assert list(table.columns[:4]) == ["model", "block", "segment", "probability"]
+    assert (table["segment"] == "global").sum() == 7
+    assert table.shape == (24, 18)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "needs a model and prompts, or profile="),
+        ({"profile": made_profile(n_layers=4)}, "at least 6 blocks, got 4"),
+        ({"profile": made_profile(), "method": "guess"}, "method must be one of"),
+        ({"profile": made_profile(), "method": "thirds", "n_boundaries": 3}, "places two"),
+        ({"profile": made_profile(), "span_thresholds": (5, 2)}, "two rising numbers"),
+    ],
+)
+def test_bad_calls_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ml.detect_scales(**arguments)
+
+
+def test_figures_show_the_segments(stepped, partition):
+    figure = ml.plot_boundaries(partition)
+    assert [bar.text for bar in figure.data[:3]] == ["Local", "Intermediate", "Global"]
+    assert "two boundaries beyond gradual drift" in figure.layout.title.text
+    heat = next(trace for trace in figure.data if trace.type == "heatmap")
+    assert np.shape(heat.z) == (14, 24)
+    assert len([s for s in figure.layout.shapes if s.type == "rect"]) == 2
+    curves = ml.plot_profile(stepped, partition)
+    panels = sum(1 for key in curves.layout if str(key).startswith("xaxis"))
+    tints = [shape for shape in curves.layout.shapes if shape.type == "rect"]
+    # One empty corner: 14 panels of 15.
+    assert len(tints) % 3 == 0
+    assert len(tints) >= 3 * (panels - 2)
+    with pytest.raises(ValueError, match="partition is of 24 blocks"):
+        ml.plot_profile(made_profile(), partition)
+
+
+def test_hostile_names_stay_text(partition):
+    hostile = replace(
+        partition,
+        model_name="<script>alert(1)</script>",
+        by_signal={f"<b>{k}": v for k, v in partition.by_signal.items()},
+    )
+    text = ml.plot_boundaries(hostile).to_json()
+    assert "<script>" not in text.replace("\\u003c", "<")
+    assert "<b>attention" not in text.replace("\\u003c", "<")
+
+
+def test_the_report_tells_of_boundaries(stepped, partition, tmp_path):
+    html = ml.write_report(tmp_path / "r.html", stepped, partition).read_text()
+    assert "Scale boundaries" in html
+    assert "Two boundaries beyond gradual drift" in html
+
+
+def test_stability_on_a_tiny_model(tiny, one_thread):
+    """Halves, another seed and other bands, on a model of random weights with six blocks."""
+    model = tiny("llama", n_layers=6)
+    prompts = ml.PromptDataset.from_tokens(random_tokens(48, 40))
+    bands = {"local": (1, 1), "intermediate": (2, 4), "global": (5, 8)}
+    found = ml.stability(
+        model,
+        {"text": prompts},
+        seeds=(0, 1),
+        bands={"short": bands | {"global": (4, 6)}},
+        profile_settings={"n_folds": 3, "bands": bands},
+        progress=False,
+        **FAST,
+    )
+    assert list(found.partitions) == [
+        "text",
+        "text, half 1",
+        "text, half 2",
+        "text, seed 1",
+        "text, bands short",
+    ]
+    table = found.table
+    assert table["agreement"][0] == 1.0
+    assert table["distance"][0] == 0.0
+    assert (table["groups"][:3] == [48, 24, 24]).all()
+    figure = ml.plot_stability(found)
+    assert len([t for t in figure.data if t.type == "bar"]) == 15
