@@ -29,7 +29,8 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
 
     Colors are ranks within each signal, since their units differ; hover for values. Below, the
     share of bootstrap draws with a boundary at each block; tinted spans are the boundaries' 95%
-    intervals. The title says how many boundaries the data support.
+    intervals. The title says how many boundaries the data support; segments that they do not
+    support as such are faint.
     """
     names = list(partition.by_signal)
     n_blocks, n_signals = partition.signals.shape
@@ -42,8 +43,10 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
         row_heights=[h / sum(heights) for h in heights],
         vertical_spacing=0.035,
     )
+    # Segments that the data do not support as such are faint.
+    strength = 1.0 if partition.n_boundaries == len(partition.boundaries) else 0.5
     for name, inside in partition.segments.items():
-        color = segment_color(partition, name)
+        color = transparent(segment_color(partition, name), strength)
         figure.add_trace(
             go.Bar(
                 x=[inside[0] - 0.5 + len(inside) / 2],
