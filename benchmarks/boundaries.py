@@ -57,7 +57,7 @@ def cases() -> list[dict[str, object]]:
 
 
 def one(case: dict[str, object], n_simulations: int) -> str:
-    result = ml.power(**case, n_simulations=n_simulations)  # type: ignore[arg-type]
+    result = ml.power(**case, n_simulations=n_simulations)
     chosen = " ".join(f"{share:.3f}" for share in result.chosen.values())
     full = {"n_signals": 8, "effect": 2.0, "n_boundaries": 2, "drift": "flat"}
     full |= {"autocorrelation": 0.0, "correlation": 0.0} | case

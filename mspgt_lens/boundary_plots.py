@@ -44,7 +44,7 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
         vertical_spacing=0.035,
     )
     # Segments that the data do not support as such are faint.
-    strength = 1.0 if partition.n_boundaries == len(partition.boundaries) else 0.5
+    strength = 1.0 if partition.n_boundaries == len(partition.boundaries) else 0.7
     for name, inside in partition.segments.items():
         color = transparent(segment_color(partition, name), strength)
         figure.add_trace(

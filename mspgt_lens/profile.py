@@ -117,13 +117,8 @@ def profile_layers(
         dataset = dataset.shuffled(adapter.special_ids, seed)
     weights = adapter.random_weights(seed) if control == "random_weights" else nullcontext()
     with weights:
-        return _profile(
-            _Run(adapter, bands, noise, coordinates, n_folds, skip_first, seed, control),
-            dataset,
-            batch_size,
-            logit_lens,
-            progress,
-        )
+        run = _Run(adapter, bands, noise, coordinates, n_folds, skip_first, seed, control)
+        return _warned(_profile(run, dataset, batch_size, logit_lens, progress))
 
 
 def _profile(
@@ -220,7 +215,7 @@ def profile_cache(
         for fold in sorted({fold for _, fold in assigned}):
             index = [i for i, (_, f) in enumerate(assigned) if f == fold]
             add_batch(run.moments, adapter, *read(index, fold))
-        return run.finish(logit_lens)
+        return _warned(run.finish(logit_lens))
 
 
 class _Run:
@@ -332,8 +327,6 @@ class _Run:
         retained = _by_scale(reading, list(self.bands), 0, "retained")
         predicted = _by_scale(reading, list(self.bands), n_scales, "predicted")
         notes = _small_sample_warnings(retained, predicted)
-        for note in notes:
-            warnings.warn(note, stacklevel=4)
         return LayerProfile(
             model_name=self.adapter.name + _CONTROL_WORDS[self.control],
             n_layers=self.adapter.n_layers,
@@ -510,6 +503,13 @@ def _small_sample_warnings(
                     "if there is any, more groups of text are needed to see it"
                 )
     return notes
+
+
+def _warned(profile: LayerProfile) -> LayerProfile:
+    """The profile, its warnings told to whoever called the public function."""
+    for note in profile.warnings:
+        warnings.warn(note, stacklevel=3)
+    return profile
 
 
 def _shifted(tensor: Tensor, start: int, length: int, axes: tuple[int, ...]) -> Tensor:

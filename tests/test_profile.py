@@ -772,7 +772,7 @@ def test_a_failed_save_keeps_the_old_file(
         Path(args[1]).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("mspgt_lens.results.save_file", fail)
+    monkeypatch.setattr("mspgt_lens.storage.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         profile.save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["p.safetensors"]
