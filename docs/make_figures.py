@@ -59,15 +59,9 @@ def draw_boundaries(path: str) -> None:
     )
     for color, kind in zip([*colors, *colors], kinds.unique(), strict=False):
         rows = nulls[(kinds == kind) & (nulls["correlation"] == 0)]
-        add(
-            figure,
-            rows["blocks"],
-            rows["rejected"],
-            rows["draws"],
-            kind.replace("_", " "),
-            color,
-            1,
-        )
+        look = color, "dot" if kind.startswith("AR") else "solid"
+        name = kind.replace("_", " ")
+        add(figure, rows["blocks"], rows["rejected"], rows["draws"], name, look, 1)
     figure.add_hline(y=0.05, line={"color": NEUTRAL, "dash": "dash", "width": 1}, row=1, col=1)
     eight = plain[(plain["signals"] == 8) & (plain["effect"] == 2)].sort_values("blocks")
     jumps = plain[(plain["signals"] == 8) & (plain["blocks"] == 30)].sort_values("effect")
@@ -78,11 +72,11 @@ def draw_boundaries(path: str) -> None:
     for col, (rows, axis) in enumerate(
         ((eight, "blocks"), (jumps, "effect"), (correlated, "autocorrelation")), start=2
     ):
-        for name, quantity, color in (
-            ("p < 0.05", "rejected", SCALE_COLORS["intermediate"]),
-            ("both within one block", "located", SCALE_COLORS["local"]),
+        for name, quantity, look in (
+            ("p < 0.05", "rejected", (NEUTRAL, "solid")),
+            ("both within one block", "located", (NEUTRAL, "dash")),
         ):
-            add(figure, rows[axis], rows[quantity], rows["draws"], name, color, col, show=col == 2)
+            add(figure, rows[axis], rows[quantity], rows["draws"], name, look, col, show=col == 2)
         figure.update_yaxes(range=[0, 1.03], tickformat=".0%", row=1, col=col)
     figure.update_yaxes(range=[0, 0.2], tickformat=".0%", title_text="share of draws", row=1, col=1)
     titles = ("blocks", "blocks", "jump / noise deviation", "lag-one autocorrelation")
@@ -107,7 +101,7 @@ def add(
     share: pd.Series,
     draws: pd.Series,
     name: str,
-    color: str,
+    look: tuple[str, str],
     col: int,
     show: bool = True,
 ) -> None:
@@ -122,7 +116,7 @@ def add(
             y=share,
             error_y={"type": "data", "symmetric": False, **bars, "thickness": 1, "width": 0},
             mode="lines+markers",
-            line={"color": color, "width": 2},
+            line={"color": look[0], "dash": look[1], "width": 2},
             name=name,
             showlegend=show,
         ),

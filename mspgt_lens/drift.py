@@ -136,8 +136,8 @@ def _covariance_root(
     unit = np.where(deviation > 0, deviation, 1.0)
     correlation = covariance / np.outer(unit, unit)
     kept = np.abs(correlation) > 2 / np.sqrt(max(freedom, 1))
-    shrunk = np.where(kept | np.eye(len(kept), dtype=bool), correlation, 0.0)
-    values, vectors = np.linalg.eigh(shrunk)
+    thresholded = np.where(kept | np.eye(len(kept), dtype=bool), correlation, 0.0)
+    values, vectors = np.linalg.eigh(thresholded)
     root: np.ndarray = (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T * deviation
     return root
 

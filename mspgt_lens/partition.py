@@ -24,7 +24,8 @@ class Support(NamedTuple):
 
     Attributes:
         weight: The signal's share of what the jumps explain; all shares add up to 1.
-        p_value: p-value of two jumps without this signal; None if it is the only one.
+        p_value: p-value of two jumps without this signal, from 200 draws of each reference; None
+            if it is the only one.
         boundaries: The two best boundaries without it; None if it is the only one.
     """
 
@@ -57,7 +58,8 @@ class ScalePartition:
         probability: Per block, the share of bootstrap draws with a boundary there, shape
             ``[block]``.
         sharpness: Leave-one-block-out error of ``"stages"`` (jumps alone), ``"drift"`` (gradual
-            alone) and ``"both"``, as shares of the error of the mean. The least describes best.
+            alone) and ``"both"``, as shares of the error of the mean. The least describes best;
+            drift is given its best polynomial order, so small differences say nothing.
         by_method: Method to its boundaries; None where it finds none.
         by_signal: Signal to what the answer owes to it.
         signals: The signals, in their own units, shape ``[block, signal]``, in the order of

@@ -19,7 +19,7 @@ from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile import profile_layers
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
 from mspgt_lens.results import Curve, LayerProfile
-from mspgt_lens.segments import segment_blocks, summarize_places
+from mspgt_lens.segments import MIN_BLOCKS, segment_blocks, summarize_places
 
 Method = Literal["fused", "stages", "attention_span", "mi_peaks", "hvib", "thirds", "quarters"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -76,15 +76,24 @@ def detect_scales(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if profile is None:
-        if model is None or prompts is None:
-            raise ValueError("detect_scales needs a model and prompts, or profile=")
-        profile = profile_layers(model, prompts, seed=seed, progress=progress)
     if method not in ("fused", "stages") and n_boundaries not in (None, 2):
         raise ValueError(
             f"method {method!r} places two boundaries, got n_boundaries={n_boundaries}"
         )
-    thresholds = _thresholds(profile, span_thresholds)
+    if span_thresholds is not None:
+        _check_thresholds(span_thresholds)
+    if profile is None:
+        if model is None or prompts is None:
+            raise ValueError("detect_scales needs a model and prompts, or profile=")
+        n_layers = as_adapter(model).n_layers
+        if n_layers < MIN_BLOCKS:
+            # Nobody should wait for a pass that cannot be enough.
+            raise ValueError(
+                f"model must have at least {MIN_BLOCKS} blocks, got {n_layers}: with fewer, two "
+                "boundaries cannot be told from drift"
+            )
+        profile = profile_layers(model, prompts, seed=seed, progress=progress)
+    thresholds = span_thresholds or _default_thresholds(profile)
     signals, notes = _choose_signals(profile)
     replicates = _replicates(profile, n_bootstraps, seed)
     fused = segment_blocks(
@@ -255,14 +264,16 @@ def _replicates(profile: LayerProfile, n_draws: int, seed: int) -> list[LayerPro
     return [one(weight) for weight in weights]
 
 
-def _thresholds(profile: LayerProfile, given: tuple[float, float] | None) -> tuple[float, float]:
-    if given is not None:
-        if len(given) != 2 or not 0 < given[0] < given[1]:
-            raise ValueError(f"span_thresholds must be two rising numbers of tokens, got {given!r}")
-        return float(given[0]), float(given[1])
+def _check_thresholds(given: tuple[float, float]) -> None:
+    if len(given) != 2 or not 0 < given[0] < given[1]:
+        raise ValueError(f"span_thresholds must be two rising numbers of tokens, got {given!r}")
+
+
+def _default_thresholds(profile: LayerProfile) -> tuple[float, float]:
+    """Where the two bands farthest ahead begin."""
     starts = sorted({a for a, _ in profile.bands.values()})
-    chosen = starts[-2:] if len(starts) > 1 else [2, 17]
-    return float(chosen[0]), float(chosen[1])
+    first, second = starts[-2:] if len(starts) > 1 else (2, 17)
+    return float(first), float(second)
 
 
 def _attention_span(

@@ -14,8 +14,9 @@ from mspgt_lens.statistics import LEVEL
 
 SIGNIFICANCE = 0.05
 MIN_BLOCKS = 6
-# Below these, power against jumps of twice the noise is under 0.9 (see docs/boundaries.md).
-FEW_BLOCKS = 20
+# Against two jumps of twice the noise, power is 0.7 at 20 blocks and 8 signals, and 0.8 at 30
+# blocks and 4 signals (docs/boundaries.md).
+FEW_BLOCKS = 24
 FEW_SIGNALS = 6
 HIGH_CORRELATION = 0.35
 _DRAWS_PER_SIGNAL = 200
@@ -355,7 +356,10 @@ def _best_placement(placements: np.ndarray, overlap: np.ndarray, product: np.nda
 def _sharpness(
     plan: SearchPlan, ranks: Float[np.ndarray, "block signal"], n_jumps: int
 ) -> dict[str, float]:
-    """Leave-one-block-out error of stages, drift and both, as shares of the mean's own."""
+    """Leave-one-block-out error of stages, drift and both, as shares of the mean's own.
+
+    Drift takes the polynomial order with the least such error, which favors it over stages alone.
+    """
     loo = _LeaveOneOut(plan, ranks)
     mean = loo.error(0, 0)
     orders = plan.orders[1:]

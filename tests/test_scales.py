@@ -207,6 +207,20 @@ def test_bad_calls_are_named(arguments, message):
         ml.detect_scales(**arguments)
 
 
+def test_bad_calls_are_named_before_the_pass(tiny, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr("mspgt_lens.scales.profile_layers", fail)
+    for arguments, message in (
+        ({"span_thresholds": (5, 2)}, "two rising numbers"),
+        ({"method": "quarters", "n_boundaries": 1}, "places two"),
+        ({}, "at least 6 blocks, got 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ml.detect_scales(tiny("llama"), ["some text"], **arguments)
+
+
 def test_figures_show_the_segments(stepped, partition):
     figure = ml.plot_boundaries(partition)
     assert [bar.text for bar in figure.data[:3]] == ["Local", "Intermediate", "Global"]
