@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from mspgt_lens.brittleness_command import add_brittleness_command
+from mspgt_lens.layer_profile import LayerProfile
 from mspgt_lens.loading import load_model
 from mspgt_lens.models import as_adapter
+from mspgt_lens.patch_command import add_patch_command
 from mspgt_lens.profile import Control, profile_layers
 from mspgt_lens.prompts import PromptDataset, load_passages
 from mspgt_lens.report import summary_rows, write_report
-from mspgt_lens.results import LayerProfile
 from mspgt_lens.scales import METHODS, detect_scales
 from mspgt_lens.targets import OFFSET_BANDS
 
@@ -101,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     scales.add_argument("--save", type=Path, metavar="PATH", help="also save the partition")
     _add_run(scales)
     scales.set_defaults(run=_scales)
+    add_patch_command(commands)
+    add_brittleness_command(commands, _add_model, _prompts)
     return parser
 
 

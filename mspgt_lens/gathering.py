@@ -219,7 +219,9 @@ class _BatchReader:
         counted = self.valid[:, None, :] & (mass > MIN_KEY_MASS)
         mass = torch.where(counted, mass, 1.0)
         distance = keys - (pattern @ keys) / mass
-        surprise = torch.special.entr(pattern).sum(dim=-1) - torch.special.entr(sink)
+        # In place, since patterns are the largest arrays here; a key of weight 0 adds 0.
+        log_share = pattern.clamp(min=torch.finfo(pattern.dtype).tiny).log_().mul_(pattern)
+        surprise = log_share[..., 0] - log_share.sum(dim=-1)
         entropy = surprise / mass + torch.log(mass)
         self.span[block] = float(distance[counted].double().sum())
         self.entropy[block] = float(entropy[counted].double().sum())

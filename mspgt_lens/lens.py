@@ -21,7 +21,7 @@ SELECTION_SITES = 4
 SELECTION_OUTPUTS = 96
 MIN_POSITIONS = 256
 # Share of the forward pass's operations that decoding sampled positions may take.
-DECODING_SHARE = 0.1
+DECODING_SHARE = 0.06
 UNIGRAM_GRID = tuple(10.0 ** np.arange(-4.0, 1.0, 0.5))
 # Fewer, larger products are faster; this many logits are 200 MB.
 _LOGITS_PER_CHUNK = 50_000_000
@@ -78,7 +78,7 @@ def ridge_lens_relevance(
                 fit = sums.fit([k])
                 mine = torch.from_numpy(folds == k)
                 z = reference.apply(site, rows[mine, site].to(adapter.device)).to(device)
-                out = fit.mean_t + (z / scale - fit.mean_z) @ fit.weights(strengths[k])
+                out = fit.predict(strengths[k], z / scale)
                 predicted[mine] = out.float().cpu() + reference.center[-1].cpu()
         log_likelihood[:, site] = _log_likelihood(adapter, predicted, sample.next_token[:count])
     return _relevance(moments, log_likelihood)

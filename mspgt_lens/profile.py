@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import platform
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from importlib import metadata
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,13 +16,15 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.gathering import Batch, Source, add_batch, calibrate, make_batch, make_batches
 from mspgt_lens.information import check_noise, site_statistics
+from mspgt_lens.layer_profile import LayerProfile
 from mspgt_lens.lens import TokenRelevance, logit_lens_relevance, ridge_lens_relevance
 from mspgt_lens.models import ModelAdapter, as_adapter, cache_reader
 from mspgt_lens.moments import MAX_WIDTH, Coordinates, Moments, plan_moments
-from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
+from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, balanced_folds, stable_hash
 from mspgt_lens.readers import Reading, read_targets
-from mspgt_lens.results import Curve, LayerProfile
+from mspgt_lens.results import Curve
 from mspgt_lens.statistics import fold_interval, jackknife_interval, pseudo_values
+from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 
 # Windows looked at before the pass: they decide the folds and the target features.
@@ -48,6 +48,8 @@ _GUARANTEES = {
     "read: usable information, no bound on Shannon's.",
     "predicted": "Held-out information that a linear-Gaussian reader finds about tokens to come: "
     "usable information, no bound on Shannon's.",
+    "added": "Held-out information about this scale's future that a linear-Gaussian reader adds to "
+    "the futures of the coarser scales: usable information, no bound on Shannon's.",
     "attention_span": "Expected distance to the attended key, first key excluded and the rest "
     "renormalized, mean over heads and valid queries.",
     "attention_entropy": "Entropy of the attended key, first key excluded and the rest "
@@ -265,7 +267,7 @@ class _Run:
                 f"{len(sizes)}: give more documents, or groups= that tell them apart"
                 + (f", or n_folds={len(sizes)}" if len(sizes) >= 3 else "")
             )
-        self.folds = _balanced_folds(sizes, self.n_folds, self.seed)
+        self.folds = balanced_folds(sizes, self.n_folds, self.seed)
         counts = np.zeros(self.adapter.d_vocab, dtype=np.int64)
         for prompt in prompts:
             counts += np.bincount(prompt.tokens, minlength=len(counts))
@@ -323,9 +325,9 @@ class _Run:
         relevance = ridge_lens_relevance(moments, self.adapter, self.coordinates)
         raw_lens = logit_lens_relevance(moments, self.adapter) if logit_lens else None
         compression, signals = self._site_curves()
-        n_scales = len(self.bands)
-        retained = _by_scale(reading, list(self.bands), 0, "retained")
-        predicted = _by_scale(reading, list(self.bands), n_scales, "predicted")
+        scales = list(self.bands)
+        retained = _by_scale(reading.targets, scales, 0, "retained")
+        predicted = _by_scale(reading.targets, scales, len(scales), "predicted")
         notes = _small_sample_warnings(retained, predicted)
         return LayerProfile(
             model_name=self.adapter.name + _CONTROL_WORDS[self.control],
@@ -337,6 +339,9 @@ class _Run:
             relevance=_token_curve(relevance, "relevance"),
             retained=retained,
             predicted=predicted,
+            added=_by_scale(reading.added, scales, 0, "added"),
+            correlations=dict(zip(scales, reading.correlations.swapaxes(0, 1), strict=True)),
+            fold_weights=tuple(moments.n_read.astype(float).tolist()),
             signals=signals,
             logit_lens=None if raw_lens is None else _token_curve(raw_lens, "logit_lens"),
             settings={
@@ -356,7 +361,7 @@ class _Run:
                 "weights": self.adapter.weight_processing,
                 "prompts_fingerprint": f"{moments.fingerprint:016x}",
             },
-            versions=_versions(),
+            versions=package_versions(),
             warnings=tuple(notes),
         )
 
@@ -448,21 +453,6 @@ class _Run:
             )
 
 
-def _balanced_folds(sizes: Mapping[Hashable, int], n_folds: int, seed: int) -> dict[Hashable, int]:
-    """Groups dealt to folds in random order, each to the fold with the fewest tokens so far."""
-    groups = list(sizes)
-    shuffled = np.random.default_rng(seed).permutation(len(groups))
-    # Large groups first, or the last one dealt could outweigh a fold.
-    order = sorted(shuffled.tolist(), key=lambda i: -sizes[groups[i]])
-    filled = [0] * n_folds
-    folds: dict[Hashable, int] = {}
-    for i in order:
-        fold = int(np.argmin(filled))
-        folds[groups[i]] = fold
-        filled[fold] += sizes[groups[i]]
-    return folds
-
-
 def _by_scale(reading: Reading, scales: list[str], first: int, name: str) -> dict[str, Curve]:
     return {
         scale: Curve(
@@ -522,8 +512,3 @@ def _shifted(tensor: Tensor, start: int, length: int, axes: tuple[int, ...]) -> 
 def _chunks(stream: Iterator[Prompt]) -> Iterator[list[Prompt]]:
     while chunk := list(itertools.islice(stream, _CHUNK)):
         yield chunk
-
-
-def _versions() -> dict[str, str]:
-    names = ("mspgt-lens", "transformer-lens", "transformers", "torch", "numpy", "scipy")
-    return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
@@ -304,3 +304,18 @@ def _pair(
         yield from zip(texts, groups, strict=True)
     except ValueError as error:
         raise ValueError("groups must have one label per text: their numbers differ") from error
+
+
+def balanced_folds(sizes: Mapping[Hashable, int], n_folds: int, seed: int) -> dict[Hashable, int]:
+    """Groups dealt to folds in random order, each to the fold with the fewest tokens so far."""
+    groups = list(sizes)
+    shuffled = np.random.default_rng(seed).permutation(len(groups))
+    # Large groups first, or the last one dealt could outweigh a fold.
+    order = sorted(shuffled.tolist(), key=lambda i: -sizes[groups[i]])
+    filled = [0] * n_folds
+    folds: dict[Hashable, int] = {}
+    for i in order:
+        fold = int(np.argmin(filled))
+        folds[groups[i]] = fold
+        filled[fold] += sizes[groups[i]]
+    return folds

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
 
 from mspgt_lens.information import pooled_scale
 from mspgt_lens.moments import Coordinates, Moments
-from mspgt_lens.ridge import FoldSums, RidgeFit, moment_about, ring, spread_sites
+from mspgt_lens.ridge import FoldSums, ring, spread_sites
+from mspgt_lens.site_reader import SiteReader, Strengths, log_determinant, log_ratio
 from mspgt_lens.statistics import fold_interval
 
 # From nearly unpenalized to nearly silent; infinity is the null reader, which predicts the mean.
@@ -22,8 +21,6 @@ SELECTION_SITES = 4
 # The upper end uses fits whose optimism (training minus held-out score) is at most this per
 # feature: then a third of the directions fitted are noise, and the correction still holds.
 MAX_OPTIMISM = 0.5
-# Share of a variance that sums of float32 products resolve.
-RESOLUTION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -35,17 +32,33 @@ class Reading:
         low: Lower end of the 95% interval.
         high: Upper end of the 95% interval.
         by_fold: The score on each fold, shape ``[fold, target, site]``.
-        ridge: The ridge strength chosen for each fold and target, shape ``[fold, target]``.
     """
 
     values: Float[np.ndarray, "target site"]
     low: Float[np.ndarray, "target site"]
     high: Float[np.ndarray, "target site"]
     by_fold: Float[np.ndarray, "fold target site"]
+
+
+@dataclass(frozen=True)
+class TargetReadings:
+    """All that is read of a model's targets.
+
+    Attributes:
+        targets: The past of every band, then the future of every band.
+        added: What the future of each band adds to that of the coarser bands, in band order.
+        correlations: Held-out canonical correlations with the future of each band, shape
+            ``[fold, band, site, component]``.
+        ridge: The ridge strength chosen for each fold and target, shape ``[fold, target]``.
+    """
+
+    targets: Reading
+    added: Reading
+    correlations: Float[np.ndarray, "fold band site component"]
     ridge: Float[np.ndarray, "fold target"]
 
 
-def read_targets(moments: Moments, coordinates: Coordinates) -> Reading:
+def read_targets(moments: Moments, coordinates: Coordinates) -> TargetReadings:
     """What a linear-Gaussian reader of each site can use about each target.
 
     ``E_test[log N(y; W z + b, S) - log N(y; m, S_0)]``, with W by ridge, cross-fitted over folds of
@@ -60,178 +73,59 @@ def read_targets(moments: Moments, coordinates: Coordinates) -> Reading:
     ``-R/2 log(1 - x)``, so the gap between the two tells the optimism, whatever the dependence
     between neighboring positions. It is taken at the weakest strength whose gap is small enough.
 
-    Returns:
-        Targets in the order of the plan: the past of every band, then the future of every band.
+    What a band adds to the coarser ones is read off the same readers taken together: the joint
+    log-likelihood ratio splits by the chain rule, coarse to fine, and the parts sum to it.
     """
-    n_folds, n_sites = moments.z_read.shape[:2]
-    strengths = _choose_strengths(
-        [_SiteReader(moments, s, coordinates) for s in spread_sites(n_sites, SELECTION_SITES)]
+    n_sites, n_bands = moments.z_read.shape[1], len(moments.plan.bands)
+    # Coarse to fine: from the band that reaches farthest to the one nearest.
+    bands = list(moments.plan.bands.values())
+    coarse_to_fine = sorted(range(n_bands), key=lambda i: bands[i], reverse=True)
+    strengths = choose_strengths(
+        [_site_reader(moments, s, coordinates) for s in spread_sites(n_sites, SELECTION_SITES)]
     )
-    scores = [_SiteReader(moments, site, coordinates).score(strengths) for site in range(n_sites)]
-    held_out, light, corrected = (
-        np.stack(parts, axis=-1).reshape(n_folds, -1) for parts in zip(*scores, strict=True)
+    chain = [n_bands + i for i in coarse_to_fine]
+    scores, correlations = zip(
+        *(
+            _site_reader(moments, site, coordinates).score(strengths, chain)
+            for site in range(n_sites)
+        ),
+        strict=True,
     )
     weights = moments.n_read.astype(float)
-    value, low, high = fold_interval(held_out, weights)
-    mean_light, _, high_light = fold_interval(light, weights)
-    best = weights @ corrected / weights.sum()
-    shape = (-1, n_sites)
-    return Reading(
-        values=value.reshape(shape),
-        low=low.reshape(shape),
-        high=np.maximum(high, best + high_light - mean_light).reshape(shape),
-        by_fold=held_out.reshape(n_folds, *shape),
+    held_out, light, corrected = (
+        np.stack([getattr(score, name) for score in scores], axis=-1)
+        for name in ("held_out", "light", "corrected")
+    )
+    everything = summarize(held_out, light, corrected, weights)
+    in_band_order = np.argsort(coarse_to_fine)
+    return TargetReadings(
+        targets=_pick(everything, np.arange(2 * n_bands)),
+        added=_pick(everything, 2 * n_bands + in_band_order),
+        correlations=np.stack(correlations, axis=2)[:, in_band_order],
         ridge=strengths.chosen,
     )
 
 
-@dataclass(frozen=True)
-class _Strengths:
-    """Ridge strengths: the chosen one, and the weakest whose optimism the sample can bear."""
-
-    chosen: Float[np.ndarray, "fold target"]
-    weakest: Float[np.ndarray, " target"]
-
-
-@dataclass(frozen=True)
-class _Residuals:
-    """Second moments per target of what a reader, and the null reader, leave unexplained.
-
-    The floors are variances per target, the least that either may claim to leave in any direction:
-    what float32 products do not resolve. Where a reader is the null reader, both are the same, so
-    that it reads exactly 0.
-    """
-
-    reader: Float[Tensor, "target f f"]
-    null: Float[Tensor, "target f f"]
-    reader_floor: Float[Tensor, " target"]
-    null_floor: Float[Tensor, " target"]
-
-    @property
-    def reader_spread(self) -> Float[Tensor, "target f f"]:
-        """The reader's residual covariance, no narrower than it may claim."""
-        return self.reader + _isotropic(self.reader_floor, self.reader)
-
-    @property
-    def null_spread(self) -> Float[Tensor, "target f f"]:
-        """The same of the null reader."""
-        return self.null + _isotropic(self.null_floor, self.null)
-
-    def plus(self, other: _Residuals, share: float) -> _Residuals:
-        mixed = (
-            mine * (1 - share) + theirs * share
-            for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
-        )
-        return _Residuals(*mixed)
+def summarize(
+    held_out: Float[np.ndarray, "fold part site"],
+    light: Float[np.ndarray, "fold part site"],
+    corrected: Float[np.ndarray, "fold part site"],
+    weights: Float[np.ndarray, " fold"],
+) -> Reading:
+    """Scores of folds as values with intervals: see :func:`read_targets`."""
+    n_folds, *shape = held_out.shape
+    value, low, high = fold_interval(held_out.reshape(n_folds, -1), weights)
+    mean_light, _, high_light = fold_interval(light.reshape(n_folds, -1), weights)
+    best = weights @ corrected.reshape(n_folds, -1) / weights.sum()
+    return Reading(
+        values=value.reshape(shape),
+        low=low.reshape(shape),
+        high=np.maximum(high, best + high_light - mean_light).reshape(shape),
+        by_fold=held_out,
+    )
 
 
-class _SiteReader:
-    """The readable positions of one site, in the reader's coordinates."""
-
-    def __init__(self, moments: Moments, site: int, coordinates: Coordinates) -> None:
-        scale = pooled_scale(moments, site, coordinates)
-        self.count = moments.n_read.astype(float)
-        self.sums = FoldSums(
-            self.count,
-            moments.z_read[:, site] / scale,
-            moments.zz_read[:, site] / torch.outer(scale, scale),
-            moments.y,
-            moments.zy[:, site] / scale[:, None],
-        )
-        self.yy = moments.yy
-        self.n_targets = 2 * len(moments.plan.bands)
-        self.n_features = moments.plan.features.shape[1]
-
-    def tested(
-        self, fit: RidgeFit, fold: int, strengths: Float[np.ndarray, " target"]
-    ) -> _Residuals:
-        """Residuals of readers of the given strengths on a fold that they were not fitted on."""
-        count = self.count[fold]
-        mean = self.sums.t[fold] / count
-        yy = moment_about(self.yy[fold] / count, mean, mean, fit.mean_t, fit.mean_t)
-        return self._residuals(fit, strengths, yy, *fit.about(fold))
-
-    def trained(self, fit: RidgeFit, strengths: Float[np.ndarray, " target"]) -> _Residuals:
-        """Residuals of readers of the given strengths on the folds that they were fitted on."""
-        yy = self.yy[fit.folds].sum(0) / self.count[fit.folds].sum()
-        return self._residuals(
-            fit, strengths, yy - torch.outer(fit.mean_t, fit.mean_t), fit.zz, fit.zt
-        )
-
-    def score(self, strengths: _Strengths) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log-likelihood ratios on each fold, shape ``[fold, target]`` each.
-
-        Returns:
-            Held out at the chosen strength; held out at the weakest; and the training score at the
-            weakest less its optimism.
-        """
-        n_folds = len(self.count)
-        spread: dict[int, _Residuals] = {}
-        for pair in ring(n_folds):
-            fit = self.sums.fit(pair)
-            for outer, inner in (pair, pair[::-1]):
-                left = self.tested(fit, inner, strengths.chosen[outer])
-                neighbors = self.count[(outer + 1) % n_folds] + self.count[(outer - 1) % n_folds]
-                so_far = spread.get(outer, left)
-                spread[outer] = so_far.plus(left, self.count[inner] / neighbors)
-        held_out, light, corrected = np.zeros((3, n_folds, self.n_targets))
-        for k in range(n_folds):
-            fit = self.sums.fit([k])
-            held_out[k] = _log_ratio(self.tested(fit, k, strengths.chosen[k]), spread[k])
-            trained = self.trained(fit, strengths.weakest)
-            light[k] = _log_ratio(self.tested(fit, k, strengths.weakest), trained)
-            training = _log_ratio(trained, trained)
-            # A fold that happens to score above training shows no optimism.
-            gap = np.maximum(training - light[k], 0.0) / self.n_features
-            corrected[k] = training - self.n_features / 2 * np.log1p(gap)
-        return held_out, light, corrected
-
-    def _residuals(
-        self,
-        fit: RidgeFit,
-        strengths: Float[np.ndarray, " target"],
-        yy: Float[Tensor, "column column"],
-        zz: Float[Tensor, "width width"],
-        zt: Float[Tensor, "width column"],
-    ) -> _Residuals:
-        null = self._blocks(yy)
-        null_floor = RESOLUTION * _largest_variance(null)
-        if np.isinf(strengths).all():
-            return _Residuals(null, null, null_floor, null_floor)
-        weights = self._weights(fit, strengths)
-        # E (y - W z)(y - W z)^T = yy - W^T zy - (W^T zy)^T + W^T zz W, target by target. The null
-        # reader has no weights, and is left exactly as it is.
-        by_target = "d (t f) -> t d f"
-        w = rearrange(weights, by_target, f=self.n_features)
-        change = w.mT @ rearrange(zz @ weights / 2 - zt, by_target, f=self.n_features)
-        residual = null + change + change.mT
-        reader_floor = null_floor + RESOLUTION * _largest_variance(w.mT @ w)
-        if torch.linalg.cholesky_ex(residual + _isotropic(reader_floor, residual)).info.any():
-            # Variances below zero are rounding, and show its size.
-            lowest = torch.linalg.eigvalsh(residual)[:, 0]
-            reader_floor = reader_floor + 2 * (-lowest).clamp(min=0.0)
-        return _Residuals(residual, null, reader_floor, null_floor)
-
-    def _weights(
-        self, fit: RidgeFit, strengths: Float[np.ndarray, " target"]
-    ) -> Float[Tensor, "width column"]:
-        """Every target's weights at its own strength; zeros for the null reader."""
-        weights = torch.zeros_like(fit.zt)
-        for strength in set(strengths.tolist()) - {np.inf}:
-            targets = np.flatnonzero(strengths == strength)
-            columns = (targets[:, None] * self.n_features + np.arange(self.n_features)).ravel()
-            chosen = tuple(columns.tolist())
-            weights[:, list(chosen)] = fit.weights(strength, chosen)
-        return weights
-
-    def _blocks(self, matrix: Float[Tensor, "c c"]) -> Float[Tensor, "target f f"]:
-        """The diagonal block of every target."""
-        split = rearrange(matrix, "(t f) (u g) -> t u f g", f=self.n_features, g=self.n_features)
-        index = torch.arange(self.n_targets)
-        return split[index, index]
-
-
-def _choose_strengths(readers: Sequence[_SiteReader]) -> _Strengths:
+def choose_strengths(readers: Sequence[SiteReader]) -> Strengths:
     """Strengths from inner fits at a few sites: the least held-out log-determinant decides."""
     n_folds, n_targets = len(readers[0].count), readers[0].n_targets
     cost = np.zeros((n_folds, len(RIDGE_GRID), n_targets))
@@ -242,38 +136,31 @@ def _choose_strengths(readers: Sequence[_SiteReader]) -> _Strengths:
             for index, strength in enumerate(RIDGE_GRID):
                 everywhere = np.full(n_targets, strength)
                 trained = reader.trained(fit, everywhere)
-                training = _log_ratio(trained, trained)
+                training = log_ratio(trained, trained)
                 for outer, inner in (pair, pair[::-1]):
                     left = reader.tested(fit, inner, everywhere)
-                    log_det = _log_det(left.reader_spread).cpu().numpy()
-                    cost[outer, index] += reader.count[inner] * log_det
-                    optimism[index] += training - _log_ratio(left, trained)
+                    cost[outer, index] += reader.count[inner] * log_determinant(left)
+                    optimism[index] += training - log_ratio(left, trained)
     grid = np.array(RIDGE_GRID)
     bearable = optimism / (2 * n_folds * len(readers)) <= MAX_OPTIMISM * readers[0].n_features
     # The null reader shows no optimism, so there always is a first bearable strength.
-    return _Strengths(chosen=grid[cost.argmin(axis=1)], weakest=grid[bearable.argmax(axis=0)])
+    return Strengths(chosen=grid[cost.argmin(axis=1)], weakest=grid[bearable.argmax(axis=0)])
 
 
-def _log_ratio(tested: _Residuals, expected: _Residuals) -> Float[np.ndarray, " target"]:
-    """Mean log-likelihood ratio of the reader against the null reader, nats per token."""
-    root = torch.linalg.cholesky(expected.reader_spread)
-    root_null = torch.linalg.cholesky(expected.null_spread)
-    trace = torch.cholesky_solve(tested.reader, root).diagonal(dim1=-2, dim2=-1).sum(-1)
-    trace_null = torch.cholesky_solve(tested.null, root_null).diagonal(dim1=-2, dim2=-1).sum(-1)
-    log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    log_det_null = 2 * root_null.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    ratio: np.ndarray = (0.5 * (log_det_null - log_det + trace_null - trace)).cpu().numpy()
-    return ratio
+def _site_reader(moments: Moments, site: int, coordinates: Coordinates) -> SiteReader:
+    """The readable positions of one site, in the reader's coordinates."""
+    scale = pooled_scale(moments, site, coordinates)
+    sums = FoldSums(
+        moments.n_read.astype(float),
+        moments.z_read[:, site] / scale,
+        moments.zz_read[:, site] / torch.outer(scale, scale),
+        moments.y,
+        moments.zy[:, site] / scale[:, None],
+    )
+    return SiteReader(sums, moments.yy, 2 * len(moments.plan.bands))
 
 
-def _log_det(matrix: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch"]:
-    root: Tensor = torch.linalg.cholesky(matrix)
-    return 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
-def _largest_variance(matrix: Float[Tensor, "target f f"]) -> Float[Tensor, " target"]:
-    return matrix.diagonal(dim1=-2, dim2=-1).amax(dim=-1)
-
-
-def _isotropic(floor: Float[Tensor, " target"], like: Tensor) -> Float[Tensor, "target f f"]:
-    return floor[:, None, None] * torch.eye(like.shape[-1]).to(like)
+def _pick(reading: Reading, parts: Float[np.ndarray, " part"]) -> Reading:
+    return Reading(
+        reading.values[parts], reading.low[parts], reading.high[parts], reading.by_fold[:, parts]
+    )

@@ -12,9 +12,11 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from mspgt_lens.boundary_plots import plot_boundaries
+from mspgt_lens.layer_profile import LayerProfile
 from mspgt_lens.partition import ScalePartition
-from mspgt_lens.plots import plot_information_plane, plot_profile, plot_scale_map
-from mspgt_lens.results import Curve, LayerProfile
+from mspgt_lens.plane_plots import plot_information_plane, plot_scale_map
+from mspgt_lens.plots import plot_profile
+from mspgt_lens.results import Curve
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5c5c60; --paper: #fff; --line: #ddd; }
@@ -70,7 +72,7 @@ def write_report(
     sections = []
     if partition is not None:
         sections.append(
-            _section(
+            section(
                 "Scale boundaries",
                 f"{partition.summary()} Jumps that all signals share are tested against gradual "
                 "drift with depth: p says how often drift alone gives as much.",
@@ -78,7 +80,7 @@ def write_report(
             )
         )
     sections += [
-        _section(
+        section(
             "Curves over depth",
             "Site l is the residual stream before block l; the last site is after the last block. "
             "Compression is what a noisy channel needs to carry the stream. Retained is what a "
@@ -86,7 +88,7 @@ def write_report(
             "of the tokens to come, both on documents it was not fitted on.",
             plot_profile(profile, partition),
         ),
-        _section(
+        section(
             "Information plane",
             "Each path follows one scale from the first site to the last. A step to the left "
             "forgets the past; a step up predicts more of what is to come.",
@@ -95,7 +97,7 @@ def write_report(
     ]
     if scale_map is not None:
         sections.append(
-            _section(
+            section(
                 "Scale map",
                 "At which depth each single token offset is read best. A row's label gives its "
                 "largest value; rows that cannot be told from 0 at any site stay blank.",
@@ -106,22 +108,7 @@ def write_report(
     said = dict.fromkeys(
         note for one in (*shown, partition) if one is not None for note in one.warnings
     )
-    notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in said)
-    html = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(profile.model_name)}: layer profile</title>
-<style>{_STYLE}</style>
-<script>{get_plotlyjs()}</script>
-</head>
-<body>
-<h1>{escape(profile.model_name)}: what each layer keeps and predicts</h1>
-<p class="soft">{profile.n_layers} blocks; {profile.n_tokens:,} token positions from
-{profile.n_groups:,} groups of text. Made with mspgt_lens
-{escape(profile.versions.get("mspgt-lens", ""))}.</p>
-{notes}
+    body = f"""
 <h2>In short</h2>
 <div class="wide">{_summary(profile)}</div>
 <p class="soft">Values with 95% intervals from resampling groups. Retained and predicted
@@ -132,7 +119,55 @@ is no bound on Shannon's.</p>
 <details><summary>Settings, versions and what each number means</summary>
 <div class="wide">{_settings(shown)}</div>
 {_meanings(profile)}
-</details>
+</details>"""
+    return write_page(
+        path,
+        title=f"{profile.model_name}: layer profile",
+        heading=f"{profile.model_name}: what each layer keeps and predicts",
+        subtitle=f"{profile.n_layers} blocks; {profile.n_tokens:,} token positions from "
+        f"{profile.n_groups:,} groups of text. Made with mspgt_lens "
+        f"{profile.versions.get('mspgt-lens', '')}.",
+        notes=list(said),
+        body=body,
+    )
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    heading: str,
+    subtitle: str,
+    notes: Sequence[str],
+    body: str,
+) -> Path:
+    """One self-contained HTML file in the look of all reports.
+
+    Args:
+        path: Where to write.
+        title: Of the browser's window, plain text.
+        heading: Plain text.
+        subtitle: Plain text.
+        notes: What a reader has to know first, plain text each.
+        body: The rest, HTML; see :func:`section` and :func:`table`.
+
+    Returns:
+        The path that was written.
+    """
+    html = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{_STYLE}</style>
+<script>{get_plotlyjs()}</script>
+</head>
+<body>
+<h1>{escape(heading)}</h1>
+<p class="soft">{escape(subtitle)}</p>
+{"".join(f"<p class='note'>{escape(note)}</p>" for note in notes)}
+{body}
 <script>{_SCRIPT}</script>
 </body>
 </html>
@@ -165,10 +200,11 @@ def _best(curve: Curve) -> str:
 
 def _summary(profile: LayerProfile) -> str:
     head, *rows = summary_rows(profile)
-    return _table([head, *rows])
+    return table([head, *rows])
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of plain text as an HTML table; the first is the header."""
     head, *body = rows
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join(
@@ -177,7 +213,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"
 
 
-def _section(title: str, text: str, figure: go.Figure) -> str:
+def section(title: str, text: str, figure: go.Figure) -> str:
+    """A heading, a paragraph of plain text and a figure, as HTML."""
     body = figure.to_html(
         full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}
     )
@@ -193,7 +230,7 @@ def _settings(profiles: Sequence[LayerProfile]) -> str:
         (f"version of {name}", *(p.versions.get(name, "") for p in profiles))
         for name in profiles[0].versions
     ]
-    return _table(rows)
+    return table(rows)
 
 
 def _meanings(profile: LayerProfile) -> str:

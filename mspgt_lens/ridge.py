@@ -79,17 +79,27 @@ class RidgeFit:
         """Weights of some columns (all by default); the penalty is in units of the z used."""
         key = (strength, columns)
         if key not in self._weights:
-            if strength not in self._roots:
-                self._roots[strength] = self._root(strength)
             wanted = self.zt if columns is None else self.zt[:, list(columns)]
-            self._weights[key] = torch.cholesky_solve(wanted, self._roots[strength])
+            self._weights[key] = torch.cholesky_solve(wanted, self._root(strength))
         return self._weights[key]
+
+    def predict(
+        self, strength: float, rows: Float[Tensor, "row width"]
+    ) -> Float[Tensor, "row column"]:
+        """All columns of t at some rows of z; cheaper than weights where rows are few."""
+        solved = torch.cholesky_solve((rows - self.mean_z).T, self._root(strength))
+        return self.mean_t + solved.T @ self.zt
 
     def _root(self, strength: float) -> Float[Tensor, "width width"]:
         """Cholesky factor of the penalized covariance.
 
         A strength below the rounding of the sums cannot be told from 0; it is raised until it can.
         """
+        if strength not in self._roots:
+            self._roots[strength] = self._factor(strength)
+        return self._roots[strength]
+
+    def _factor(self, strength: float) -> Float[Tensor, "width width"]:
         if not torch.isfinite(self.zz).all():
             raise FloatingPointError(
                 "second moments of a site are not finite; nothing can be fitted"

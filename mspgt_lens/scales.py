@@ -14,11 +14,12 @@ from jaxtyping import Float
 from scipy.signal import find_peaks
 
 from mspgt_lens.drift import rank_normalize
+from mspgt_lens.layer_profile import LayerProfile
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile import profile_layers
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
-from mspgt_lens.results import Curve, LayerProfile
+from mspgt_lens.results import Curve
 from mspgt_lens.segments import MIN_BLOCKS, segment_blocks, summarize_places
 
 Method = Literal["fused", "stages", "attention_span", "mi_peaks", "hvib", "thirds", "quarters"]
@@ -173,6 +174,8 @@ def boundary_signals(profile: LayerProfile) -> pd.DataFrame:
 
 # Quantity, scale, and whether the signal is the curve itself, its change, or its logarithm's.
 _Signal = tuple[str, str, Literal["value", "change", "log change"]]
+# These repeat what relevance and predicted information say, which would count twice.
+_NO_SIGNALS = ("logit_lens", "added")
 
 
 def _choose_signals(profile: LayerProfile) -> tuple[dict[str, _Signal], list[str]]:
@@ -182,7 +185,7 @@ def _choose_signals(profile: LayerProfile) -> tuple[dict[str, _Signal], list[str
     for quantity, scale, curve in profile.curves():
         name = " ".join(filter(None, (quantity, scale))).replace("_", " ")
         kind: Literal["value", "change", "log change"] = "change"
-        if quantity == "logit_lens":
+        if quantity in _NO_SIGNALS:
             continue
         if quantity in profile.signals:
             kind = "value"
@@ -224,7 +227,7 @@ def _replicates(profile: LayerProfile, n_draws: int, seed: int) -> list[LayerPro
     Every curve moves along the differences between its folds, all curves together, by multivariate
     t draws with the folds' covariance: the spread that the curves' own intervals state.
     """
-    folds = [c.by_fold for _, _, c in profile.curves()]
+    folds = [c.by_fold for quantity, _, c in profile.curves() if quantity not in _NO_SIGNALS]
     counts = {len(f) for f in folds if f is not None}
     if any(f is None for f in folds) or len(counts) != 1:
         return []

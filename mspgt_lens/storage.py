@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,12 @@ def read_result(
             f"{header.get('kind', 'something else')} of format {header.get('format')}"
         )
     return header, arrays
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a result's numbers."""
+    names = ("mspgt-lens", "transformer-lens", "transformers", "torch", "numpy", "scipy")
+    return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
 
 
 def _with_suffix(path: str | os.PathLike[str]) -> Path:

@@ -41,6 +41,16 @@ def made_profile(
         relevance=curve(1 + 3 * depth),
         retained=scaled(-1.5),
         predicted=scaled(1.5),
+        added=scaled(1.2),
+        correlations={
+            scale: 0.9
+            * np.exp(-np.arange(4) / 2)
+            * (0.3 + 0.7 * depth[:, None])
+            / band[1] ** 0.3
+            * np.linspace(0.98, 1.02, 5)[:, None, None]
+            for scale, band in bands.items()
+        },
+        fold_weights=(100.0,) * 5,
         signals={
             "attention_span": curve(20 + 5 * blocks, "tokens"),
             "attention_entropy": curve(2 + blocks),

@@ -9,7 +9,7 @@ from made_profile import made_profile
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
-from mspgt_lens import cli
+from mspgt_lens import brittleness_command, cli, patch_command
 
 
 @pytest.fixture
@@ -23,7 +23,8 @@ def tiny_by_name(monkeypatch):
             raise OSError(f"{name} is no model here")
         return model
 
-    monkeypatch.setattr(cli, "load_model", load)
+    for module in (brittleness_command, cli, patch_command):
+        monkeypatch.setattr(module, "load_model", load)
     return model
 
 
@@ -33,7 +34,7 @@ def texts(one_thread):
 
 
 def test_help_reads_well(capsys):
-    for arguments in (["--help"], ["profile", "--help"], ["scales", "--help"]):
+    for arguments in (["--help"], ["profile", "--help"], ["scales", "--help"], ["patch", "--help"]):
         with pytest.raises(SystemExit) as stopped:
             cli.main(arguments)
         assert stopped.value.code == 0
@@ -43,6 +44,7 @@ def test_help_reads_well(capsys):
         "scales",
         "--method",
         "--control",
+        "--task",
         "MODEL",
         "--prompts",
         "--out",
@@ -87,6 +89,43 @@ def test_scales_prints_the_partition_and_writes_its_figures(tmp_path, capsys):
     assert "leave out --control" in capsys.readouterr().err
 
 
+def test_patch_writes_a_report_with_the_strongest_cells(tiny_by_name, tmp_path, capsys):
+    rows = random_tokens(10, 5)
+    records = [
+        {
+            "clean": as_text(row),
+            "corrupted": as_text(row.clone().index_fill_(0, row.new_tensor([2]), 9)),
+            "answer": "w7",
+            "foil": "w8",
+        }
+        for row in rows
+    ]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(json.dumps(record) for record in records))
+    out, saved = tmp_path / "patch.html", tmp_path / "sweep"
+    files = ["--pairs", str(pairs), "--out", str(out), "--save", str(saved), "--no-progress"]
+    assert cli.main(["patch", "tiny", *files, "--site", "z"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("logit_difference", "10 pairs", "p (Holm)", "95% interval", str(out)):
+        assert words in shown
+    assert "Patching one attention head" in out.read_text()
+    assert ml.PatchSweep.load(saved).site == "z"
+    assert cli.main(["patch", "tiny", "--task", "induction", "--no-progress", *files[2:4]]) == 0
+    assert cli.main(["patch", "tiny", "--task", "induction", "--n-pairs", "0"]) == 2
+    assert "n_pairs at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"clean": "a"}', "lacks corrupted, answer, foil"), ("{", "line 1"), ("", "no pair")],
+)
+def test_bad_pairs_get_one_line(tmp_path, capsys, content, message):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(content)
+    assert cli.main(["patch", "tiny", "--pairs", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "suffix", "expected"),
     [
@@ -123,3 +162,23 @@ def test_missing_files_and_models_get_one_line(tiny_by_name, tmp_path, capsys):
     assert "no file at" in capsys.readouterr().err
     assert cli.main(["profile", "nobody/has-this"]) == 2
     assert "nobody/has-this" in capsys.readouterr().err
+
+
+def test_brittleness_prints_slopes_and_writes_its_figures(tiny_by_name, texts, tmp_path, capsys):
+    prompts, out = tmp_path / "texts.txt", tmp_path / "brittleness.html"
+    prompts.write_text("\n".join(texts))
+    files = ["--prompts", str(prompts), "--out", str(out), "--save", str(tmp_path / "kept")]
+    sizes = ["--blocks", "1,3", "--levels", "0.05,0.1", "--n-documents", "5", "--max-length", "12"]
+    assert cli.main(["brittleness", "tiny", *files, *sizes, "--no-progress"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("tiny-llama: 5 documents", "equal energy", "local / global", str(out)):
+        assert words in shown
+    assert "Slopes and half levels" in out.read_text()
+    kept = ml.Brittleness.load(tmp_path / "kept")
+    assert (kept.levels, kept.settings["n_groups"]) == ((0.05, 0.1), 5)
+    assert kept.settings["n_positions"] == 5 * (12 - 4)
+    assert cli.main(["brittleness", "tiny", *files, "--blocks", "3,1", "--no-progress"]) == 2
+    assert "rise from 1 to 3" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["brittleness", "tiny", *files])
+    assert "--partition --blocks" in capsys.readouterr().err

@@ -23,10 +23,11 @@ from mspgt_lens import gathering as gathering_module
 from mspgt_lens import moments as moments_module
 from mspgt_lens import profile as profile_module
 from mspgt_lens.gathering import add_batch, make_batches
+from mspgt_lens.layer_profile import LayerProfile
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.moments import Moments, plan_moments
 from mspgt_lens.prompts import Prompt, stable_hash
-from mspgt_lens.results import Curve, LayerProfile
+from mspgt_lens.results import Curve
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -741,8 +742,11 @@ def test_a_saved_profile_loads_back_equal(
         assert_same(loaded, saved)
         for field in dataclasses.fields(LayerProfile):
             first, second = getattr(loaded, field.name), getattr(saved, field.name)
-            if field.name in ("retained", "predicted", "signals", "bands"):
+            if field.name in ("retained", "predicted", "added", "signals", "bands"):
                 assert list(first) == list(second)
+            elif field.name == "correlations":
+                assert list(first) == list(second)
+                assert all(np.array_equal(first[scale], second[scale]) for scale in first)
             elif not isinstance(first, Curve):
                 assert first == second, field.name
     assert profile.warnings
@@ -850,7 +854,7 @@ def test_the_table_has_one_row_per_curve_and_point(model: Any) -> None:
     ]
     counts = table.groupby(["quantity", "scale"]).size().to_dict()
     over_sites = {(q, ""): 3 for q in ("compression", "relevance", "logit_lens")}
-    by_scale = {(q, s): 3 for q in ("retained", "predicted") for s in BANDS}
+    by_scale = {(q, s): 3 for q in ("retained", "predicted", "added") for s in BANDS}
     assert counts == over_sites | by_scale | {(q, ""): 2 for q in profile.signals}
     assert set(table["model"]) == {"tiny-llama"}
     mine = table[(table.quantity == "retained") & (table.scale == "local")]

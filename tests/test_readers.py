@@ -30,7 +30,7 @@ def test_intervals_cover_the_truth(n, width, n_features, power, group_size):
     for _ in range(40):
         sites, targets, fold, information, rate = draw(rng, n, width, n_features, power, group_size)
         moments = moments_of(sites, targets, fold)
-        reading = read_targets(moments, "standardized")
+        reading = read_targets(moments, "standardized").targets
         told.append((reading.low <= information) & (information <= reading.high))
         value = site_statistics(moments, range(N_FOLDS), 0.1, "standardized").compression
         without = [
@@ -47,7 +47,7 @@ def test_intervals_cover_the_truth(n, width, n_features, power, group_size):
 
 def test_gaussian_information_is_reached_with_many_positions():
     sites, targets, fold, information, _ = draw(np.random.default_rng(0), 60_000, 16, 8, 1.0)
-    reading = read_targets(moments_of(sites, targets, fold), "standardized")
+    reading = read_targets(moments_of(sites, targets, fold), "standardized").targets
     np.testing.assert_allclose(reading.values, information, rtol=0.02)
 
 
@@ -56,7 +56,9 @@ def test_unrelated_targets_read_nothing():
     for n, width in ((600, 64), (5000, 16)):
         sites = [rng.standard_normal((n, width)) for _ in range(2)]
         targets = rng.standard_normal((n, 8))
-        reading = read_targets(moments_of(sites, targets, np.arange(n) % N_FOLDS), "standardized")
+        reading = read_targets(
+            moments_of(sites, targets, np.arange(n) % N_FOLDS), "standardized"
+        ).targets
         assert (np.abs(reading.values) < 0.02).all()
         assert (reading.low <= 0).all()
         assert (reading.high >= 0).all()
@@ -69,19 +71,19 @@ def test_small_samples_never_read_far_below_zero():
         sites = [rng.standard_normal((600, 64)) for _ in range(2)]
         targets = np.repeat(rng.standard_normal((20, 8)), 30, axis=0)
         fold = np.repeat(np.arange(20), 30) % N_FOLDS
-        reading = read_targets(moments_of(sites, targets, fold), "standardized")
+        reading = read_targets(moments_of(sites, targets, fold), "standardized").targets
         assert reading.values.min() > -0.1
 
 
 def test_values_do_not_depend_on_the_scale_of_coordinates():
     sites, targets, fold, _, _ = draw(np.random.default_rng(4), 2000, 16, 4, 1.0)
     stretch = np.geomspace(1e-3, 1e3, 16)
-    plain = read_targets(moments_of(sites, targets, fold), "standardized")
+    plain = read_targets(moments_of(sites, targets, fold), "standardized").targets
     stretched = read_targets(
         moments_of([s * stretch for s in sites], targets, fold), "standardized"
-    )
+    ).targets
     np.testing.assert_allclose(stretched.values, plain.values, rtol=1e-6)
-    raw = read_targets(moments_of([s * stretch for s in sites], targets, fold), "raw")
+    raw = read_targets(moments_of([s * stretch for s in sites], targets, fold), "raw").targets
     assert np.abs(raw.values - plain.values).max() > 0.05
 
 
@@ -89,7 +91,9 @@ def test_a_retained_target_beyond_resolution_stays_finite():
     rng = np.random.default_rng(5)
     z = rng.standard_normal((2000, 16))
     targets = np.concatenate([z[:, :4], z[:, 4:8]], axis=1)
-    reading = read_targets(moments_of([z, z], targets, np.arange(2000) % N_FOLDS), "standardized")
+    reading = read_targets(
+        moments_of([z, z], targets, np.arange(2000) % N_FOLDS), "standardized"
+    ).targets
     assert np.isfinite(reading.high).all()
     # Four features at a resolution of 1e-6 of their variance: log(1e6) / 2 nats each, and 1/2 more
     # for residuals that vanish against that resolution.
@@ -123,6 +127,9 @@ def test_fits_equal_ridge_regression_on_the_rows():
     )
     np.testing.assert_allclose(fit.weights(0.3), expected, rtol=1e-10)
     np.testing.assert_allclose(fit.weights(0.3, (0, 2)), expected[:, [0, 2]], rtol=1e-10)
+    np.testing.assert_allclose(
+        fit.predict(0.3, torch.from_numpy(z[:5])), mean + (z[:5] - z[kept].mean(0)) @ expected
+    )
     tested = z[rows[3]] - z[kept].mean(0)
     zz, zt = fit.about(3)
     np.testing.assert_allclose(zz, tested.T @ tested / len(tested), rtol=1e-10)
@@ -141,7 +148,7 @@ def test_few_distinct_targets_and_perfect_fits_in_float32_do_not_stop_a_reader(d
     moments = moments_of([z, z], targets, np.arange(n) % N_FOLDS)
     for name in ("zz_read", "zy", "yy"):
         setattr(moments, name, getattr(moments, name).float().double())
-    reading = read_targets(moments, "standardized")
+    reading = read_targets(moments, "standardized").targets
     assert np.isfinite(reading.high).all()
     # Two directions, or sixteen, each read down to the resolution of float32.
     assert (reading.values[0] > 8).all()

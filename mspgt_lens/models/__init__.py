@@ -1,0 +1,52 @@
+"""The one module that knows TransformerLens: hook names, model classes, norms and decoding.
+
+Everything else sees a :class:`ModelAdapter`: sites, attention patterns, the final norm and the
+unembedding of a ``HookedTransformer`` (TransformerLens 2 and 3) or a ``TransformerBridge``
+(TransformerLens 3 and 4), without knowing which it is.
+"""
+
+from mspgt_lens.models.adapter import (
+    ModelAdapter,
+    NormKind,
+    PatternHook,
+    SiteHook,
+    as_adapter,
+    cache_reader,
+    needed_hooks,
+)
+from mspgt_lens.models.building import (
+    bridge_class,
+    bridge_from_huggingface,
+    hooked_llama_from_huggingface,
+)
+from mspgt_lens.models.editing import Change, Edit, edited, edited_logits, require_acted
+from mspgt_lens.models.generating import RowEdits, Rows, check_generation, decode_text, generate
+from mspgt_lens.models.reading import unembedding_rows, weight_digest
+from mspgt_lens.models.resuming import RecordedRun, Site
+
+__all__ = [
+    "Change",
+    "Edit",
+    "ModelAdapter",
+    "NormKind",
+    "PatternHook",
+    "RecordedRun",
+    "RowEdits",
+    "Rows",
+    "Site",
+    "SiteHook",
+    "as_adapter",
+    "bridge_class",
+    "bridge_from_huggingface",
+    "cache_reader",
+    "check_generation",
+    "decode_text",
+    "edited",
+    "edited_logits",
+    "generate",
+    "hooked_llama_from_huggingface",
+    "needed_hooks",
+    "require_acted",
+    "unembedding_rows",
+    "weight_digest",
+]

@@ -1,0 +1,170 @@
+"""Changing a model's activations while it runs, and leaving no trace of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mspgt_lens.models.adapter import ModelAdapter
+
+Place = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_scores", "skip"]
+Change = Callable[[Tensor], Tensor]
+_HOOKS = {
+    "resid_pre": "blocks.{block}.hook_resid_pre",
+    "resid_post": "blocks.{block}.hook_resid_post",
+    "attn_out": "blocks.{block}.hook_attn_out",
+    "mlp_out": "blocks.{block}.hook_mlp_out",
+    "attn_scores": "blocks.{block}.attn.hook_attn_scores",
+}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change of one activation.
+
+    Attributes:
+        block: The block, 0 ... L - 1.
+        place: ``"resid_pre"`` and ``"resid_post"`` (the residual stream before and after the
+            block), ``"attn_out"``, ``"mlp_out"`` (what its parts add), all ``[prompt, pos,
+            d_model]``; ``"attn_scores"`` (masked, before the softmax; ``[prompt, head, query,
+            key]``); or ``"skip"``: the block's output is its input.
+        change: From the activation to its replacement, of the same shape; it must not write into
+            its argument. While text is generated with a cache, it sees the newly processed
+            positions only (as queries, among scores). None for ``"skip"``.
+    """
+
+    block: int
+    place: Place
+    change: Change | None = None
+
+    def __post_init__(self) -> None:
+        if self.place not in get_args(Place):
+            raise ValueError(
+                f"Edit: place must be one of {', '.join(get_args(Place))}, got {self.place!r}"
+            )
+        if (self.change is None) != (self.place == "skip"):
+            needed = "takes no" if self.place == "skip" else "needs a"
+            raise ValueError(f"Edit: place {self.place!r} {needed} change")
+
+
+@contextmanager
+def edited(adapter: ModelAdapter, edits: Sequence[Edit]) -> Iterator[list[int]]:
+    """Install edits for the time of a ``with`` block; they are removed however it ends.
+
+    Edits of one activation act in the order given. Hooks that were on the model stay, and act
+    before the edits.
+
+    Args:
+        adapter: The model.
+        edits: What to change.
+
+    Yields:
+        How often each edit has acted so far: an activation that the model never computes under its
+        name is not changed, which must not pass for an effect of zero (see
+        :func:`require_acted`).
+
+    Raises:
+        ValueError: If a block or a hook does not exist.
+    """
+    counts = [0] * len(edits)
+    points = adapter.model.hook_dict
+    with ExitStack() as stack:
+        for index, edit in enumerate(edits):
+            if not 0 <= edit.block < adapter.n_layers:
+                raise ValueError(
+                    f"edits[{index}]: block must be 0 to {adapter.n_layers - 1} in {adapter.name}, "
+                    f"got {edit.block}"
+                )
+            for name, change in _changes(edit, index, counts):
+                if name not in points:
+                    raise ValueError(
+                        f"edits[{index}]: {adapter.name} has no hook {name}, so its "
+                        f"{edit.place!r} cannot be changed"
+                    )
+                _install(stack, points[name], change)
+        yield counts
+
+
+def edited_logits(
+    adapter: ModelAdapter,
+    tokens: Int[Tensor, "prompt pos"],
+    mask: Bool[Tensor, "prompt pos"],
+    edits: Sequence[Edit] = (),
+) -> Float[Tensor, "prompt pos vocab"]:
+    """The model's logits under edits, in float32 or wider.
+
+    Args:
+        adapter: The model, in :meth:`ModelAdapter.inference`.
+        tokens: Token ids, padded on the right.
+        mask: True where a token is not padding.
+        edits: What to change; nothing by default.
+
+    Raises:
+        RuntimeError: If an edit never acted.
+    """
+    device = adapter.device
+    with edited(adapter, edits) as counts:
+        logits: Tensor = adapter.model(
+            tokens.to(device), attention_mask=mask.to(device, torch.long), return_type="logits"
+        )
+    require_acted(adapter, edits, counts)
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def require_acted(adapter: ModelAdapter, edits: Sequence[Edit], counts: Sequence[int]) -> None:
+    """Raise ``RuntimeError`` if an edit never acted; ``counts`` come from :func:`edited`."""
+    idle = [edit for edit, count in zip(edits, counts, strict=True) if not count]
+    if idle:
+        raise RuntimeError(
+            f"model: {adapter.name} never computes {idle[0].place!r} of block {idle[0].block} "
+            "under its hook, so it cannot be changed; load the model with "
+            "attn_implementation='eager', or choose another place"
+        )
+
+
+def _changes(edit: Edit, index: int, counts: list[int]) -> list[tuple[str, Callable[..., Any]]]:
+    """Hook names with what to do there."""
+    kept: list[Tensor] = []
+
+    def keep(activation: Tensor, hook: Any) -> None:
+        kept[:] = [activation]
+
+    def put_back(activation: Tensor, hook: Any) -> Tensor:
+        counts[index] += 1
+        return kept.pop()
+
+    def replace(activation: Tensor, hook: Any) -> Tensor:
+        counts[index] += 1
+        assert edit.change is not None
+        changed = edit.change(activation)
+        if changed.shape != activation.shape:
+            raise ValueError(
+                f"edits[{index}]: change must keep the shape {tuple(activation.shape)}, got "
+                f"{tuple(changed.shape)}"
+            )
+        return changed.to(activation.dtype)
+
+    if edit.place == "skip":
+        ends = (_HOOKS[end].format(block=edit.block) for end in ("resid_pre", "resid_post"))
+        return list(zip(ends, (keep, put_back), strict=True))
+    return [(_HOOKS[edit.place].format(block=edit.block), replace)]
+
+
+def _install(stack: ExitStack, point: Any, change: Callable[..., Any]) -> None:
+    """Add one hook, to be removed with the stack."""
+    # Not through model.hooks(): in compatibility mode that calls a hook once per alias.
+    point.add_hook(change)
+    handle = point.fwd_hooks[-1]
+
+    def take_away() -> None:
+        handle.hook.remove()
+        if handle in point.fwd_hooks:
+            point.fwd_hooks.remove(handle)
+
+    stack.callback(take_away)

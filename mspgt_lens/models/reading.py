@@ -1,0 +1,48 @@
+"""Reading a model's weights: unembedding rows of some tokens, and what tells two models apart."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mspgt_lens.models.adapter import ModelAdapter
+
+_LOGITS_PER_CHUNK = 50_000_000
+
+
+def unembedding_rows(
+    adapter: ModelAdapter, tokens: Int[Tensor, " token"]
+) -> Float[Tensor, "token d_model"]:
+    """How each token's logit depends on the normalized final residual, on the CPU.
+
+    The final norm's learned scale is included. Read off the unembedding's outputs, since every
+    model class stores it in its own way.
+    """
+    device = adapter.device
+    dtype = next(adapter.model.parameters()).dtype
+    size = max(1, _LOGITS_PER_CHUNK // adapter.d_vocab)
+    chosen = tokens.to(device)
+
+    def logits(vectors: Tensor) -> Tensor:
+        # A position axis of its own: unembedding modules expect [prompt, pos, d_model].
+        out: Tensor = adapter.model.unembed(vectors.to(device, dtype)[None])[0]
+        return out[:, chosen].float()
+
+    with adapter.inference():
+        nothing = logits(torch.zeros(1, adapter.d_model))
+        axes = torch.eye(adapter.d_model)
+        rows = torch.cat([logits(part) - nothing for part in torch.split(axes, size)]).T
+        return (rows * adapter._scale).cpu()
+
+
+def weight_digest(adapter: ModelAdapter) -> str:
+    """A short text that differs between models whose weights differ."""
+    total, square = 0.0, 0.0
+    with torch.no_grad():
+        # One at a time: a copy of all weights could be larger than memory.
+        for parameter in adapter.model.parameters():
+            weights = parameter.float()
+            total += float(weights.sum())
+            square += float(weights.square().sum())
+    return f"{adapter.name}, {adapter.weight_processing}, {total!r}, {square!r}"

@@ -1,0 +1,320 @@
+"""Recording a run and taking it up again at any block, without the blocks and tokens before it.
+
+A change at block ``l`` and position ``p`` leaves every earlier block, and in a causal model every
+earlier position, as it was. So a changed run is computed from block ``l`` on and for the positions
+from ``p`` on only; the keys and values of earlier positions are those of the recorded run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mspgt_lens.models.adapter import ModelAdapter
+
+Site = Literal["resid_pre", "attn_out", "mlp_out", "z"]
+Edit = Callable[[Tensor], Tensor]
+_SITE_HOOKS: dict[str, str] = {
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "z": "attn.hook_z",
+}
+# How the model classes call the keys and values that a block is given of earlier positions.
+_CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past", "past_kv_cache_entry")
+_HOOKED_CACHE = "past_kv_cache_entry"
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_HALF_TOLERANCE = 0.05
+
+
+class _Prefix:
+    """Keys and values of earlier positions, in the manner of every model class's own cache."""
+
+    def __init__(self, axis: int, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+        self.axis, self.keys, self.values = axis, keys, values
+        self.given: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def past_keys(self) -> Tensor:
+        """As HookedTransformer reads it, for the number of earlier positions."""
+        return torch.zeros(1, 0) if self.keys is None else self.keys
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """As HookedTransformer calls it."""
+        self.given = keys, values
+        if self.keys is None or self.values is None:
+            return keys, values
+        return torch.cat([self.keys, keys], self.axis), torch.cat([self.values, values], self.axis)
+
+    def update(
+        self, keys: Tensor, values: Tensor, *layer: Any, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As the blocks of a TransformerBridge call it."""
+        return self.append(keys, values)
+
+    def get_seq_length(self, *layer: Any) -> int:
+        """Number of earlier positions, as some Hugging Face blocks ask for it."""
+        return 0 if self.keys is None else int(self.keys.shape[self.axis])
+
+
+class RecordedRun:
+    """One run over prompts: the residual at every site, and all it takes to resume at a block.
+
+    Build and use it inside ``adapter.inference()``. Blocks are called as the model calls them, so
+    the user's own hooks act as they do in the model.
+
+    Attributes:
+        residual: The residual stream as each block received it, sites 0 ... L, each
+            ``[prompt, pos, d_model]``.
+        activations: At the patched site, one per block (``[prompt, pos, d_model]``, or
+            ``[prompt, pos, head, d_head]`` for ``"z"``); for ``"resid_pre"`` the residuals.
+        reuses_prefix: Whether a resumed run may start at a later position than the first. False
+            where a model class does not take keys and values as expected; then all positions are
+            computed.
+    """
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        tokens: Int[Tensor, "prompt pos"],
+        mask: Bool[Tensor, "prompt pos"],
+        site: Site = "resid_pre",
+    ) -> None:
+        self.adapter, self.site = adapter, site
+        self.tokens, self.mask = tokens.to(adapter.device), mask.to(adapter.device)
+        self.residual: list[Tensor] = []
+        self.activations: list[Tensor] = []
+        self.reuses_prefix = False
+        self._arguments: list[tuple[list[Any], dict[str, Any]]] = []
+        self._prefix: list[tuple[Tensor, Tensor]] = []
+        self._edits: dict[int, Edit] = {}
+        self._logit_factor = 1.0
+        self._record()
+
+    def prepare(self) -> None:
+        """Check that resuming and decoding give the recorded run back; keep keys and values.
+
+        Raises:
+            ValueError: If they do not: the model computes something that is not in its blocks, its
+                final norm and its unembedding.
+        """
+        self._check_logits()
+        everyone = torch.arange(len(self.tokens), device=self.tokens.device)
+        prefixes = []
+        for block in range(self.adapter.n_layers):
+            prefix = _Prefix(self._prefix_axis(block))
+            after = self._call(block, self.residual[block], everyone, 0, self.n_pos, prefix)
+            self._require_equal(after, self.residual[block + 1], f"block {block}")
+            if prefix.given is not None:
+                prefixes.append(prefix.given)
+        start = self.n_pos // 2
+        if len(prefixes) < self.adapter.n_layers or not start:
+            return
+        self._prefix = prefixes
+        self.reuses_prefix = self._resumes_at(start, everyone)
+
+    @property
+    def n_pos(self) -> int:
+        """Tokens of each prompt, padding included."""
+        return int(self.tokens.shape[1])
+
+    @contextmanager
+    def editing(self) -> Iterator[dict[int, Edit]]:
+        """Hooks on the patched site of every block for the time inside.
+
+        Yields:
+            A dictionary: what is put there under a block's number is applied to the site's
+            activation whenever that block runs.
+        """
+
+        def hook(block: int) -> Callable[..., Tensor | None]:
+            def apply(activation: Tensor, hook: Any) -> Tensor | None:
+                edit = self._edits.get(block)
+                return None if edit is None else edit(activation)
+
+            return apply
+
+        hooks = [(name, hook(block)) for block, name in enumerate(self._site_names())]
+        try:
+            with self.adapter.model.hooks(fwd_hooks=hooks):
+                yield self._edits
+        finally:
+            self._edits.clear()
+
+    def run_block(
+        self,
+        block: int,
+        residual: Float[Tensor, "row length d_model"],
+        prompts: Int[Tensor, " row"],
+        start: int,
+    ) -> Float[Tensor, "row length d_model"]:
+        """One block on changed residuals.
+
+        Args:
+            block: The block.
+            residual: Its input, for positions ``start`` ... ``start + length - 1``.
+            prompts: Which recorded prompt each row was changed from.
+            start: First position; the keys and values before it are the recorded ones.
+        """
+        prefix = None
+        if start:
+            keys, values = self._prefix[block]
+            axis = self._prefix_axis(block)
+            prefix = _Prefix(
+                axis,
+                keys.narrow(axis, 0, start)[prompts],
+                values.narrow(axis, 0, start)[prompts],
+            )
+        return self._call(block, residual, prompts, start, start + residual.shape[1], prefix)
+
+    def logits(self, residual: Float[Tensor, "position d_model"]) -> Float[Tensor, "position v"]:
+        """Logits of final residuals, by the model's own final norm and unembedding."""
+        model = self.adapter.model
+        logits = model.unembed(model.ln_final(residual[None]))[0].float() * self._logit_factor
+        cap = getattr(self.adapter.cfg, "output_logits_soft_cap", None) or -1.0
+        capped: Tensor = cap * torch.tanh(logits / cap) if cap > 0 else logits
+        return capped
+
+    def _site_names(self) -> list[str]:
+        """The hook of the patched site in each block; none for the residual, a block's input."""
+        if self.site == "resid_pre":
+            return []
+        names = [f"blocks.{b}.{_SITE_HOOKS[self.site]}" for b in range(self.adapter.n_layers)]
+        absent = [name for name in names if name not in self.adapter.model.hook_dict]
+        if absent:
+            raise ValueError(
+                f"site {self.site!r}: {self.adapter.name} lacks {len(absent)} of its hooks, the "
+                f"first being {absent[0]}; choose another site"
+            )
+        return names
+
+    def _record(self) -> None:
+        blocks = self.adapter.model.blocks
+        seen: list[int] = []
+
+        def before(block: int) -> Callable[..., None]:
+            def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                seen.append(block)
+                kwargs = dict(kwargs)
+                rest = list(args)
+                residual = rest.pop(0) if rest else kwargs.pop("hidden_states")
+                self.residual.append(residual.detach())
+                self._arguments.append((rest, kwargs))
+
+            return keep
+
+        def last(site: int, residual: Tensor) -> None:
+            if site == self.adapter.n_layers:
+                self.residual.append(residual.detach())
+
+        def keep_activation(activation: Tensor, hook: Any) -> None:
+            self.activations.append(activation.detach().clone())
+
+        names = self._site_names()
+        handles = []
+        try:
+            for block, module in enumerate(blocks):
+                handles.append(module.register_forward_pre_hook(before(block), with_kwargs=True))
+            with self.adapter.model.hooks(fwd_hooks=[(name, keep_activation) for name in names]):
+                self.adapter.run(self.tokens, self.mask, last)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if seen != list(range(self.adapter.n_layers)):
+            raise ValueError(
+                f"model: {self.adapter.name} must run each of its {self.adapter.n_layers} blocks "
+                f"once and in order, but ran {seen[:8]}"
+            )
+        if self.site == "resid_pre":
+            self.activations = self.residual[:-1]
+
+    def _prefix_axis(self, block: int) -> int:
+        return 1 if _HOOKED_CACHE in self._arguments[block][1] else 2
+
+    def _call(
+        self,
+        block: int,
+        residual: Tensor,
+        prompts: Tensor,
+        start: int,
+        stop: int,
+        prefix: _Prefix | None,
+    ) -> Tensor:
+        args, kwargs = self._arguments[block]
+
+        def take(name: str, value: Any) -> Any:
+            if name in _CACHE_NAMES or hasattr(value, "get_seq_length"):
+                # A recorded cache would be appended to.
+                return prefix
+            if name == "use_cache":
+                return prefix is not None
+            if isinstance(value, tuple):
+                return tuple(take(name, item) for item in value)
+            return self._rows_of(name, value, prompts, start, stop)
+
+        out = self.adapter.model.blocks[block](
+            residual,
+            *(take("", value) for value in args),
+            **{name: take(name, value) for name, value in kwargs.items()},
+        )
+        after: Tensor = out[0] if isinstance(out, tuple) else out
+        return after
+
+    def _rows_of(self, name: str, value: Any, prompts: Tensor, start: int, stop: int) -> Any:
+        """An argument recorded for whole prompts, for these prompts and positions."""
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            return value
+        n_prompts, n_pos = self.tokens.shape
+        if value.ndim == 1:
+            return value[start:stop] if len(value) == n_pos else value
+        if value.shape[0] == n_prompts:
+            value = value[prompts]
+        if value.ndim == 4:  # A mask: prompt, head, query, key.
+            return value[:, :, start:stop, :stop]
+        if "mask" in name:
+            return value[:, :stop]
+        return value[:, start:stop] if value.shape[1] == n_pos else value
+
+    def _check_logits(self) -> None:
+        """Prove on the first prompt that :meth:`logits` gives the model's own."""
+        real = self.mask[0]
+        expected = self.adapter.model.run_with_hooks(
+            self.tokens[:1], attention_mask=self.mask[:1].long(), return_type="logits", fwd_hooks=[]
+        )[0, real].float()
+        found = self.logits(self.residual[-1][0, real])
+        # Some architectures scale their logits by a constant.
+        factor = float((expected * found).sum() / (found * found).sum())
+        if abs(factor - 1.0) > 0.01:
+            self._logit_factor = factor
+            found = self.logits(self.residual[-1][0, real])
+        self._require_equal(found[None], expected[None], "the unembedding", self.mask[:1, real])
+
+    def _resumes_at(self, start: int, everyone: Tensor) -> bool:
+        residual = self.residual[0][:, start:]
+        try:
+            for block in range(self.adapter.n_layers):
+                residual = self.run_block(block, residual, everyone, start)
+        except (RuntimeError, TypeError, IndexError, AttributeError):
+            return False
+        return self._equal(residual, self.residual[-1][:, start:], self.mask[:, start:])
+
+    def _equal(self, found: Tensor, expected: Tensor, real: Tensor) -> bool:
+        if found.shape != expected.shape:
+            return False
+        found, expected = found[real].float(), expected[real].float()
+        dtype = next(self.adapter.model.parameters()).dtype
+        error = float((found - expected).norm() / expected.norm())
+        return error < _TOLERANCE.get(dtype, _HALF_TOLERANCE)
+
+    def _require_equal(
+        self, found: Tensor, expected: Tensor, what: str, real: Tensor | None = None
+    ) -> None:
+        if not self._equal(found, expected, self.mask if real is None else real):
+            raise ValueError(
+                f"model: {what} of {self.adapter.name}, called on its own, does not give what the "
+                "model computes, so a run cannot be resumed there"
+            )

@@ -1,0 +1,224 @@
+"""Pairs of prompts that differ in what decides the answer, for activation patching."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mspgt_lens.models import ModelAdapter, as_adapter
+from mspgt_lens.prompts import stack_rows
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPairs:
+    """Clean and corrupted prompts, token by token alike in length, with the answers at stake.
+
+    Attributes:
+        clean: Tokens of the prompts whose next token is the answer, shape ``[pair, pos]``.
+        corrupted: Tokens of the prompts whose next token is the foil, shape ``[pair, pos]``.
+        mask: True where a token is not padding; padding is at one end, shape ``[pair, pos]``.
+        answer: The token that continues the clean prompt, shape ``[pair]``.
+        foil: The token that continues the corrupted prompt, shape ``[pair]``.
+        groups: What each pair belongs to; intervals and tests resample groups. By default every
+            pair is a group of its own.
+    """
+
+    clean: Int[Tensor, "pair pos"]
+    corrupted: Int[Tensor, "pair pos"]
+    mask: Bool[Tensor, "pair pos"]
+    answer: Int[Tensor, " pair"]
+    foil: Int[Tensor, " pair"]
+    groups: tuple[Hashable, ...]
+
+    def __post_init__(self) -> None:
+        shape = self.clean.shape
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"clean must have shape [pair, pos], got {tuple(shape)}")
+        for name in ("corrupted", "mask"):
+            found = getattr(self, name).shape
+            if found != shape:
+                raise ValueError(
+                    f"{name} must have the shape of clean, {tuple(shape)}, got {tuple(found)}"
+                )
+        for name in ("answer", "foil"):
+            found = getattr(self, name).shape
+            if found != shape[:1]:
+                raise ValueError(
+                    f"{name} must hold one token per pair ({shape[0]}), got shape {tuple(found)}"
+                )
+        if len(self.groups) != shape[0]:
+            raise ValueError(
+                f"groups must have one label per pair ({shape[0]}), got {len(self.groups)}"
+            )
+        for index, row in enumerate(self.mask.numpy()):
+            real = np.flatnonzero(row)
+            if not len(real) or (np.diff(real) != 1).any():
+                raise ValueError(
+                    f"mask must leave a token, and have padding at the ends only; pair {index} "
+                    f"has {row.astype(int).tolist()}"
+                )
+        differ = (self.clean != self.corrupted) & ~self.mask
+        if differ.any():
+            raise ValueError(
+                f"clean and corrupted must have the same padding; pair "
+                f"{int(differ.nonzero()[0, 0])} differs where the mask is False"
+            )
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @property
+    def last(self) -> Int[Tensor, " pair"]:
+        """Position of each pair's last token, where the answer is read."""
+        position = torch.arange(self.mask.shape[1])
+        return torch.where(self.mask, position, -1).max(dim=1).values
+
+    @property
+    def first_difference(self) -> Int[Tensor, " pair"]:
+        """First position where clean and corrupted differ; the number of positions if none."""
+        position = torch.arange(self.mask.shape[1])
+        return torch.where(self.clean != self.corrupted, position, self.mask.shape[1]).amin(dim=1)
+
+    @classmethod
+    def from_tokens(
+        cls,
+        clean: Int[Tensor, "pair pos"] | Sequence[Sequence[int]],
+        corrupted: Int[Tensor, "pair pos"] | Sequence[Sequence[int]],
+        answer: Int[Tensor, " pair"] | Sequence[int],
+        foil: Int[Tensor, " pair"] | Sequence[int],
+        *,
+        mask: Bool[Tensor, "pair pos"] | None = None,
+        groups: Iterable[Hashable] | None = None,
+    ) -> PromptPairs:
+        """Pairs that are already tokens.
+
+        Args:
+            clean: Token ids, one row per pair; rows of a list may differ in length from pair to
+                pair, and are padded on the right.
+            corrupted: Token ids; each row as long as its clean one.
+            answer: One token per pair.
+            foil: One token per pair.
+            mask: True (or 1) where a token is not padding, on either side; only with rows of one
+                length.
+            groups: One label per pair; by default every pair is a group of its own.
+
+        Raises:
+            ValueError: If the two prompts of a pair differ in length (shows the pair), or shapes do
+                not agree.
+        """
+        rows = [_token_rows(name, x) for name, x in (("clean", clean), ("corrupted", corrupted))]
+        if len(rows[0]) != len(rows[1]):
+            raise ValueError(
+                f"corrupted must have one prompt per clean one ({len(rows[0])}), got {len(rows[1])}"
+            )
+        if not rows[0]:
+            raise ValueError("clean must hold at least one prompt, got none")
+        for index, (a, b) in enumerate(zip(*rows, strict=True)):
+            if len(a) != len(b):
+                raise ValueError(
+                    f"clean and corrupted must have as many tokens; pair {index} has {len(a)} and "
+                    f"{len(b)}: {a.tolist()} and {b.tolist()}"
+                )
+        stacked, real = stack_rows(rows[0])
+        if mask is not None:
+            real = torch.as_tensor(mask).cpu().bool()
+        return cls(
+            clean=stacked,
+            corrupted=stack_rows(rows[1])[0],
+            mask=real,
+            answer=_single_tokens("answer", answer),
+            foil=_single_tokens("foil", foil),
+            groups=tuple(range(len(rows[0]))) if groups is None else tuple(groups),
+        )
+
+    @classmethod
+    def from_texts(
+        cls,
+        model: Any,
+        clean: Sequence[str],
+        corrupted: Sequence[str],
+        answer: Sequence[str],
+        foil: Sequence[str],
+        *,
+        groups: Iterable[Hashable] | None = None,
+    ) -> PromptPairs:
+        """Pairs of texts; every prompt starts with BOS where the model takes one.
+
+        Args:
+            model: The TransformerLens model, for its tokenizer.
+            clean: Texts whose next token is the answer.
+            corrupted: Texts whose next token is the foil; as many tokens as the clean one each.
+            answer: What continues each clean text, with its leading space if it has one; one token.
+            foil: What continues each corrupted text; one token.
+            groups: One label per pair; by default every pair is a group of its own.
+
+        Raises:
+            ValueError: If the two prompts of a pair differ in length, or an answer is not a single
+                token; shows the texts and their tokens.
+        """
+        adapter = as_adapter(model)
+        given = {"clean": clean, "corrupted": corrupted, "answer": answer, "foil": foil}
+        for name, texts in given.items():
+            if isinstance(texts, str):
+                raise TypeError(f"{name} must be a list of strings, got one string: pass [text]")
+            if len(texts) != len(clean):
+                raise ValueError(
+                    f"{name} must have one text per pair ({len(clean)}), got {len(texts)}"
+                )
+        prefix = [] if adapter.bos_id is None else [adapter.bos_id]
+        rows = {
+            name: [prefix + adapter.tokenize(text) for text in given[name]]
+            for name in ("clean", "corrupted")
+        }
+        for index, (a, b) in enumerate(zip(rows["clean"], rows["corrupted"], strict=True)):
+            if len(a) != len(b):
+                raise ValueError(
+                    f"clean and corrupted must have as many tokens; pair {index} has {len(a)} and "
+                    f"{len(b)}:\n  {clean[index]!r}\n    {adapter.token_texts(a)}\n"
+                    f"  {corrupted[index]!r}\n    {adapter.token_texts(b)}"
+                )
+        ends = {
+            name: [_one_token(adapter, name, index, text) for index, text in enumerate(given[name])]
+            for name in ("answer", "foil")
+        }
+        return cls.from_tokens(
+            rows["clean"], rows["corrupted"], ends["answer"], ends["foil"], groups=groups
+        )
+
+
+def _token_rows(name: str, rows: Any) -> list[np.ndarray]:
+    rows = rows.cpu() if isinstance(rows, Tensor) else rows
+    found = []
+    for index, row in enumerate(rows):
+        array = np.asarray(row)
+        if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"{name} must hold token ids [pair, pos]; pair {index} has shape {array.shape} of "
+                f"{array.dtype}"
+            )
+        found.append(array.astype(np.int64))
+    return found
+
+
+def _single_tokens(name: str, tokens: Any) -> Tensor:
+    ids = torch.as_tensor(tokens).cpu()
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} must be token ids, got {ids.dtype}; texts go to from_texts")
+    return ids.long()
+
+
+def _one_token(adapter: ModelAdapter, name: str, index: int, text: str) -> int:
+    ids = adapter.tokenize(text)
+    if len(ids) != 1:
+        raise ValueError(
+            f"{name} must be a single token; pair {index} has {text!r}, which is {len(ids)} "
+            f"tokens: {adapter.token_texts(ids)} (most tokenizers make the space before a word "
+            "part of it)"
+        )
+    return ids[0]

@@ -1,0 +1,305 @@
+"""Verdicts come out right where a prediction holds, where it fails, and with too few models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+from statsmodels.formula.api import ols
+
+import mspgt_lens as ml
+from mspgt_lens.boundary_predictions import dominance, existence, family_share, position
+from mspgt_lens.effect_predictions import (
+    brittleness_between_families,
+    brittleness_between_segments,
+    dissociation,
+    order,
+)
+from mspgt_lens.judging import judge
+
+DRAWS = 20
+
+
+def share_of(verdict, judge_one, n_families=3, n_per_family=8, **made):
+    """How often a verdict is given on made-up models."""
+    found = [
+        judge_one(ml.synthetic_models(n_families, n_per_family, **made, seed=seed)).verdict
+        for seed in range(DRAWS)
+    ]
+    return found.count(verdict) / DRAWS
+
+
+def between_families(results):
+    return brittleness_between_families(results, "covariance")
+
+
+def between_segments(results):
+    return brittleness_between_segments(results, "isotropic")
+
+
+def first_family(results):
+    return dominance(results)[0]
+
+
+TIGHT = {"boundaries": "families", "noise": 0.3, "n_per_family": 16}
+CASES = [
+    (existence, {"supported": True}, "supported"),
+    (existence, {"supported": False}, "refuted"),
+    (position, {"boundaries": "water-filling"}, "supported"),
+    (position, {"boundaries": "thirds", "n_per_family": 16}, "refuted"),
+    (position, {"boundaries": "quarters", "n_per_family": 16}, "refuted"),
+    (first_family, {**TIGHT, "variation": 0.03}, "supported"),
+    (first_family, {**TIGHT, "variation": 0.3}, "refuted"),
+    (family_share, {"boundaries": "families"}, "supported"),
+    (family_share, {"boundaries": "size"}, "refuted"),
+    (between_families, {"family_ratio": 100.0}, "supported"),
+    (between_families, {"family_ratio": 2.0}, "refuted"),
+    (between_segments, {"segment_ratio": 5.0}, "supported"),
+    (between_segments, {"segment_ratio": 1.0}, "refuted"),
+    (dissociation, {"excess": 0.5}, "supported"),
+    (dissociation, {"excess": 0.0}, "refuted"),
+    (order, {"half_depths": (0.1, 0.35, 0.6)}, "supported"),
+    (order, {"half_depths": (0.6, 0.35, 0.1)}, "refuted"),
+    (order, {"half_depths": (0.1, 0.6, 0.35)}, "refuted"),
+]
+
+
+@pytest.mark.parametrize(("judge_one", "made", "right"), CASES)
+def test_verdicts_come_out_right(judge_one, made, right):
+    assert share_of(right, judge_one, **made) >= 0.9
+
+
+@pytest.mark.parametrize("n_families", [1, 2])
+def test_few_models_give_no_verdict_and_say_how_many_are_needed(n_families):
+    for verdict in ml.evaluate_predictions(ml.synthetic_models(n_families, 1)):
+        assert verdict.verdict == "inconclusive"
+        assert "at least" in verdict.reason
+        assert "needed" in verdict.reason
+
+
+def test_a_verdict_needs_the_whole_interval_on_one_side():
+    def verdict(low, high, below=False):
+        estimate = (low + high) / 2, low, high
+        return judge("n", "s", "q", estimate, 1.0, "p", "words", 9, None, below=below).verdict
+
+    assert verdict(1.1, 2.0) == "supported"
+    assert verdict(0.1, 0.9) == "refuted"
+    assert verdict(0.9, 1.1) == "inconclusive"
+    assert verdict(1.1, 2.0, below=True) == "refuted"
+    assert verdict(0.1, 0.9, below=True) == "supported"
+
+
+def test_stages_that_random_weights_show_too_do_not_count():
+    trained = ml.synthetic_models(2, 6)
+    assert existence(trained).verdict == "supported"
+    same = [replace(r, random_weights=r.partition) for r in trained]
+    verdict = existence(same)
+    assert verdict.verdict == "refuted"
+    assert "share them with random weights" in verdict.reason
+    without = [replace(r, random_weights=None) for r in trained]
+    verdict = existence(without)
+    assert verdict.verdict == "inconclusive"
+    assert "12 more lack the control" in verdict.reason
+    assert verdict.interval[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    "weaker",
+    [
+        {"p_values": {1: 0.01, 2: 0.06, 3: 0.01}},
+        {"n_boundaries": 1},
+        {"sharpness": {"stages": 0.8, "drift": 0.7, "both": 0.5}},
+    ],
+)
+def test_existence_needs_all_of_its_evidence(weaker):
+    models = [
+        replace(r, partition=replace(r.partition, **weaker)) for r in ml.synthetic_models(2, 6)
+    ]
+    assert existence(models).verdict == "refuted"
+
+
+def test_existence_says_what_shuffled_text_shows():
+    one, *others = ml.synthetic_models(2, 6)
+    shuffled = replace(one, shuffled_tokens=one.partition)
+    assert "on shuffled text 1 of 1 show them" in existence([shuffled, *others]).reason
+
+
+def test_all_verdicts_in_one_table_saved_and_loaded(tmp_path):
+    verdicts = ml.evaluate_predictions(ml.synthetic_models(2, 6), strong=0.05)
+    table = verdicts.to_dataframe()
+    assert list(table["name"]) == [v.name for v in verdicts]
+    assert set(table["verdict"]) <= {"supported", "refuted", "inconclusive"}
+    assert [name.split()[0] for name in table["name"]] == [
+        *("P1", "P2", "P3", "P3", "P3", "P4", "P4", "P4", "P4", "P5", "P6")
+    ]
+    known = table["statistic"].notna()
+    assert (table["low"] <= table["statistic"])[known].all()
+    assert (table["statistic"] <= table["high"])[known].all()
+    assert table["published"].str.contains("arXiv 2505.18244").all()
+    assert verdicts["P3 dominance, family 1"].threshold == verdicts.thresholds["strong"] == 0.05
+    assert verdicts.thresholds["family_ratio"] == 10.0
+    assert "results" not in verdicts.thresholds
+    again = ml.Verdicts.load(verdicts.save(tmp_path / "verdicts"))
+    assert again == verdicts
+    with pytest.raises(KeyError, match="P1 existence"):
+        verdicts["P7"]
+
+
+def test_one_result_is_enough_to_ask_and_names_must_differ():
+    (one,) = ml.synthetic_models(1, 1)
+    assert len(ml.evaluate_predictions(one)) == 10
+    with pytest.raises(ValueError, match="different names"):
+        ml.evaluate_predictions([one, one])
+    with pytest.raises(ValueError, match="at least one model"):
+        ml.evaluate_predictions([])
+
+
+def test_results_must_fit_together():
+    one, other = ml.synthetic_models(1, 2)
+    with pytest.raises(ValueError, match="blocks"):
+        replace(one, partition=other.partition)
+    with pytest.raises(ValueError, match="two boundaries"):
+        replace(one, partition=replace(one.partition, boundaries=(3,), intervals=((2, 4),)))
+    with pytest.raises(ValueError, match="n_parameters"):
+        replace(one, n_parameters=0)
+
+
+def test_variation_of_depth_against_its_definition_and_its_interval():
+    rng = np.random.default_rng(0)
+    depths = rng.uniform(0.2, 0.6, (7, 2))
+    found = ml.depth_variation(depths)
+    each = stats.variation(depths, ddof=1)
+    assert found.value == pytest.approx(np.sqrt((each**2).mean()))
+    # Both boundaries moving together is what the interval is made for.
+    inside = 0
+    for _ in range(400):
+        moved = np.array([0.3, 0.6]) * (1 + 0.08 * rng.standard_normal((6, 1)))
+        one = ml.depth_variation(moved)
+        inside += one.low <= 0.08 <= one.high
+    assert 0.92 < inside / 400 < 0.98
+
+
+def test_boundaries_that_are_not_known_cannot_be_said_to_vary():
+    depths = np.random.default_rng(0).uniform(0.2, 0.6, (8, 2))
+    exact, vague = ml.depth_variation(depths), ml.depth_variation(depths, np.full((8, 2), 0.2))
+    assert exact.low > 0.1
+    assert vague.low == 0.0
+    assert (vague.value, vague.high) == (exact.value, exact.high)
+
+
+def test_variance_shares_are_partial_sums_of_squares():
+    """Against ordinary analysis of covariance on one boundary."""
+    rng = np.random.default_rng(0)
+    families = ["a"] * 4 + ["b"] * 5 + ["c"] * 4
+    sizes = (10 ** rng.uniform(8, 11, 13)).astype(int)
+    depth = rng.uniform(0.2, 0.5, 13) + 0.1 * (np.array(families) == "b")
+    data = pd.DataFrame({"depth": depth, "family": families, "size": np.log10(sizes)})
+    table = sm.stats.anova_lm(ols("depth ~ C(family) + size", data).fit(), typ=2)
+    noise = table.loc["Residual", "sum_sq"] / table.loc["Residual", "df"]
+    total = ((depth - depth.mean()) ** 2).sum()
+    found = ml.variance_shares(depth[:, None], families, sizes)
+    for share, row in ((found.family, "C(family)"), (found.size, "size")):
+        expected = (table.loc[row, "sum_sq"] - table.loc[row, "df"] * noise) / total
+        assert share == pytest.approx(expected)
+    assert found.p_family == pytest.approx(table.loc["C(family)", "PR(>F)"], abs=0.05)
+    assert found.p_size == pytest.approx(table.loc["size", "PR(>F)"], abs=0.05)
+
+
+def test_permutation_p_values_are_even_under_the_null():
+    rng = np.random.default_rng(1)
+    families = ["a"] * 5 + ["b"] * 5
+    p = []
+    for _ in range(200):
+        sizes = 10 ** rng.uniform(8, 11, 10)
+        depths = 0.3 + 0.1 * rng.standard_normal((10, 2)) + 0.05 * np.log10(sizes)[:, None]
+        p.append(ml.variance_shares(depths, families, sizes, n_permutations=199).p_family)
+    assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.1
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("families", "sizes"),
+    [(["a"] * 6, range(1, 7)), (["a", "b"] * 2, range(1, 5)), (["a", "b"] * 3, [5] * 6)],
+)
+def test_shares_that_are_not_defined_are_refused(families, sizes):
+    with pytest.raises(ValueError, match="n_parameters"):
+        ml.variance_shares(np.random.default_rng(0).random((len(families), 2)), families, sizes)
+
+
+def curve(values, folds=None):
+    values = np.array(values, dtype=float)
+    folds = np.tile(values, (5, 1)) if folds is None else folds
+    return ml.Curve(values, values - 0.01, values + 0.01, "nats", "Made up.", folds)
+
+
+def test_half_depth_of_simple_curves():
+    assert ml.half_depth(curve([0, 0, 1, 2, 4])).value == pytest.approx(0.75)
+    assert ml.half_depth(curve([0, 0, 0, 4, 4])).value == pytest.approx(2.5 / 4)
+    assert ml.half_depth(curve([3, 3, 4, 4, 4])).value == 0.0
+    # The first time that it reaches half, whatever it does later.
+    assert ml.half_depth(curve([0, 4, 0, 0, 2])).value == pytest.approx(0.5 / 4)
+
+
+def test_half_depth_has_an_interval_from_folds():
+    rng = np.random.default_rng(0)
+    sites = np.linspace(0, 1, 25)
+    risen = 1 / (1 + np.exp(-12 * (sites - 0.5)))
+    folds = np.array(
+        [1 / (1 + np.exp(-12 * (sites - 0.5 + d))) for d in 0.05 * rng.standard_normal(5)]
+    )
+    mean = folds.mean(axis=0)
+    found = ml.half_depth(curve(mean, folds))
+    assert found.low < 0.5 < found.high
+    assert 0.01 < found.high - found.low < 0.3
+    same = ml.half_depth(curve(risen))
+    assert same.low == pytest.approx(same.high)
+
+
+def test_half_depth_of_nothing_is_not_defined():
+    assert ml.half_depth(curve([0.0, 0.005, 0.005])) is None
+    flat = ml.Curve(np.ones(3), np.ones(3), np.ones(3), "nats", "Made up.")
+    assert ml.half_depth(flat) is None
+
+
+def made_brittleness(slopes, n_groups=40, seed=0):
+    """Responses whose slopes are known, with noise over groups, for one block per segment."""
+    rng = np.random.default_rng(seed)
+    by_group = np.zeros((2, 2, 6, n_groups, 3))
+    levels = (0.1, 0.2)
+    for shape in range(2):
+        for target in range(6):
+            drawn = slopes[target % 3] * 10**shape * rng.lognormal(-0.045, 0.3, n_groups)
+            by_group[shape, :, target, :, 0] = np.outer(np.square(levels), drawn)
+    segments = {"local": (0,), "intermediate": (1,), "global": (2,)}
+    return ml.Brittleness("made", 3, segments, ("covariance", "isotropic"), levels, by_group)
+
+
+@pytest.mark.parametrize("mode", ["per_block", "equal_energy"])
+def test_logarithms_of_brittleness_have_their_intervals(mode):
+    slopes, inside = (5.0, 2.0, 0.5), 0
+    for seed in range(100):
+        brittle = made_brittleness(slopes, seed=seed)
+        found = ml.log_brittleness(brittle, mode)
+        for shape, factor in (("covariance", 1.0), ("isotropic", 10.0)):
+            one = found[shape]["intermediate"]
+            assert one.value == pytest.approx(
+                np.log(brittle.slope("intermediate", shape, mode).value)
+            )
+            inside += one.low <= np.log(2.0 * factor) <= one.high
+    assert 0.9 < inside / 200 < 0.99
+    silent = made_brittleness((5.0, 0.0, 0.5))
+    with pytest.raises(ValueError, match="'intermediate' of made does not respond"):
+        ml.log_brittleness(silent, mode)
+
+
+def test_families_of_many_pairs_do_not_differ_by_chance():
+    """The largest of many ratios is above 1 by chance; its interval knows."""
+    refuted = share_of("refuted", between_families, 6, 6, family_ratio=1.0)
+    assert refuted >= 0.9
+    made = ml.synthetic_models(6, 6, family_ratio=1.0)
+    verdict = brittleness_between_families(made, "covariance", ratio=1.0001)
+    assert verdict.verdict == "inconclusive"
