@@ -24,7 +24,8 @@ import torch  # noqa: E402
 
 import mspgt_lens as ml  # noqa: E402
 from mspgt_lens.gathering import make_batches  # noqa: E402
-from mspgt_lens.profile import _TOKENS_PER_BATCH, _balanced_folds  # noqa: E402
+from mspgt_lens.profile import _TOKENS_PER_BATCH  # noqa: E402
+from mspgt_lens.prompts import balanced_folds  # noqa: E402
 
 
 def passage_prompts(model: object, max_length: int, n_prompts: int | None) -> ml.PromptDataset:
@@ -46,7 +47,7 @@ def bare_forward(model: torch.nn.Module, prompts: ml.PromptDataset) -> None:
     sizes: dict[object, int] = {}
     for prompt in prompts:
         sizes[prompt.group] = sizes.get(prompt.group, 0) + len(prompt.tokens)
-    folds = _balanced_folds(sizes, 5, 0)
+    folds = balanced_folds(sizes, 5, 0)
     windows = [(prompt, folds[prompt.group]) for prompt in prompts]
     with torch.no_grad():
         for batch in make_batches(windows, None, _TOKENS_PER_BATCH["cpu"]):

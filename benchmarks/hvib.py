@@ -1,0 +1,88 @@
+"""The trained H-VIB probe: all sites and betas at once against one at a time.
+
+    python benchmarks/hvib.py               # 31 sites x 6 betas, a few of them one at a time
+    python benchmarks/hvib.py --every       # ... all 186 of them one at a time
+    python benchmarks/hvib.py --model       # the demo model on the built-in passages, end to end
+
+Both ways run the same code on the same data in one run; the ratio and the largest difference
+between their results are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+import mspgt_lens as ml
+
+N_SITES = 31
+# What the demo model's passages give, in the coordinates that the probe sees by default.
+N_POSITIONS, WIDTH, N_FEATURES, N_GROUPS = 16_384, 128, 32, 120
+
+
+def made_data() -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Sites that tell the more of three targets the deeper they lie."""
+    rng = np.random.default_rng(0)
+    targets = {
+        name: rng.standard_normal((N_POSITIONS, N_FEATURES), dtype=np.float32)
+        for name in ("local", "intermediate", "global")
+    }
+    every = np.concatenate(list(targets.values()), axis=1)
+    sites = []
+    for site in range(N_SITES):
+        noise = rng.standard_normal((N_POSITIONS, WIDTH), dtype=np.float32)
+        map_ = rng.standard_normal((every.shape[1], WIDTH), dtype=np.float32)
+        sites.append(noise + site / N_SITES * 0.1 * np.tanh(every) @ map_)
+    return np.stack(sites), targets, np.arange(N_POSITIONS) % N_GROUPS
+
+
+def compare(n_steps: int, every: bool) -> None:
+    z, targets, groups = made_data()
+    settings = {"n_steps": n_steps, "progress": False}
+    start = time.perf_counter()
+    together = ml.fit_hvib_arrays(z, targets, groups, **settings)
+    batched = time.perf_counter() - start
+    n_cells = N_SITES * len(ml.HVIB_BETAS)
+    print(f"{n_cells} cells, {n_steps} steps: all at once {batched:.1f} s", flush=True)
+    cells = [(site, b) for site in range(N_SITES) for b in range(len(ml.HVIB_BETAS))]
+    chosen = cells if every else cells[:: len(cells) // 8]
+    start, worst = time.perf_counter(), 0.0
+    for site, b in chosen:
+        betas = ml.HVIB_BETAS[b : b + 1]
+        alone = ml.fit_hvib_arrays(z[site : site + 1], targets, groups, betas=betas, **settings)
+        for (_, _, grid), (_, _, shared) in zip(alone.grids(), together.grids(), strict=True):
+            worst = max(worst, abs(grid.values[0, 0] - shared.values[site, b]))
+    each = (time.perf_counter() - start) / len(chosen)
+    print(f"one at a time: {each:.2f} s each, from {len(chosen)} of them")
+    print(f"one at a time / all at once: {each * n_cells / batched:.1f}")
+    print(f"largest difference of any reported number: {worst:.2g} nats")
+
+
+def time_model() -> None:
+    model = ml.load_demo_model()
+    texts = [passage.text for passage in ml.load_passages()]
+    prompts = ml.PromptDataset.from_texts(texts, model, max_length=320)
+    start = time.perf_counter()
+    fit = ml.fit_hvib(model, prompts)
+    print(f"{time.perf_counter() - start:.0f} s with the forward pass")
+    print(dict(fit.n_positions), dict(fit.n_groups))
+    for name, _, grid in fit.grids():
+        print(name, _, np.round(grid.values[:: N_SITES // 3], 2).tolist())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=400, help="training steps")
+    parser.add_argument("--every", action="store_true", help="one at a time on every cell")
+    parser.add_argument("--model", action="store_true", help="the demo model end to end")
+    options = parser.parse_args()
+    if options.model:
+        time_model()
+    else:
+        compare(options.steps, options.every)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""How often verdicts on made-up models come out right, and what water-filling recovers.
+
+    python benchmarks/theory.py                    # rates of verdicts, as CSV
+    python benchmarks/theory.py --only P2          # of one prediction
+    python benchmarks/theory.py --recovery         # parameters of water-filling, as CSV
+
+Both tables are in docs/theory.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Next to this file lies profile.py, which would stand in for the standard library's.
+sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parent]
+
+import argparse  # noqa: E402
+from collections import Counter  # noqa: E402
+from collections.abc import Callable, Iterator, Sequence  # noqa: E402
+from dataclasses import replace  # noqa: E402
+from functools import cache, partial  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+import mspgt_lens as ml  # noqa: E402
+from mspgt_lens import boundary_predictions as about_boundaries  # noqa: E402
+from mspgt_lens import effect_predictions as about_effects  # noqa: E402
+from mspgt_lens.drift import rank_normalize, search_plan  # noqa: E402
+from mspgt_lens.segments import _sharpness, compare_with_drift  # noqa: E402
+
+Judge = Callable[[Sequence[ml.ModelResults]], ml.Verdict]
+_POOL = 100
+
+
+def first_family(results: Sequence[ml.ModelResults]) -> ml.Verdict:
+    return about_boundaries.dominance(results)[0]
+
+
+def cases() -> Iterator[tuple[str, str, str, Judge, dict[str, Any]]]:
+    """Prediction, what is true, the right verdict, what judges, and what is made."""
+    position, share = about_boundaries.position, about_boundaries.family_share
+    families = partial(about_effects.brittleness_between_families, shape="covariance")
+    segments = partial(about_effects.brittleness_between_segments, shape="covariance")
+    tight = {"boundaries": "families", "noise": 0.3}
+    yield "P2", "by water-filling", "supported", position, {"boundaries": "water-filling"}
+    for kind in ("thirds", "quarters", "random"):
+        yield "P2", f"{kind}", "refuted", position, {"boundaries": kind}
+    yield "P3 CV", "CV 0.03", "supported", first_family, {**tight, "variation": 0.03}
+    yield "P3 CV", "CV 0.3", "refuted", first_family, {**tight, "variation": 0.3}
+    yield "P3 share", "family only", "supported", share, {"boundaries": "families"}
+    yield "P3 share", "size only", "refuted", share, {"boundaries": "size"}
+    yield "P3 share", "neither", "inconclusive", share, {"boundaries": "random"}
+    for ratio in (100.0, 30.0, 3.0, 1.0):
+        right = "supported" if ratio > 10 else "refuted"
+        yield "P4 families", f"ratio {ratio:g}", right, families, {"family_ratio": ratio}
+    for ratio, right in ((5.0, "supported"), (1.0, "refuted"), (0.2, "refuted")):
+        yield "P4 segments", f"ratio {ratio:g}", right, segments, {"segment_ratio": ratio}
+    for excess, right in ((0.5, "supported"), (0.0, "refuted"), (-0.3, "refuted")):
+        yield "P5", f"excess {excess:g}", right, about_effects.dissociation, {"excess": excess}
+    for places, right in (
+        ((0.1, 0.35, 0.6), "supported"),
+        ((0.1, 0.35, 0.35), "refuted"),
+        ((0.6, 0.35, 0.1), "refuted"),
+    ):
+        truth = "half at " + ", ".join(f"{100 * place:.0f}%" for place in places)
+        yield "P6", truth, right, about_effects.order, {"half_depths": places}
+
+
+@cache
+def evidence_pool(effect: float) -> list[dict[str, Any]]:
+    """What the boundary test says of synthetic signals: planted stages, or drift only for 0."""
+    pool = []
+    plan = search_plan(30, 2)
+    for seed in range(_POOL):
+        made = ml.synthetic_signals(
+            30,
+            10,
+            n_boundaries=2 if effect else 0,
+            effect=effect,
+            drift="flat" if effect else "quadratic",
+            seed=seed,
+        )
+        ranks = rank_normalize(made.signals)
+        tested = compare_with_drift(ranks, 2, 99, np.random.default_rng(seed))
+        pool.append(
+            {
+                "p_values": tested.p_values,
+                "n_boundaries": tested.n_boundaries,
+                "sharpness": _sharpness(plan, ranks, 2),
+            }
+        )
+    return pool
+
+
+def with_evidence(
+    results: Sequence[ml.ModelResults],
+    trained: list[dict[str, Any]],
+    untrained: list[dict[str, Any]],
+    rng: np.random.Generator,
+) -> list[ml.ModelResults]:
+    """Models whose partitions, and whose twins', say what the boundary test said of some draw."""
+
+    def tested(pool: list[dict[str, Any]], partition: ml.ScalePartition) -> ml.ScalePartition:
+        return replace(partition, **pool[rng.integers(len(pool))])
+
+    return [
+        replace(
+            r,
+            partition=tested(trained, r.partition),
+            random_weights=tested(untrained, r.partition),
+        )
+        for r in results
+    ]
+
+
+def print_verdicts(n_draws: int, wanted: str) -> None:
+    print("prediction,truth,models,draws,supported,refuted,inconclusive,right")
+    for n_per_family in (1, 4, 8, 16):
+        for prediction, truth, right, judge, made in [*existence_cases(wanted), *cases()]:
+            if prediction.startswith(wanted):
+                print_rates(prediction, truth, right, judge, made, n_per_family, n_draws)
+
+
+def existence_cases(wanted: str) -> Iterator[tuple[str, str, str, Judge, dict[str, Any]]]:
+    """As :func:`cases`, for P1; ``jumps`` are in units of the noise's deviation."""
+    if not "P1".startswith(wanted):
+        return
+    for effect, twin, right in (
+        (4.0, 0.0, "supported"),
+        (2.0, 0.0, "supported"),
+        (0.0, 0.0, "refuted"),
+        (4.0, 4.0, "refuted"),
+    ):
+        truth = f"jumps of {effect:g}" if effect else "drift only"
+        truth += ", random weights too" if twin else ""
+        yield "P1", truth, right, partial(tested_existence, effect=effect, twin=twin), {}
+
+
+def tested_existence(results: Sequence[ml.ModelResults], effect: float, twin: float) -> ml.Verdict:
+    rng = np.random.default_rng(results[0].n_parameters)
+    trained, untrained = evidence_pool(effect), evidence_pool(twin)
+    return about_boundaries.existence(with_evidence(results, trained, untrained, rng))
+
+
+def print_rates(
+    prediction: str,
+    truth: str,
+    right: str,
+    judge: Judge,
+    made: dict[str, Any],
+    n_per_family: int,
+    n_draws: int,
+) -> None:
+    found = Counter(
+        judge(ml.synthetic_models(3, n_per_family, **made, seed=seed)).verdict
+        for seed in range(n_draws)
+    )
+    shares = [found[kind] / n_draws for kind in ("supported", "refuted", "inconclusive")]
+    n_models = n_per_family if judge is first_family else 3 * n_per_family
+    rates = ",".join(f"{share:.3f}" for share in shares)
+    print(
+        f"{prediction},{truth.replace(',', ' ')},{n_models},{n_draws},{rates},{right}", flush=True
+    )
+
+
+def print_recovery(n_draws: int) -> None:
+    """Parameters of water-filling from 8 models whose boundaries are off by about one block."""
+    print("depths,parameter,true,mean,relative error (RMS),within 10%,covered,draws")
+    for depths in ((16, 24, 28, 32, 40, 48, 64, 80), (12, 16, 24, 32, 48, 64, 80, 126)):
+        shares, offsets = np.array([0.22, 0.33, 0.45]), np.array([3.0, 2.0, -5.0])
+        middle = shares * np.mean(depths) + offsets
+        true = {"shares": shares, "middle_lengths": middle, "offsets": offsets}
+        lengths = offsets + np.outer(depths, shares)
+        exact = np.cumsum(lengths, axis=1)[:, :-1]
+        rng = np.random.default_rng(0)
+        fits = []
+        for _ in range(n_draws):
+            placed = np.rint(np.sort(exact + rng.standard_normal(exact.shape)))
+            placed = placed.clip(0, np.array(depths)[:, None])
+            fits.append(ml.fit_water_filling(placed, np.array(depths)).to_dataframe())
+        for name, values in true.items():
+            found = np.array([f[name] for f in fits])
+            low, high = (np.array([f[f"{name}_{end}"] for f in fits]) for end in ("low", "high"))
+            for i, value in enumerate(values):
+                error = found[:, i] / value - 1
+                inside = (low[:, i] <= value) & (value <= high[:, i])
+                print(
+                    f"{min(depths)} to {max(depths)},{name.replace('_', ' ')} "
+                    f"{ml.partition.SCALES[i]},{value:.2f},{found[:, i].mean():.2f},"
+                    f"{np.sqrt((error**2).mean()):.3f},{(abs(error) <= 0.1).mean():.3f},"
+                    f"{inside.mean():.3f},{n_draws}",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--draws", type=int, default=200, help="draws of each case")
+    parser.add_argument("--only", default="", help="rows of one prediction, such as P3")
+    parser.add_argument("--recovery", action="store_true", help="the second table")
+    options = parser.parse_args()
+    if options.recovery:
+        print_recovery(5 * options.draws)
+    else:
+        print_verdicts(options.draws, options.only)
+
+
+if __name__ == "__main__":
+    main()
