@@ -22,7 +22,7 @@ import time  # noqa: E402
 from concurrent.futures import ProcessPoolExecutor  # noqa: E402
 
 import mspgt_lens as ml  # noqa: E402
-from mspgt_lens.synthetic import DRIFTS  # noqa: E402
+from mspgt_lens.scales.synthetic import DRIFTS  # noqa: E402
 
 
 def print_seconds() -> None:

@@ -27,12 +27,12 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import mspgt_lens as ml  # noqa: E402
-from mspgt_lens import lens  # noqa: E402
 from mspgt_lens.gathering import add_batch, make_batches  # noqa: E402
+from mspgt_lens.information import lens  # noqa: E402
+from mspgt_lens.information.ridge import spread_sites  # noqa: E402
 from mspgt_lens.models import ModelAdapter, as_adapter  # noqa: E402
 from mspgt_lens.moments import Moments, Sample  # noqa: E402
-from mspgt_lens.profile import _Run  # noqa: E402
-from mspgt_lens.ridge import spread_sites  # noqa: E402
+from mspgt_lens.profile.run import ProfileRun  # noqa: E402
 from mspgt_lens.targets import DEFAULT_BANDS  # noqa: E402
 
 HELD_OUT = 0
@@ -48,7 +48,7 @@ def gather(adapter: ModelAdapter) -> tuple[Moments, list[Tensor], list[Tensor]]:
     """
     texts = [passage.text for passage in ml.load_passages()]
     prompts = list(ml.PromptDataset.from_texts(texts, adapter.model, max_length=128))
-    run = _Run(adapter, DEFAULT_BANDS, 0.1, "standardized", 5, 4, 0)
+    run = ProfileRun(adapter, DEFAULT_BANDS, 0.1, "standardized", 5, 4, 0)
     run.begin(prompts)
     n_sites = adapter.n_layers + 1
     training: list[list[Tensor]] = [[] for _ in range(n_sites)]

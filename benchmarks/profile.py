@@ -24,7 +24,7 @@ import torch  # noqa: E402
 
 import mspgt_lens as ml  # noqa: E402
 from mspgt_lens.gathering import make_batches  # noqa: E402
-from mspgt_lens.profile import _TOKENS_PER_BATCH  # noqa: E402
+from mspgt_lens.profile.run import TOKENS_PER_BATCH  # noqa: E402
 from mspgt_lens.prompts import balanced_folds  # noqa: E402
 
 
@@ -50,7 +50,7 @@ def bare_forward(model: torch.nn.Module, prompts: ml.PromptDataset) -> None:
     folds = balanced_folds(sizes, 5, 0)
     windows = [(prompt, folds[prompt.group]) for prompt in prompts]
     with torch.no_grad():
-        for batch in make_batches(windows, None, _TOKENS_PER_BATCH["cpu"]):
+        for batch in make_batches(windows, None, TOKENS_PER_BATCH["cpu"]):
             model(batch.tokens, attention_mask=batch.mask.long())
 
 

@@ -25,10 +25,10 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 import mspgt_lens as ml  # noqa: E402
-from mspgt_lens import boundary_predictions as about_boundaries  # noqa: E402
-from mspgt_lens import effect_predictions as about_effects  # noqa: E402
-from mspgt_lens.drift import rank_normalize, search_plan  # noqa: E402
-from mspgt_lens.segments import _sharpness, compare_with_drift  # noqa: E402
+from mspgt_lens.scales.drift import rank_normalize, search_plan  # noqa: E402
+from mspgt_lens.scales.segments import _sharpness, compare_with_drift  # noqa: E402
+from mspgt_lens.theory import boundaries as about_boundaries  # noqa: E402
+from mspgt_lens.theory import effects as about_effects  # noqa: E402
 
 Judge = Callable[[Sequence[ml.ModelResults]], ml.Verdict]
 _POOL = 100

@@ -24,7 +24,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 import mspgt_lens as ml
-from mspgt_lens.look import NEUTRAL, OTHER_COLORS, SCALE_COLORS, style_figure
+from mspgt_lens.plots.look import NEUTRAL, OTHER_COLORS, SCALE_COLORS, style_figure
 
 WIDTH, ROWS = 1200, 3
 INK = {"light": ("#ffffff", "#4a4a4e"), "dark": ("#0d1117", "#b4b4ba")}

@@ -1,52 +1,52 @@
 """Multi-Scale Probabilistic Generation Theory for TransformerLens: how layers divide the work."""
 
-from mspgt_lens.bottleneck import bottleneck_frontier
-from mspgt_lens.boundary_plots import plot_boundaries, plot_stability
-from mspgt_lens.brittleness import Brittleness, measure_brittleness
-from mspgt_lens.comparison import Comparison, compare_models
-from mspgt_lens.comparison_plots import plot_comparison
-from mspgt_lens.dependence import TokenClasses, token_classes
-from mspgt_lens.dissociation import ScaleByClass, scale_by_class
-from mspgt_lens.dominance import VarianceShares, depth_variation, variance_shares
-from mspgt_lens.effect_predictions import half_depth, log_brittleness
-from mspgt_lens.effects import PerturbationEffects, perturb_scales
-from mspgt_lens.effects_plots import plot_effects
-from mspgt_lens.estimators import mutual_information
-from mspgt_lens.frontier import Frontier
-from mspgt_lens.generation import generation_effects
-from mspgt_lens.hvib import HVIB_BETAS, fit_hvib, fit_hvib_arrays
-from mspgt_lens.hvib_plots import plot_hvib
-from mspgt_lens.hvib_result import Grid, HvibFit
-from mspgt_lens.information import channel_rate
-from mspgt_lens.layer_profile import LayerProfile
+from mspgt_lens.estimators.interface import mutual_information
+from mspgt_lens.generation.effects import GenerationEffects
+from mspgt_lens.generation.writing import generation_effects
+from mspgt_lens.hvib.probe import HVIB_BETAS, fit_hvib, fit_hvib_arrays
+from mspgt_lens.hvib.results import Grid, HvibFit
+from mspgt_lens.information.bottleneck import bottleneck_frontier
+from mspgt_lens.information.channel import channel_rate
+from mspgt_lens.information.frontier import Frontier
 from mspgt_lens.loading import load_demo_model, load_model
 from mspgt_lens.models import needed_hooks
-from mspgt_lens.pairs import PromptPairs
-from mspgt_lens.partition import ScalePartition, Support
-from mspgt_lens.patch_results import PatchSweep, ScalePatch
-from mspgt_lens.patching import patch_layers
-from mspgt_lens.patching_plots import plot_patching, plot_scale_patch
-from mspgt_lens.perturbation import Perturbation
-from mspgt_lens.perturbation_plots import plot_brittleness, plot_token_classes
-from mspgt_lens.plane_plots import plot_information_plane, plot_scale_map
-from mspgt_lens.plots import plot_profile
-from mspgt_lens.profile import profile_cache, profile_layers
+from mspgt_lens.patching.layers import patch_layers
+from mspgt_lens.patching.pairs import PromptPairs
+from mspgt_lens.patching.results import PatchSweep, ScalePatch
+from mspgt_lens.patching.scales import patch_scales
+from mspgt_lens.perturbation.brittleness import Brittleness, measure_brittleness
+from mspgt_lens.perturbation.dependence import TokenClasses, token_classes
+from mspgt_lens.perturbation.dissociation import ScaleByClass, scale_by_class
+from mspgt_lens.perturbation.effects import PerturbationEffects, perturb_scales
+from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
+from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
+from mspgt_lens.plots.comparison import plot_comparison
+from mspgt_lens.plots.effects import plot_effects
+from mspgt_lens.plots.emergence import plot_emergence
+from mspgt_lens.plots.hvib import plot_hvib
+from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
+from mspgt_lens.plots.perturbation import plot_brittleness, plot_token_classes
+from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
+from mspgt_lens.plots.profile import plot_profile
+from mspgt_lens.profile.layers import profile_cache, profile_layers
+from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Passage, Prompt, PromptDataset, load_passages
 from mspgt_lens.report import write_report
-from mspgt_lens.residuals import ResidualStatistics, residual_statistics
 from mspgt_lens.results import Curve, Estimate
-from mspgt_lens.scale_patching import patch_scales
-from mspgt_lens.scales import Stability, boundary_signals, detect_scales, stability
-from mspgt_lens.segments import segment_blocks
-from mspgt_lens.synthetic import Power, SyntheticSignals, power, synthetic_signals
-from mspgt_lens.synthetic_models import synthetic_models
+from mspgt_lens.scales.detection import Stability, boundary_signals, detect_scales, stability
+from mspgt_lens.scales.partition import ScalePartition, Support
+from mspgt_lens.scales.segments import segment_blocks
+from mspgt_lens.scales.synthetic import Power, SyntheticSignals, power, synthetic_signals
 from mspgt_lens.targets import DEFAULT_BANDS, OFFSET_BANDS
-from mspgt_lens.text_effects import GenerationEffects
-from mspgt_lens.theory import evaluate_predictions
-from mspgt_lens.training import Emergence, emergence
-from mspgt_lens.training_plots import plot_emergence
-from mspgt_lens.verdicts import ModelResults, Verdict, Verdicts
-from mspgt_lens.waterfilling import (
+from mspgt_lens.theory.comparison import Comparison, compare_models
+from mspgt_lens.theory.dominance import VarianceShares, depth_variation, variance_shares
+from mspgt_lens.theory.effects import half_depth, log_brittleness
+from mspgt_lens.theory.emergence import Emergence, emergence
+from mspgt_lens.theory.evaluation import evaluate_predictions
+from mspgt_lens.theory.synthetic_models import synthetic_models
+from mspgt_lens.theory.verdicts import ModelResults, Verdict, Verdicts
+from mspgt_lens.theory.waterfilling import (
     WaterFilling,
     fit_water_filling,
     held_out_errors,

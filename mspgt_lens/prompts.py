@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mspgt_lens.models import as_adapter
+from mspgt_lens.models import ModelAdapter, as_adapter
 
 DEFAULT_LENGTH = 128
 
@@ -250,6 +250,26 @@ def load_passages() -> list[Passage]:
     """
     text = resources.files("mspgt_lens").joinpath("data/passages.jsonl").read_text("utf-8")
     return [Passage(**json.loads(line)) for line in text.splitlines()]
+
+
+def check_prompt(adapter: ModelAdapter, prompt: Prompt, index: int) -> None:
+    """See that a model can read a prompt.
+
+    Raises:
+        ValueError: If it is longer than the context, or holds tokens outside the vocabulary.
+    """
+    tokens = prompt.tokens
+    if len(tokens) > adapter.n_ctx:
+        raise ValueError(
+            f"prompt {index} has {len(tokens)} tokens, more than the context of {adapter.name} "
+            f"({adapter.n_ctx}): cut it into windows"
+        )
+    if tokens.min() < 0 or tokens.max() >= adapter.d_vocab:
+        raise ValueError(
+            f"prompt {index} has a token outside the vocabulary of {adapter.name} (0 to "
+            f"{adapter.d_vocab - 1}): {tokens.min()} to {tokens.max()}; was it made by another "
+            "tokenizer?"
+        )
 
 
 def stack_rows(

@@ -11,12 +11,12 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from mspgt_lens.boundary_plots import plot_boundaries
-from mspgt_lens.layer_profile import LayerProfile
-from mspgt_lens.partition import ScalePartition
-from mspgt_lens.plane_plots import plot_information_plane, plot_scale_map
-from mspgt_lens.plots import plot_profile
+from mspgt_lens.plots.boundaries import plot_boundaries
+from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
+from mspgt_lens.plots.profile import plot_profile
+from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Curve
+from mspgt_lens.scales.partition import ScalePartition
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5c5c60; --paper: #fff; --line: #ddd; }

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from mspgt_lens.information import channel_rate
+from mspgt_lens.information.channel import channel_rate
 
 N_FOLDS = 5
 

@@ -10,7 +10,7 @@ from made_profile import made_profile
 from tiny import random_tokens
 
 import mspgt_lens as ml
-from mspgt_lens import brittleness as module
+from mspgt_lens.perturbation import brittleness as module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LEVELS = (0.1, 0.2, 0.5, 1.0)

@@ -9,7 +9,9 @@ from made_profile import made_profile
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
-from mspgt_lens import brittleness_command, cli, patch_command
+from mspgt_lens.cli import brittleness as brittleness_command
+from mspgt_lens.cli import command as cli
+from mspgt_lens.cli import patch as patch_command
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import mspgt_lens as ml
-from mspgt_lens.look import SCALE_COLORS
+from mspgt_lens.plots.look import SCALE_COLORS
 
 
 @pytest.fixture(scope="module")

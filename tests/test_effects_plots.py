@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 import pytest
 
 import mspgt_lens as ml
-from mspgt_lens.look import SCALE_COLORS
-from mspgt_lens.text_effects import GenerationEffects, compare_texts, text_deltas
+from mspgt_lens.generation.effects import GenerationEffects, compare_texts, text_deltas
+from mspgt_lens.plots.look import SCALE_COLORS
 
 METRICS = {
     "mtld": "local",

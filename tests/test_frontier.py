@@ -9,9 +9,9 @@ from gaussian import N_FOLDS, draw, moments_of
 from scipy import optimize, stats
 
 import mspgt_lens as ml
-from mspgt_lens.frontier import gaussian_frontier, relevance_at_rate
-from mspgt_lens.readers import read_targets
-from mspgt_lens.site_reader import Residuals, chain_log_ratio, log_ratio
+from mspgt_lens.information.frontier import gaussian_frontier, relevance_at_rate
+from mspgt_lens.information.readers import read_targets
+from mspgt_lens.information.site_reader import Residuals, chain_log_ratio, log_ratio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

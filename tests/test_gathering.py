@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mspgt_lens.moments import PROJECTED_WIDTH, SAMPLE_CAPACITY, MomentPlan, Moments
-from mspgt_lens.profile import _TOKENS_PER_BATCH, _Run
+from mspgt_lens.profile.run import TOKENS_PER_BATCH, ProfileRun
 from mspgt_lens.prompts import Prompt
 from mspgt_lens.targets import DEFAULT_BANDS, batch_targets
 
@@ -31,7 +31,7 @@ def test_a_model_of_7b_parameters_stays_under_six_gigabytes():
     moments = Moments(plan, adapter)
     sums = sum(getattr(moments, name).nbytes for name in Moments._SUMS)
     sample = SAMPLE_CAPACITY * (n_layers + 1) * d_model * 4
-    rows = _TOKENS_PER_BATCH["cpu"] * ((n_layers + 1) * PROJECTED_WIDTH + 2 * d_model) * 4
+    rows = TOKENS_PER_BATCH["cpu"] * ((n_layers + 1) * PROJECTED_WIDTH + 2 * d_model) * 4
     assert sums + sample + rows < 6e9
 
 
@@ -48,5 +48,5 @@ def test_positions_are_counted_before_the_pass_as_the_pass_finds_them(length, ba
         skip_first=4,
     )
     run = SimpleNamespace(bands=bands, skip_first=4, n_folds=1, folds={0: 0})
-    n_read, n_valid = _Run._most_positions(run, [Prompt(tokens[0].numpy(), 0)])
+    n_read, n_valid = ProfileRun._most_positions(run, [Prompt(tokens[0].numpy(), 0)])
     assert (n_read.tolist(), n_valid) == ([int(targets.read.sum())], int(targets.valid.sum()))

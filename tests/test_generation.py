@@ -9,13 +9,13 @@ import pytest
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
-from mspgt_lens.dosing import match_doses
-from mspgt_lens.generation import DEFAULT_KINDS, generation_effects
+from mspgt_lens.generation.effects import GenerationEffects, compare_texts, text_deltas
+from mspgt_lens.generation.writing import DEFAULT_KINDS, generation_effects
 from mspgt_lens.models import as_adapter
-from mspgt_lens.perturbation import Perturbation
-from mspgt_lens.probing import make_batches
-from mspgt_lens.residuals import residual_statistics
-from mspgt_lens.text_effects import GenerationEffects, compare_texts, text_deltas
+from mspgt_lens.perturbation.dosing import match_doses
+from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.probing import make_batches
+from mspgt_lens.perturbation.residuals import residual_statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = [as_text(row) for row in random_tokens(8, 14)]

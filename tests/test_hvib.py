@@ -10,11 +10,12 @@ import torch
 from tiny import random_tokens
 
 import mspgt_lens as ml
-from mspgt_lens import activations as activations_module
-from mspgt_lens import hvib as hvib_module
-from mspgt_lens import hvib_fitting, hvib_training
-from mspgt_lens.hvib_network import Network, NetworkPlan
-from mspgt_lens.hvib_training import Samples, TrainingPlan, train
+from mspgt_lens.hvib import activations as activations_module
+from mspgt_lens.hvib import fitting as hvib_fitting
+from mspgt_lens.hvib import probe as hvib_module
+from mspgt_lens.hvib import training as hvib_training
+from mspgt_lens.hvib.network import Network, NetworkPlan
+from mspgt_lens.hvib.training import Samples, TrainingPlan, train
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

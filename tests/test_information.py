@@ -8,8 +8,8 @@ import torch
 from gaussian import N_FOLDS, moments_of
 
 from mspgt_lens import channel_rate
-from mspgt_lens.information import pooled_scale, site_statistics
-from mspgt_lens.ridge import FoldSums
+from mspgt_lens.information.channel import pooled_scale, site_statistics
+from mspgt_lens.information.ridge import FoldSums
 
 
 def test_channel_rate_of_independent_coordinates_is_the_sum_of_their_capacities():

@@ -8,8 +8,8 @@ import torch
 from tiny import random_tokens
 
 import mspgt_lens as ml
-from mspgt_lens import lens
 from mspgt_lens.gathering import add_batch, make_batches
+from mspgt_lens.information import lens
 from mspgt_lens.models import as_adapter
 from mspgt_lens.moments import Moments, plan_moments
 from mspgt_lens.prompts import PromptDataset

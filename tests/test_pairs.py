@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import mspgt_lens as ml
-from mspgt_lens import tasks
+from mspgt_lens.patching import tasks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WHOLE = (

@@ -13,8 +13,9 @@ from tiny import ARCHITECTURES, N_HEADS, random_tokens, tiny_model, tiny_tokeniz
 from torch import Tensor
 
 import mspgt_lens as ml
-from mspgt_lens import patch_statistics, sweeping
 from mspgt_lens.models import RecordedRun, as_adapter
+from mspgt_lens.patching import statistics as patch_statistics
+from mspgt_lens.patching import sweeping
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N_LAYERS, N_POS, N_PAIRS = 4, 7, 3

@@ -9,10 +9,16 @@ from test_editing import hooks_on
 from tiny import ARCHITECTURES, random_tokens, tiny_model
 
 import mspgt_lens as ml
-from mspgt_lens import effects as effects_module
-from mspgt_lens.effects import perturbed
 from mspgt_lens.models import Edit, as_adapter, edited_logits
-from mspgt_lens.probing import MEASURES, as_segments, make_batches, mean_interval, respond
+from mspgt_lens.perturbation import effects as effects_module
+from mspgt_lens.perturbation.effects import perturbed
+from mspgt_lens.perturbation.probing import (
+    MEASURES,
+    as_segments,
+    make_batches,
+    mean_interval,
+    respond,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N_LAYERS, D_MODEL = 4, 32

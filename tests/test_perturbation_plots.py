@@ -10,7 +10,7 @@ import pytest
 from test_brittleness import made
 
 import mspgt_lens as ml
-from mspgt_lens.dissociation import _tabulate
+from mspgt_lens.perturbation.dissociation import _tabulate
 
 
 def made_table(name="made/up"):

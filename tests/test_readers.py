@@ -7,9 +7,9 @@ import pytest
 import torch
 from gaussian import N_FOLDS, draw, moments_of
 
-from mspgt_lens.information import site_statistics
-from mspgt_lens.readers import read_targets
-from mspgt_lens.ridge import FoldSums
+from mspgt_lens.information.channel import site_statistics
+from mspgt_lens.information.readers import read_targets
+from mspgt_lens.information.ridge import FoldSums
 from mspgt_lens.statistics import jackknife_interval
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,7 @@ from made_profile import made_profile
 from tiny import random_tokens
 
 import mspgt_lens as ml
-from mspgt_lens.scales import METHODS
+from mspgt_lens.scales.detection import METHODS
 
 FAST = {"n_draws": 99, "n_bootstraps": 20}
 
@@ -211,7 +211,7 @@ def test_bad_calls_are_named_before_the_pass(tiny, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("the model was run")
 
-    monkeypatch.setattr("mspgt_lens.scales.profile_layers", fail)
+    monkeypatch.setattr("mspgt_lens.scales.detection.profile_layers", fail)
     for arguments, message in (
         ({"span_thresholds": (5, 2)}, "two rising numbers"),
         ({"method": "quarters", "n_boundaries": 1}, "places two"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mspgt_lens as ml
-from mspgt_lens.drift import (
+from mspgt_lens.scales.drift import (
     CORRELATIONS,
     Fit,
     legendre,
@@ -17,7 +17,8 @@ from mspgt_lens.drift import (
     steps,
     whiten,
 )
-from mspgt_lens.segments import compare_with_drift, summarize_places
+from mspgt_lens.scales.segments import compare_with_drift, summarize_places
+from mspgt_lens.scales.synthetic import DRIFTS
 
 FAST = {"n_draws": 199, "n_bootstraps": 50}
 
@@ -115,7 +116,7 @@ def test_other_numbers_of_boundaries_are_chosen_too(n_boundaries):
 
 @pytest.mark.parametrize(
     "null",
-    [*({"drift": drift} for drift in ml.synthetic.DRIFTS), {"autocorrelation": 0.4}],
+    [*({"drift": drift} for drift in DRIFTS), {"autocorrelation": 0.4}],
     ids=lambda null: str(next(iter(null.values()))),
 )
 def test_no_boundary_is_found_in_gradual_drift(null):

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mspgt_lens.prompts import load_passages
-from mspgt_lens.text_metrics import (
+from mspgt_lens.generation.metrics import (
     coherence,
     dependency_depth,
     distinct,
@@ -21,6 +20,7 @@ from mspgt_lens.text_metrics import (
     text_metrics,
     words,
 )
+from mspgt_lens.prompts import load_passages
 
 
 def test_words_by_unicodes_boundaries():

@@ -12,10 +12,10 @@ from scipy import stats
 from scipy.special import digamma
 
 import mspgt_lens as ml
-from mspgt_lens.estimators import ESTIMATORS
-from mspgt_lens.linear_estimators import negentropy
-from mspgt_lens.neighbors import N_NEIGHBORS
-from mspgt_lens.samples import normal_scores
+from mspgt_lens.estimators.interface import ESTIMATORS
+from mspgt_lens.estimators.linear import negentropy
+from mspgt_lens.estimators.neighbors import N_NEIGHBORS
+from mspgt_lens.estimators.samples import normal_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

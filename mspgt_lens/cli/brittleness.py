@@ -1,0 +1,206 @@
+"""``mspgt-lens brittleness``: noise in every block and segment, as a report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+from mspgt_lens.loading import load_model
+from mspgt_lens.perturbation.brittleness import (
+    DEFAULT_LEVELS,
+    Brittleness,
+    Mode,
+    measure_brittleness,
+)
+from mspgt_lens.perturbation.probing import Segments
+from mspgt_lens.plots.perturbation import plot_brittleness
+from mspgt_lens.prompts import Prompt, PromptDataset
+from mspgt_lens.report import section, table, write_page
+from mspgt_lens.scales.partition import ScalePartition
+
+_EXPLAINED: dict[Mode, tuple[str, str]] = {
+    "equal_energy": (
+        "Whole segments",
+        "Noise at the entries of all of a segment's blocks, with the same total variance for every "
+        "segment. Below, the slope of every block alone: KL over the squared level.",
+    ),
+    "per_block": (
+        "One block at a time",
+        "The same with noise at one block's entry, averaged over the segment's blocks.",
+    ),
+}
+
+
+def add_brittleness_command(
+    commands: Any,
+    add_model: Callable[[argparse.ArgumentParser], None],
+    prompts_of: Callable[[argparse.Namespace, Any], PromptDataset],
+) -> None:
+    """Add ``brittleness`` to the command's subparsers.
+
+    Args:
+        commands: The subparsers.
+        add_model: Adds the model and its prompts.
+        prompts_of: Reads the prompts.
+    """
+    command = commands.add_parser(
+        "brittleness",
+        help="noise in every block and segment: which one breaks first",
+        description="Add noise of several strengths, in the activations' own covariance and "
+        "isotropic, to every block and to every segment of blocks, and write how far predictions "
+        "move as one HTML report. The first window of every document is used.",
+        epilog="example: mspgt-lens brittleness gpt2 --blocks 4,8 --out brittleness.html",
+    )
+    add_model(command)
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--partition", type=Path, metavar="PATH", help="a saved partition")
+    what.add_argument(
+        "--blocks",
+        type=_numbers(int),
+        metavar="N,N",
+        help="first block of every segment but the first, such as 10,20",
+    )
+    command.add_argument(
+        "--levels",
+        type=_numbers(float),
+        default=DEFAULT_LEVELS,
+        metavar="X,X",
+        help=f"noise levels, rising (default: {','.join(f'{x:g}' for x in DEFAULT_LEVELS)})",
+    )
+    command.add_argument(
+        "--n-documents", type=int, default=24, metavar="N", help="at most (default: 24)"
+    )
+    command.add_argument(
+        "--max-length",
+        type=int,
+        default=64,
+        metavar="N",
+        help="tokens of each document (default: %(default)s)",
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("brittleness.html"),
+        metavar="HTML",
+        help="default: %(default)s",
+    )
+    command.add_argument("--save", type=Path, metavar="PATH", help="also save the numbers")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    command.add_argument("--device", metavar="NAME", help="such as cuda or cpu")
+    command.add_argument("--no-progress", action="store_true", help="no progress bar")
+    command.set_defaults(run=lambda options: _brittleness(options, prompts_of))
+
+
+def _brittleness(
+    options: argparse.Namespace, prompts_of: Callable[[argparse.Namespace, Any], PromptDataset]
+) -> int:
+    if options.prompts is not None and not options.prompts.is_file():
+        raise FileNotFoundError(f"--prompts: no file at {options.prompts}")
+    if options.n_documents < 3:
+        raise ValueError(f"--n-documents must be at least 3, got {options.n_documents}")
+    partition: Segments = options.blocks
+    if options.partition is not None:
+        partition = ScalePartition.load(options.partition)
+    model = load_model(options.model, device=options.device)
+    found = measure_brittleness(
+        model,
+        _first_windows(prompts_of(options, model), options.n_documents),
+        partition,
+        levels=options.levels,
+        seed=options.seed,
+        progress=not options.no_progress,
+    )
+    rows, ratios = _rows(found), _ratios(found)
+    print(f"\n{found.model_name}: {found.settings['n_groups']} documents\n")
+    for part in (rows, ratios):
+        widths = [max(len(row[i]) for row in part) for i in range(len(part[0]))]
+        for row in part:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        print()
+    for note in found.warnings:
+        print(f"note: {note}")
+    if options.save is not None:
+        print(f"numbers: {found.save(options.save).resolve()}")
+    details = [("setting", "value"), ("levels", str(found.levels))]
+    details += [(name, str(value)) for name, value in found.settings.items()]
+    details += [(f"version of {name}", value) for name, value in found.versions.items()]
+    figures = "".join(
+        section(title, text, plot_brittleness(found, mode=mode))
+        for mode, (title, text) in _EXPLAINED.items()
+    )
+    path = write_page(
+        options.out,
+        title=f"{found.model_name}: brittleness",
+        heading=f"{found.model_name}: how much noise each scale bears",
+        subtitle=f"{found.settings['n_positions']:,} positions in {found.settings['n_groups']} "
+        f"documents, with 95% intervals over documents. Made with mspgt_lens "
+        f"{found.versions['mspgt-lens']}.",
+        notes=found.warnings,
+        body=f"<h2>Slopes and half levels</h2><div class='wide'>{table(rows)}</div>"
+        f"<h2>Ratios of slopes</h2><div class='wide'>{table(ratios)}</div>{figures}"
+        f"<h2>How it was made</h2><div class='wide'>{table(details)}</div>",
+    )
+    print(f"report: {path.resolve()}")
+    return 0
+
+
+def _first_windows(prompts: PromptDataset, n_documents: int) -> PromptDataset:
+    """The first window of each of the first documents."""
+    first: dict[Hashable, Prompt] = {}
+    for prompt in prompts:
+        if prompt.group not in first:
+            if len(first) == n_documents:
+                break
+            first[prompt.group] = prompt
+    return PromptDataset.from_tokens([p.tokens.tolist() for p in first.values()], groups=first)
+
+
+def _rows(found: Brittleness) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("noise", "segment", "mode", "slope (nats / level²)", "level that halves top 1")
+    ]
+    for shape in found.shapes:
+        for segment in found.segments:
+            for mode in _EXPLAINED:
+                half = found.half_level(segment, shape, mode)
+                slope = found.slope(segment, shape, mode)
+                rows.append(
+                    (
+                        shape,
+                        segment,
+                        mode.replace("_", " "),
+                        _interval(slope.value, slope.low, slope.high),
+                        "not reached"
+                        if half is None
+                        else _interval(half.value, half.low, half.high),
+                    )
+                )
+    return rows
+
+
+def _ratios(found: Brittleness) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("noise", "segments", "mode", "ratio of slopes", "p (Holm)")]
+    for row in found.ratios().to_dict("records"):
+        rows.append(
+            (
+                str(row["shape"]),
+                f"{row['segment']} / {row['against']}",
+                str(row["mode"]).replace("_", " "),
+                _interval(row["ratio"], row["low"], row["high"]),
+                f"{row['p_value']:.3g}",
+            )
+        )
+    return rows
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    def numbers(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(","))
+
+    return numbers

@@ -1,0 +1,245 @@
+"""The ``mspgt-lens`` command."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from mspgt_lens.cli.brittleness import add_brittleness_command
+from mspgt_lens.cli.patch import add_patch_command
+from mspgt_lens.loading import load_model
+from mspgt_lens.models import as_adapter
+from mspgt_lens.profile.layers import profile_layers
+from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.profile.run import Control
+from mspgt_lens.prompts import PromptDataset, load_passages
+from mspgt_lens.report import summary_rows, write_report
+from mspgt_lens.scales.detection import METHODS, detect_scales
+from mspgt_lens.targets import OFFSET_BANDS
+
+_PEEK = 1 << 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    # One line per warning: where in the package it was raised says nothing to a reader.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, KeyError, OSError, ImportError, ArithmeticError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"mspgt-lens: {message}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mspgt-lens",
+        description="How a language model's layers divide the work: what each one compresses, "
+        "keeps of the past and predicts of the future.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    profile = commands.add_parser(
+        "profile",
+        help="profile a model's layers and write a report",
+        description="Profile a model's layers on your texts (or on the built-in passages) and "
+        "write one self-contained HTML report.",
+        epilog="example: mspgt-lens profile gpt2 --prompts texts.jsonl --out report.html",
+    )
+    _add_model(profile)
+    profile.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="HTML", help="default: %(default)s"
+    )
+    profile.add_argument(
+        "--save", type=Path, metavar="PATH", help="also save the profile, for LayerProfile.load"
+    )
+    profile.add_argument(
+        "--scale-map",
+        action="store_true",
+        help="also read every offset 1, 2, 4 ... 64 on its own (a second pass)",
+    )
+    profile.add_argument(
+        "--scales",
+        action="store_true",
+        help="also seek scale boundaries and show them in the report",
+    )
+    _add_run(profile)
+    profile.set_defaults(run=_profile)
+    scales = commands.add_parser(
+        "scales",
+        help="find scale boundaries, tested against gradual drift",
+        description="Find the boundaries between Local, Intermediate and Global blocks, or find "
+        "that the data do not support any; print the partition and write its figures.",
+        epilog="example: mspgt-lens scales gpt2 --prompts texts.jsonl --out scales.html",
+    )
+    _add_model(scales)
+    scales.add_argument(
+        "--profile",
+        type=Path,
+        metavar="PATH",
+        help="a saved profile to start from, instead of a pass over the prompts",
+    )
+    scales.add_argument(
+        "--method", choices=METHODS, default="fused", help="what places them (default: fused)"
+    )
+    scales.add_argument(
+        "--control",
+        choices=get_args(Control),
+        help="a null: the same with random weights, or with shuffled tokens",
+    )
+    scales.add_argument(
+        "--out", type=Path, default=Path("scales.html"), metavar="HTML", help="default: %(default)s"
+    )
+    scales.add_argument("--save", type=Path, metavar="PATH", help="also save the partition")
+    _add_run(scales)
+    scales.set_defaults(run=_scales)
+    add_patch_command(commands)
+    add_brittleness_command(commands, _add_model, _prompts)
+    return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model", metavar="MODEL", help="a hub name, a local folder, or 'demo' (SmolLM2-135M)"
+    )
+    command.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="text with one document per line, or per block between blank lines; or .jsonl with a "
+        "'text' field and, if you like, a 'group' field; default: the built-in passages",
+    )
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--max-length",
+        type=int,
+        default=384,
+        metavar="N",
+        help="longest window in tokens (default: %(default)s, or the model's context if shorter)",
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    command.add_argument("--device", metavar="NAME", help="such as cuda or cpu")
+    command.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+def _profile(options: argparse.Namespace) -> int:
+    if options.prompts is not None and not options.prompts.is_file():
+        raise FileNotFoundError(f"--prompts: no file at {options.prompts}")
+    model = load_model(options.model, device=options.device)
+
+    def run(**settings: Any) -> Any:
+        return profile_layers(
+            model,
+            _prompts(options, model),
+            seed=options.seed,
+            progress=not options.no_progress,
+            **settings,
+        )
+
+    profile = run()
+    partition = detect_scales(profile=profile, seed=options.seed) if options.scales else None
+    scale_map = run(bands=OFFSET_BANDS) if options.scale_map else None
+    rows = summary_rows(profile)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    print(
+        f"\n{profile.model_name}: {profile.n_layers} blocks, {profile.n_tokens:,} tokens "
+        f"from {profile.n_groups:,} groups\n"
+    )
+    for row in rows:
+        first, *others = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join([first.strip().ljust(widths[0]), *others]))
+    if partition is not None:
+        print(f"\n{partition.summary()}")
+    if options.save is not None:
+        print(f"\nprofile: {profile.save(options.save).resolve()}")
+    path = write_report(options.out, profile, partition, scale_map=scale_map)
+    print(f"\nreport: {path.resolve()}")
+    return 0
+
+
+def _scales(options: argparse.Namespace) -> int:
+    if options.profile is not None:
+        given = [n for n in ("prompts", "control") if getattr(options, n) is not None]
+        if given:
+            raise ValueError(f"--profile holds a pass already: leave out --{given[0]}")
+        profile = LayerProfile.load(options.profile)
+    else:
+        if options.prompts is not None and not options.prompts.is_file():
+            raise FileNotFoundError(f"--prompts: no file at {options.prompts}")
+        model = load_model(options.model, device=options.device)
+        profile = profile_layers(
+            model,
+            _prompts(options, model),
+            control=options.control,
+            seed=options.seed,
+            progress=not options.no_progress,
+        )
+    partition = detect_scales(profile=profile, method=options.method, seed=options.seed)
+    print(f"\n{partition.model_name}\n{partition.summary()}\n")
+    for name, blocks in partition.segments.items():
+        print(f"{name.capitalize():14}blocks {blocks[0]} to {blocks[-1]}")
+    print("\nby method")
+    for name, boundaries in partition.by_method.items():
+        places = "none found" if boundaries is None else ", ".join(map(str, boundaries))
+        print(f"{name:16}{places}")
+    for note in partition.warnings:
+        print(f"note: {note}")
+    if options.save is not None:
+        print(f"\npartition: {partition.save(options.save).resolve()}")
+    path = write_report(options.out, profile, partition)
+    print(f"\nreport: {path.resolve()}")
+    return 0
+
+
+def _prompts(options: argparse.Namespace, model: Any) -> PromptDataset:
+    max_length = min(options.max_length, as_adapter(model).n_ctx)
+    if options.prompts is None:
+        texts = [passage.text for passage in load_passages()]
+        return PromptDataset.from_texts(texts, model, max_length=max_length)
+    return PromptDataset.from_huggingface(
+        _documents(options.prompts), model, group_column="group", max_length=max_length
+    )
+
+
+def _documents(path: Path) -> Iterator[dict[str, Any]]:
+    """Documents of a file, read lazily, each with the group it belongs to."""
+    with path.open(encoding="utf-8") as file:
+        if path.suffix == ".jsonl":
+            for number, line in enumerate(file):
+                if line.strip():
+                    yield _record(path, number, line)
+            return
+        # A blank line between two lines of text means that blocks are documents.
+        head = file.read(_PEEK).strip()
+        file.seek(0)
+        by_block = any(not line.strip() for line in head.splitlines())
+        number = 0
+        for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
+            if blank:
+                continue
+            for text in ["".join(lines)] if by_block else lines:
+                yield {"text": text.strip(), "group": number}
+                number += 1
+
+
+def _record(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--prompts: line {number + 1} of {path} is not JSON ({error})") from error
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise ValueError(f"--prompts: line {number + 1} of {path} lacks a 'text' field")
+    return {"text": record["text"], "group": record.get("group", number)}

@@ -1,0 +1,1 @@
+"""Mutual information of plain arrays, by several estimators behind one interface."""

@@ -1,0 +1,95 @@
+"""One interface to all estimators of mutual information."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from mspgt_lens.estimators.kernel import renyi
+from mspgt_lens.estimators.linear import copula, gaussian
+from mspgt_lens.estimators.neighbors import ksg
+from mspgt_lens.estimators.neural import infonce, vib
+from mspgt_lens.estimators.samples import Samples, as_samples, check_finite_information
+from mspgt_lens.results import Estimate
+
+ESTIMATORS: MappingProxyType[str, Callable[[Samples], Estimate]] = MappingProxyType(
+    {
+        "gaussian": gaussian,
+        "copula": copula,
+        "vib": vib,
+        "infonce": infonce,
+        "ksg": ksg,
+        "renyi": renyi,
+    }
+)
+
+
+def mutual_information(
+    z: Any,
+    y: Any,
+    *,
+    groups: Any = None,
+    estimator: str = "gaussian",
+    seed: int = 0,
+) -> Estimate:
+    """Mutual information between the columns of z and y, per sample.
+
+    ============  =========================================  ====================================
+    estimator     what it is                                 what it bounds
+    ============  =========================================  ====================================
+    ``gaussian``  linear-Gaussian reader (labels: linear     exact for jointly Gaussian data; a
+                  logistic reader), closed form              lower bound for Gaussian y or labels
+    ``copula``    the same of each column's normal scores    a lower bound for one-dimensional y
+    ``vib``       trained decoder, held out                  a lower bound for labels and
+                                                             one-dimensional y
+    ``infonce``   trained critic, held out                   a lower bound for any data, at most
+                                                             log(batch); warns near it
+    ``ksg``       nearest neighbors (labels: Ross), at most  none; consistent, too low where the
+                  8 columns                                  information is high
+    ``renyi``     matrix-based, order 2, at most 20,000      none; not Shannon's, a measure of
+                  samples                                    dependence that is 0 without it
+    ============  =========================================  ====================================
+
+    ``docs/information.md`` shows the error and coverage of each on data of known information. The
+    value may be slightly negative: a reader fitted to chance does worse than none. Intervals of
+    readers reach up to 0 at least, since the reader that ignores z is one of them.
+
+    Args:
+        z: Numbers of shape ``[sample, d_z]`` or ``[sample]``; array or tensor.
+        y: Numbers of shape ``[sample, d_y]`` or ``[sample]``, or labels: integers or booleans of
+            shape ``[sample]``. Integers that are quantities must be passed as floats.
+        groups: One per sample, shape ``[sample]``: samples of one group are not independent of one
+            another. Folds, intervals and nulls keep groups whole. Each sample is its own by
+            default.
+        estimator: One of the names above.
+        seed: Decides folds, initial weights and batches.
+
+    Returns:
+        The estimate in nats, its 95% interval, guarantee and warnings.
+
+    Raises:
+        ValueError: If shapes do not fit, values are not finite, columns are constant or span fewer
+            dimensions, samples, groups or a label's samples are too few, the information is
+            infinite (y holds an affine function of z), or the estimator cannot do what is asked.
+
+    Warns:
+        UserWarning: With each of the result's ``warnings``.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    samples = as_samples(z, y, groups, seed)
+    if estimator != "renyi":
+        check_finite_information(samples)
+    result = ESTIMATORS[estimator](samples)
+    if samples.copies:
+        note = (
+            f"{samples.copies} of {len(samples)} samples repeat one of another group; leave copies "
+            "out or put them into one group, else held-out samples are not new"
+        )
+        result = replace(result, warnings=(*result.warnings, note))
+    for note in result.warnings:
+        warnings.warn(note, stacklevel=2)
+    return result

@@ -1,0 +1,1 @@
+"""Text written under interventions, and what is measured of it."""

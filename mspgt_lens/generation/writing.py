@@ -1,0 +1,309 @@
+"""Texts written under interventions on each scale, against those of the same prompts without."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from tqdm.auto import tqdm
+
+from mspgt_lens.generation.effects import GenerationEffects, compare_texts, text_deltas
+from mspgt_lens.generation.metrics import Embed, TextMetric, text_metrics
+from mspgt_lens.models import (
+    Edit,
+    ModelAdapter,
+    Rows,
+    as_adapter,
+    check_generation,
+    decode_text,
+    generate,
+)
+from mspgt_lens.perturbation.dosing import TOLERANCE, Dose, match_doses
+from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.probing import Segments, as_segments, make_batches
+from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
+from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
+from mspgt_lens.storage import package_versions
+from mspgt_lens.targets import token_features
+
+DEFAULT_KINDS = (Perturbation("noise"), Perturbation("scaling"), Perturbation("temperature"))
+_CALIBRATION_PROMPTS = 16
+_BATCH_SIZE = 64
+_N_FEATURES = 32
+
+
+def generation_effects(
+    model: Any,
+    prompts: PromptDataset | Iterable[str],
+    partition: Segments,
+    *,
+    kinds: Sequence[Perturbation] = DEFAULT_KINDS,
+    n_new: int = 48,
+    temperature: float = 1.0,
+    dose: float | None = 0.5,
+    n_controls: int = 4,
+    statistics: ResidualStatistics | None = None,
+    skip_first: int = 4,
+    batch_size: int = _BATCH_SIZE,
+    seed: int = 0,
+    progress: bool = True,
+) -> GenerationEffects:
+    """Continue every prompt with and without interventions on each segment, and compare the texts.
+
+    The texts of a pair share the prompt and the random numbers, and all have ``n_new`` tokens.
+    Intervals and tests count each group of prompts as one draw.
+
+    A stronger intervention changes every property more, so segments are compared at one dose:
+    each kind gets, on each segment, the strength at which predictions on the first 16 prompts
+    move by ``dose`` nats of KL divergence per token. Random block sets of the segments' sizes, at
+    the same dose, tell what any blocks would do. Each set costs as much as a segment: the default
+    of four per size shows how large such effects are, and is too few for a p-value.
+
+    Args:
+        model: A ``HookedTransformer`` or ``TransformerBridge`` with a tokenizer.
+        prompts: A :class:`PromptDataset`, or texts; each window is continued as it is.
+        partition: A :class:`ScalePartition`, a mapping from segment names to blocks, or boundaries.
+        kinds: What to do; by default noise on the residual stream, weaker updates, and flatter
+            attention.
+        n_new: Tokens to generate. Special tokens are never chosen.
+        temperature: Of sampling; 0 takes the most probable token, which drives small models into
+            loops.
+        dose: KL divergence at which all are compared, in nats per token; None takes every kind at
+            its own strength.
+        n_controls: Random block sets for each size of segment.
+        statistics: Of the residual stream, from :func:`~mspgt_lens.residual_statistics`; by default
+            gathered from these prompts in one pass.
+        skip_first: Tokens at the beginning of each prompt that are left alone.
+        batch_size: Prompts generated together.
+        seed: Decides the sampled tokens, the control sets, and what ablation resamples from; every
+            perturbation's own seed decides its draws.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If an argument is out of range, the model has no tokenizer, a prompt and its
+            continuation do not fit the context, or there are fewer than 3 groups.
+        FloatingPointError: If activations or logits are NaN or infinite.
+        RuntimeError: If the model does not compute what is to be changed under its hook.
+    """
+    adapter = as_adapter(model)
+    segments = as_segments(partition, adapter.n_layers)
+    labels = _labels(kinds, dose)
+    if dose is not None and not 0 < dose < np.inf:
+        raise ValueError(f"dose must be a KL divergence above 0, in nats, or None, got {dose!r}")
+    if n_controls < 0 or n_controls != int(n_controls):
+        raise ValueError(f"n_controls must be a whole number, 0 or more, got {n_controls!r}")
+    rows = list(as_dataset(prompts, adapter))
+    before = tuple(decode_text(adapter, row.tokens) for row in rows)
+    batches = make_batches(adapter, _data(rows), skip_first=skip_first, batch_size=None)
+    first = make_batches(
+        adapter,
+        _data(rows[:_CALIBRATION_PROMPTS]),
+        skip_first=skip_first,
+        batch_size=None,
+        min_groups=1,
+    )
+    writer = _Writer(adapter, rows, n_new, temperature, skip_first, batch_size, seed)
+    metrics, left_out = text_metrics(_token_embedding(adapter, rows))
+    if statistics is None:
+        statistics = residual_statistics(adapter, batches, seed=seed)
+    sets = _BlockSets(segments, adapter.n_layers, n_controls, seed)
+    jobs = list(itertools.product(kinds, sets.all))
+    doses = match_doses(adapter, first, statistics, jobs, dose)
+    texts = [
+        writer.texts(one, statistics)
+        for one in tqdm([None, *doses], desc="generating", disable=not progress)
+    ]
+    measured = _measure(texts, metrics)
+    by_job = measured[1:].reshape(len(kinds), len(sets.all), *measured.shape[1:])
+    own = by_job[:, : len(segments)]
+    groups = np.unique([stable_hash(row.group) for row in rows], return_inverse=True)[1]
+    compared = compare_texts(measured[0], own.reshape(-1, *own.shape[2:]), groups, seed=seed)
+    deltas = text_deltas(measured[0], measured[1:]).reshape(*by_job.shape[:2], -1)
+    strengths = np.array([one.perturbation.dose for one in doses]).reshape(by_job.shape[:2])
+    kl = np.array([one.kl for one in doses]).reshape(by_job.shape[:2])
+    return GenerationEffects(
+        model_name=adapter.name,
+        perturbations=labels,
+        segments=segments,
+        metrics={metric.name: metric.scale for metric in metrics},
+        left_out=left_out,
+        clean=_defined_means(measured[0]),
+        **{name: values.reshape(*own.shape[:2], -1) for name, values in compared.items()},
+        controls=sets.controls(deltas),
+        strengths=strengths[:, : len(segments)],
+        kl=kl[:, : len(segments)],
+        control_kl=sets.controls(kl),
+        prompts=before,
+        groups=groups,
+        clean_texts=texts[0],
+        texts=tuple(
+            tuple(texts[1 + i * len(sets.all) + j] for j in range(len(segments)))
+            for i in range(len(kinds))
+        ),
+        clean_measured=measured[0],
+        measured=own,
+        settings={
+            "n_new": n_new,
+            "temperature": temperature,
+            "dose": dose,
+            "n_controls": n_controls,
+            "n_prompts": len(rows),
+            "n_groups": len(batches.groups),
+            "skip_first": skip_first,
+            "seed": seed,
+            "weights": adapter.weight_processing,
+            "prompts_fingerprint": batches.fingerprint,
+        },
+        versions=package_versions(),
+        warnings=_warnings(doses, dose, compared["n_pairs"], len(rows)),
+    )
+
+
+class _Writer:
+    """Continues the prompts, under one dose or none."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        rows: Sequence[Prompt],
+        n_new: int,
+        temperature: float,
+        skip_first: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.adapter, self.n_new, self.temperature = adapter, n_new, temperature
+        self.skip_first, self.batch_size = skip_first, batch_size
+        self.tokens = [row.tokens for row in rows]
+        check_generation(adapter, self.tokens, n_new, temperature, batch_size)
+        # A prompt's own tokens decide its draws, not its place among the others.
+        self.keys = [stable_hash(row.tokens.tobytes()) for row in rows]
+        self.seeds = [stable_hash(key, seed) % 2**63 for key in self.keys]
+        self.groups = np.array([stable_hash(row.group) for row in rows], dtype=np.uint64)
+
+    def texts(self, dose: Dose | None, statistics: ResidualStatistics) -> tuple[str, ...]:
+        def edits(batch: Rows) -> Sequence[Edit]:
+            if dose is None:
+                return ()
+            special = torch.tensor(sorted(self.adapter.special_ids), dtype=torch.long)
+            place = batch.mask.long().cumsum(dim=1) - 1
+            where = batch.mask & (place >= self.skip_first) & ~torch.isin(batch.tokens, special)
+            return dose.perturbation.edits(
+                statistics,
+                dose.blocks,
+                where=where,
+                keys=[self.keys[number] for number in batch.prompts],
+                groups=self.groups[batch.prompts.start : batch.prompts.stop],
+            )
+
+        new = generate(
+            self.adapter,
+            self.tokens,
+            n_new=self.n_new,
+            temperature=self.temperature,
+            seeds=self.seeds,
+            edits=edits,
+            batch_size=self.batch_size,
+        )
+        return tuple(decode_text(self.adapter, row) for row in new)
+
+
+class _BlockSets:
+    """The segments' blocks, then random sets of each of their sizes."""
+
+    def __init__(
+        self, segments: Mapping[str, tuple[int, ...]], n_layers: int, n_draws: int, seed: int
+    ) -> None:
+        rng = np.random.default_rng([seed, 3])
+        sizes = sorted({len(blocks) for blocks in segments.values()})
+        drawn = [
+            tuple(sorted(rng.choice(n_layers, size, replace=False).tolist()))
+            for size in sizes
+            for _ in range(n_draws)
+        ]
+        self.all = [*segments.values(), *drawn]
+        self._places = [
+            [len(segments) + sizes.index(len(blocks)) * n_draws + draw for draw in range(n_draws)]
+            for blocks in segments.values()
+        ]
+
+    def controls(
+        self, values: Float[np.ndarray, "perturbation set *rest"]
+    ) -> Float[np.ndarray, "perturbation segment draw *rest"]:
+        """Of values for all sets, those of each segment's controls."""
+        return np.stack([values[:, places] for places in self._places], axis=1)
+
+
+def _labels(kinds: Sequence[Perturbation], dose: float | None) -> tuple[str, ...]:
+    """What is done, without the strength where every segment has its own."""
+    labels = tuple(
+        one.label
+        if dose is None
+        else f"{one.shape} noise"
+        if one.kind == "noise"
+        else str(one.kind)
+        for one in kinds
+    )
+    if not labels or len(set(labels)) < len(labels):
+        raise ValueError(
+            f"kinds must be perturbations that all differ (with a dose, in more than their "
+            f"strength), got {list(labels)}"
+        )
+    return labels
+
+
+def _data(rows: Sequence[Prompt]) -> PromptDataset:
+    return PromptDataset(lambda: iter(rows))
+
+
+def _token_embedding(adapter: ModelAdapter, rows: Sequence[Prompt]) -> Embed:
+    """Sentences as the mean of their tokens' features (the model's own input embedding)."""
+    counts = np.bincount(np.concatenate([row.tokens for row in rows]), minlength=adapter.d_vocab)
+    features = token_features(adapter.embedding(), counts, _N_FEATURES).numpy()
+
+    def embed(sentences: Sequence[str]) -> Float[np.ndarray, "sentence feature"]:
+        tokens = [adapter.tokenize(sentence) for sentence in sentences]
+        return np.stack([features[row].mean(axis=0) for row in tokens])
+
+    return embed
+
+
+def _measure(
+    texts: Sequence[Sequence[str]], metrics: Sequence[TextMetric]
+) -> Float[np.ndarray, "job prompt metric"]:
+    values = [[[metric.measure(text) for metric in metrics] for text in job] for job in texts]
+    # None becomes NaN, which the result says to mean undefined.
+    return np.array(values, dtype=np.float64)
+
+
+def _defined_means(
+    measured: Float[np.ndarray, "prompt metric"],
+) -> Float[np.ndarray, " metric"]:
+    columns = [column[np.isfinite(column)] for column in measured.T]
+    return np.array([column.mean() if len(column) else np.nan for column in columns])
+
+
+def _warnings(
+    doses: Sequence[Dose], dose: float | None, n_pairs: Int[np.ndarray, "condition metric"], n: int
+) -> tuple[str, ...]:
+    found = []
+    if dose is not None:
+        missed = sorted(
+            {one.perturbation.kind for one in doses if abs(np.log(one.kl / dose)) > 2 * TOLERANCE}
+        )
+        if missed:
+            found.append(
+                f"The dose of {dose:g} nats was not met everywhere by {', '.join(missed)}: see kl "
+                "and control_kl."
+            )
+    undefined = n - n_pairs
+    if (undefined > n / 5).any():
+        found.append(
+            "Some properties are undefined in more than a fifth of the pairs, which were left out: "
+            "see n_pairs; longer texts (n_new) have fewer such."
+        )
+    return tuple(found)

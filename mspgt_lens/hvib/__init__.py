@@ -1,0 +1,1 @@
+"""The trained H-VIB probe: hierarchical stochastic readers of every site, at every beta."""

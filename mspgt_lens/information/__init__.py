@@ -1,0 +1,1 @@
+"""Information in closed form, from the second moments of one pass."""

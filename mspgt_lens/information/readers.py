@@ -1,0 +1,166 @@
+"""What linear-Gaussian readers of a site find about the past and the future, held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from mspgt_lens.information.channel import pooled_scale
+from mspgt_lens.information.ridge import FoldSums, ring, spread_sites
+from mspgt_lens.information.site_reader import SiteReader, Strengths, log_determinant, log_ratio
+from mspgt_lens.moments import Coordinates, Moments
+from mspgt_lens.statistics import fold_interval
+
+# From nearly unpenalized to nearly silent; infinity is the null reader, which predicts the mean.
+RIDGE_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0, np.inf)
+SELECTION_SITES = 4
+# The upper end uses fits whose optimism (training minus held-out score) is at most this per
+# feature: then a third of the directions fitted are noise, and the correction still holds.
+MAX_OPTIMISM = 0.5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Held-out information that linear-Gaussian readers find about every target at every site.
+
+    Attributes:
+        values: Mean held-out log-likelihood ratio (nats per token), shape ``[target, site]``.
+        low: Lower end of the 95% interval.
+        high: Upper end of the 95% interval.
+        by_fold: The score on each fold, shape ``[fold, target, site]``.
+    """
+
+    values: Float[np.ndarray, "target site"]
+    low: Float[np.ndarray, "target site"]
+    high: Float[np.ndarray, "target site"]
+    by_fold: Float[np.ndarray, "fold target site"]
+
+
+@dataclass(frozen=True)
+class TargetReadings:
+    """All that is read of a model's targets.
+
+    Attributes:
+        targets: The past of every band, then the future of every band.
+        added: What the future of each band adds to that of the coarser bands, in band order.
+        correlations: Held-out canonical correlations with the future of each band, shape
+            ``[fold, band, site, component]``.
+        ridge: The ridge strength chosen for each fold and target, shape ``[fold, target]``.
+    """
+
+    targets: Reading
+    added: Reading
+    correlations: Float[np.ndarray, "fold band site component"]
+    ridge: Float[np.ndarray, "fold target"]
+
+
+def read_targets(moments: Moments, coordinates: Coordinates) -> TargetReadings:
+    """What a linear-Gaussian reader of each site can use about each target.
+
+    ``E_test[log N(y; W z + b, S) - log N(y; m, S_0)]``, with W by ridge, cross-fitted over folds of
+    groups. For outer fold k, strengths and residual covariances come from inner fits that leave out
+    k and one neighbor, tested on the neighbor; one strength per target serves all sites. The null
+    reader is in the grid and reads exactly 0.
+
+    The value is conservative: a reader fitted on a finite sample is worse than the best one. The
+    interval reaches from the held-out score down by its sampling error, and up to what the best
+    reader may reach: the training score less its optimism. For Gaussian data fitted with x
+    directions per position, training exceeds held-out scores by ``R x / (1 - x)`` and the truth by
+    ``-R/2 log(1 - x)``, so the gap between the two tells the optimism, whatever the dependence
+    between neighboring positions. It is taken at the weakest strength whose gap is small enough.
+
+    What a band adds to the coarser ones is read off the same readers taken together: the joint
+    log-likelihood ratio splits by the chain rule, coarse to fine, and the parts sum to it.
+    """
+    n_sites, n_bands = moments.z_read.shape[1], len(moments.plan.bands)
+    # Coarse to fine: from the band that reaches farthest to the one nearest.
+    bands = list(moments.plan.bands.values())
+    coarse_to_fine = sorted(range(n_bands), key=lambda i: bands[i], reverse=True)
+    strengths = choose_strengths(
+        [_site_reader(moments, s, coordinates) for s in spread_sites(n_sites, SELECTION_SITES)]
+    )
+    chain = [n_bands + i for i in coarse_to_fine]
+    scores, correlations = zip(
+        *(
+            _site_reader(moments, site, coordinates).score(strengths, chain)
+            for site in range(n_sites)
+        ),
+        strict=True,
+    )
+    weights = moments.n_read.astype(float)
+    held_out, light, corrected = (
+        np.stack([getattr(score, name) for score in scores], axis=-1)
+        for name in ("held_out", "light", "corrected")
+    )
+    everything = summarize(held_out, light, corrected, weights)
+    in_band_order = np.argsort(coarse_to_fine)
+    return TargetReadings(
+        targets=_pick(everything, np.arange(2 * n_bands)),
+        added=_pick(everything, 2 * n_bands + in_band_order),
+        correlations=np.stack(correlations, axis=2)[:, in_band_order],
+        ridge=strengths.chosen,
+    )
+
+
+def summarize(
+    held_out: Float[np.ndarray, "fold part site"],
+    light: Float[np.ndarray, "fold part site"],
+    corrected: Float[np.ndarray, "fold part site"],
+    weights: Float[np.ndarray, " fold"],
+) -> Reading:
+    """Scores of folds as values with intervals: see :func:`read_targets`."""
+    n_folds, *shape = held_out.shape
+    value, low, high = fold_interval(held_out.reshape(n_folds, -1), weights)
+    mean_light, _, high_light = fold_interval(light.reshape(n_folds, -1), weights)
+    best = weights @ corrected.reshape(n_folds, -1) / weights.sum()
+    return Reading(
+        values=value.reshape(shape),
+        low=low.reshape(shape),
+        high=np.maximum(high, best + high_light - mean_light).reshape(shape),
+        by_fold=held_out,
+    )
+
+
+def choose_strengths(readers: Sequence[SiteReader]) -> Strengths:
+    """Strengths from inner fits at a few sites: the least held-out log-determinant decides."""
+    n_folds, n_targets = len(readers[0].count), readers[0].n_targets
+    cost = np.zeros((n_folds, len(RIDGE_GRID), n_targets))
+    optimism = np.zeros((len(RIDGE_GRID), n_targets))
+    for reader in readers:
+        for pair in ring(n_folds):
+            fit = reader.sums.fit(pair)
+            for index, strength in enumerate(RIDGE_GRID):
+                everywhere = np.full(n_targets, strength)
+                trained = reader.trained(fit, everywhere)
+                training = log_ratio(trained, trained)
+                for outer, inner in (pair, pair[::-1]):
+                    left = reader.tested(fit, inner, everywhere)
+                    cost[outer, index] += reader.count[inner] * log_determinant(left)
+                    optimism[index] += training - log_ratio(left, trained)
+    grid = np.array(RIDGE_GRID)
+    bearable = optimism / (2 * n_folds * len(readers)) <= MAX_OPTIMISM * readers[0].n_features
+    # The null reader shows no optimism, so there always is a first bearable strength.
+    return Strengths(chosen=grid[cost.argmin(axis=1)], weakest=grid[bearable.argmax(axis=0)])
+
+
+def _site_reader(moments: Moments, site: int, coordinates: Coordinates) -> SiteReader:
+    """The readable positions of one site, in the reader's coordinates."""
+    scale = pooled_scale(moments, site, coordinates)
+    sums = FoldSums(
+        moments.n_read.astype(float),
+        moments.z_read[:, site] / scale,
+        moments.zz_read[:, site] / torch.outer(scale, scale),
+        moments.y,
+        moments.zy[:, site] / scale[:, None],
+    )
+    return SiteReader(sums, moments.yy, 2 * len(moments.plan.bands))
+
+
+def _pick(reading: Reading, parts: Float[np.ndarray, " part"]) -> Reading:
+    return Reading(
+        reading.values[parts], reading.low[parts], reading.high[parts], reading.by_fold[:, parts]
+    )

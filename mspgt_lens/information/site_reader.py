@@ -1,0 +1,292 @@
+"""Linear-Gaussian readers of one site: residuals, log-likelihood ratios, canonical correlations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from mspgt_lens.information.ridge import FoldSums, RidgeFit, moment_about, ring
+
+# Share of a variance that sums of float32 products resolve.
+RESOLUTION = 1e-6
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """Ridge strengths: the chosen one, and the weakest whose optimism the sample can bear."""
+
+    chosen: Float[np.ndarray, "fold target"]
+    weakest: Float[np.ndarray, " target"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-likelihood ratios of one site on each fold, nats per token, shape ``[fold, part]`` each.
+
+    Attributes:
+        held_out: On the fold itself, at the chosen strength.
+        light: On the fold itself, at the weakest strength that the sample can bear.
+        corrected: On the training folds at the weakest strength, less the optimism.
+    """
+
+    held_out: Float[np.ndarray, "fold part"]
+    light: Float[np.ndarray, "fold part"]
+    corrected: Float[np.ndarray, "fold part"]
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Second moments of what readers of all targets, and the null reader, leave unexplained.
+
+    The floors are variances per target, the least that either may claim to leave in any direction:
+    what float32 products do not resolve. Where a reader is the null reader, both are the same, so
+    that it reads exactly 0.
+    """
+
+    reader: Float[Tensor, "column column"]
+    null: Float[Tensor, "column column"]
+    reader_floor: Float[Tensor, " target"]
+    null_floor: Float[Tensor, " target"]
+
+    @property
+    def n_features(self) -> int:
+        return len(self.reader) // len(self.null_floor)
+
+    def plus(self, other: Residuals, share: float) -> Residuals:
+        mixed = (
+            mine * (1 - share) + theirs * share
+            for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
+        )
+        return Residuals(*mixed)
+
+
+def log_determinant(left: Residuals) -> Float[np.ndarray, " target"]:
+    """Log-determinant of what each target's reader leaves unexplained, floor included."""
+    blocks = _diagonal_blocks(left.reader, left.n_features)
+    root = torch.linalg.cholesky(blocks + _isotropic(left.reader_floor, blocks))
+    values: np.ndarray = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1).cpu().numpy()
+    return values
+
+
+def log_ratio(tested: Residuals, expected: Residuals) -> Float[np.ndarray, " target"]:
+    """Mean log-likelihood ratio of each target's reader against its null reader, nats per token."""
+    blocks = (
+        _diagonal_blocks(matrix, tested.n_features)
+        for matrix in (tested.reader, tested.null, expected.reader, expected.null)
+    )
+    reader, null, reader_spread, null_spread = blocks
+    ratio = _log_likelihood(reader, reader_spread + _isotropic(expected.reader_floor, reader))
+    ratio = ratio - _log_likelihood(null, null_spread + _isotropic(expected.null_floor, null))
+    values: np.ndarray = ratio.sum(dim=-1).cpu().numpy()
+    return values
+
+
+def chain_log_ratio(
+    tested: Residuals, expected: Residuals, order: Sequence[int]
+) -> Float[np.ndarray, " target"]:
+    """What each target in turn adds to those before it, nats per token.
+
+    The log-likelihood ratio of a reader of all these targets together, split by the chain rule:
+    ``I(z; y_1), I(z; y_2 | y_1), ...``, by partial covariances. The parts sum to the whole.
+
+    Returns:
+        One part per target, in the order given.
+    """
+    f = tested.n_features
+    columns = torch.cat([torch.arange(t * f, (t + 1) * f) for t in order])
+
+    def parts(matrix: Tensor, spread: Tensor, floor: Tensor) -> Tensor:
+        matrix, spread = matrix[columns][:, columns], spread[columns][:, columns]
+        spread = spread + torch.diag(floor[list(order)].repeat_interleave(f))
+        if torch.linalg.cholesky_ex(spread).info:
+            # Targets that determine one another: what rounding leaves must not go below zero.
+            lowest = torch.linalg.eigvalsh(spread)[0]
+            spread = spread + torch.diag((RESOLUTION * spread.diagonal()) - 2 * lowest)
+        return _log_likelihood(matrix, spread)
+
+    ratio = parts(tested.reader, expected.reader, expected.reader_floor)
+    ratio = ratio - parts(tested.null, expected.null, expected.null_floor)
+    values: np.ndarray = rearrange(ratio, "(t f) -> t f", f=f).sum(dim=1).cpu().numpy()
+    return values
+
+
+class SiteReader:
+    """Readers of one site's coordinates, fitted and tested on sums per fold of groups."""
+
+    def __init__(
+        self, sums: FoldSums, yy: Float[Tensor, "fold column column"], n_targets: int
+    ) -> None:
+        self.sums, self.yy, self.n_targets = sums, yy, n_targets
+        self.count = sums.count
+        self.n_features = yy.shape[1] // n_targets
+
+    def tested(
+        self, fit: RidgeFit, fold: int, strengths: Float[np.ndarray, " target"]
+    ) -> Residuals:
+        """Residuals of readers of the given strengths on a fold that they were not fitted on."""
+        return self._residuals(fit, strengths, self._targets_about(fit, fold), *fit.about(fold))
+
+    def trained(self, fit: RidgeFit, strengths: Float[np.ndarray, " target"]) -> Residuals:
+        """Residuals of readers of the given strengths on the folds that they were fitted on."""
+        return self._residuals(fit, strengths, self._trained_targets(fit), fit.zz, fit.zt)
+
+    def score(
+        self, strengths: Strengths, chain: Sequence[int]
+    ) -> tuple[Scores, Float[np.ndarray, "fold part component"]]:
+        """Everything that is read of this site.
+
+        Args:
+            strengths: Ridge strengths per target.
+            chain: Targets whose joint information is split, from the first to the last.
+
+        Returns:
+            Scores of every target, then of every part of the chain; and held-out canonical
+            correlations with each target of the chain, shape ``[fold, part, component]``.
+        """
+        n_folds = len(self.count)
+        spread: dict[int, Residuals] = {}
+        for pair in ring(n_folds):
+            fit = self.sums.fit(pair)
+            for outer, inner in (pair, pair[::-1]):
+                left = self.tested(fit, inner, strengths.chosen[outer])
+                neighbors = self.count[(outer + 1) % n_folds] + self.count[(outer - 1) % n_folds]
+                so_far = spread.get(outer, left)
+                spread[outer] = so_far.plus(left, self.count[inner] / neighbors)
+
+        def ratios(tested: Residuals, expected: Residuals) -> np.ndarray:
+            parts = [chain_log_ratio(tested, expected, chain)] if chain else []
+            return np.concatenate([log_ratio(tested, expected), *parts])
+
+        held_out, light, corrected = np.zeros((3, n_folds, self.n_targets + len(chain)))
+        correlations = []
+        for k in range(n_folds):
+            fit = self.sums.fit([k])
+            held_out[k] = ratios(self.tested(fit, k, strengths.chosen[k]), spread[k])
+            trained = self.trained(fit, strengths.weakest)
+            light[k] = ratios(self.tested(fit, k, strengths.weakest), trained)
+            training = ratios(trained, trained)
+            # A fold that happens to score above training shows no optimism.
+            gap = np.maximum(training - light[k], 0.0) / self.n_features
+            corrected[k] = training - self.n_features / 2 * np.log1p(gap)
+            correlations.append(self._canonical(fit, k, strengths.chosen[k], chain))
+        return Scores(held_out, light, corrected), np.stack(correlations)
+
+    def _canonical(
+        self,
+        fit: RidgeFit,
+        fold: int,
+        strengths: Float[np.ndarray, " target"],
+        targets: Sequence[int],
+    ) -> Float[np.ndarray, "part component"]:
+        """Correlations, on one fold, along the canonical directions of the folds fitted on.
+
+        The null reader has no direction, and correlates 0.
+        """
+        chosen = list(targets)
+        weights = self._weights(fit, strengths)
+        split = rearrange(weights, "d (t f) -> t d f", f=self.n_features)[chosen]
+
+        def blocks(matrix: Tensor) -> Tensor:
+            return _diagonal_blocks(matrix, self.n_features)[chosen]
+
+        spread = blocks(self._trained_targets(fit))
+        root = torch.linalg.cholesky(spread + _isotropic(_floor(spread), spread))
+        shared = split.mT @ rearrange(fit.zt, "d (t f) -> t d f", f=self.n_features)[chosen]
+        whitened = torch.linalg.solve_triangular(root, shared, upper=False)
+        whitened = torch.linalg.solve_triangular(root, whitened.mT, upper=False)
+        directions = torch.linalg.eigh((whitened + whitened.mT) / 2).eigenvectors.flip(-1)
+        y_axes = torch.linalg.solve_triangular(root.mT, directions, upper=True)
+        z_axes = split @ y_axes
+        zz, zt = fit.about(fold)
+        tested = rearrange(zt, "d (t f) -> t d f", f=self.n_features)[chosen]
+        together = (z_axes * (tested @ y_axes)).sum(dim=1)
+        power_z = (z_axes * (zz @ z_axes)).sum(dim=1)
+        power_y = (y_axes * (blocks(self._targets_about(fit, fold)) @ y_axes)).sum(dim=1)
+        power = power_z * power_y
+        correlation = torch.where(power > 0, together / power.sqrt(), 0.0)
+        values: np.ndarray = correlation.cpu().numpy()
+        return values
+
+    def _targets_about(self, fit: RidgeFit, fold: int) -> Float[Tensor, "column column"]:
+        count = self.count[fold]
+        mean = self.sums.t[fold] / count
+        return moment_about(self.yy[fold] / count, mean, mean, fit.mean_t, fit.mean_t)
+
+    def _trained_targets(self, fit: RidgeFit) -> Float[Tensor, "column column"]:
+        yy: Tensor = self.yy[fit.folds].sum(0) / self.count[fit.folds].sum()
+        return yy - torch.outer(fit.mean_t, fit.mean_t)
+
+    def _residuals(
+        self,
+        fit: RidgeFit,
+        strengths: Float[np.ndarray, " target"],
+        yy: Float[Tensor, "column column"],
+        zz: Float[Tensor, "width width"],
+        zt: Float[Tensor, "width column"],
+    ) -> Residuals:
+        null_floor = _floor(_diagonal_blocks(yy, self.n_features))
+        if np.isinf(strengths).all():
+            return Residuals(yy, yy, null_floor, null_floor)
+        weights = self._weights(fit, strengths)
+        # E (y - W z)(y - W z)^T = yy - W^T zy - (W^T zy)^T + W^T zz W. The null reader has no
+        # weights, and is left exactly as it is.
+        change = weights.T @ (zz @ weights / 2 - zt)
+        residual = yy + change + change.T
+        lengths = rearrange(weights, "d (t f) -> t d f", f=self.n_features).pow(2).sum(dim=1)
+        reader_floor = null_floor + RESOLUTION * lengths.amax(dim=-1)
+        blocks = _diagonal_blocks(residual, self.n_features)
+        if torch.linalg.cholesky_ex(blocks + _isotropic(reader_floor, blocks)).info.any():
+            # Variances below zero are rounding, and show its size.
+            lowest = torch.linalg.eigvalsh(blocks)[:, 0]
+            reader_floor = reader_floor + 2 * (-lowest).clamp(min=0.0)
+        return Residuals(residual, yy, reader_floor, null_floor)
+
+    def _weights(
+        self, fit: RidgeFit, strengths: Float[np.ndarray, " target"]
+    ) -> Float[Tensor, "width column"]:
+        """Every target's weights at its own strength; zeros for the null reader."""
+        weights = torch.zeros_like(fit.zt)
+        for strength in set(strengths.tolist()) - {np.inf}:
+            targets = np.flatnonzero(strengths == strength)
+            columns = (targets[:, None] * self.n_features + np.arange(self.n_features)).ravel()
+            chosen = tuple(columns.tolist())
+            weights[:, list(chosen)] = fit.weights(strength, chosen)
+        return weights
+
+
+def _log_likelihood(
+    tested: Float[Tensor, "*batch c c"], expected: Float[Tensor, "*batch c c"]
+) -> Float[Tensor, "*batch c"]:
+    """Mean Gaussian log-likelihood, each coordinate given those before it, but for a constant."""
+    root = torch.linalg.cholesky(expected)
+    half = torch.linalg.solve_triangular(root, tested, upper=False)
+    scaled = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    squares: Tensor = scaled.diagonal(dim1=-2, dim2=-1)
+    log_scale: Tensor = root.diagonal(dim1=-2, dim2=-1).log()
+    return -log_scale - squares / 2
+
+
+def _diagonal_blocks(
+    matrix: Float[Tensor, "column column"], size: int
+) -> Float[Tensor, "target f f"]:
+    split = rearrange(matrix, "(t f) (u g) -> t u f g", f=size, g=size)
+    index = torch.arange(len(split))
+    blocks: Tensor = split[index, index]
+    return blocks
+
+
+def _floor(blocks: Float[Tensor, "target f f"]) -> Float[Tensor, " target"]:
+    lowest: Tensor = RESOLUTION * blocks.diagonal(dim1=-2, dim2=-1).amax(dim=-1)
+    return lowest
+
+
+def _isotropic(floor: Float[Tensor, " target"], like: Tensor) -> Float[Tensor, "target f f"]:
+    """The floor of each target in every direction."""
+    spherical: Tensor = floor[:, None, None] * torch.eye(like.shape[-1]).to(like)
+    return spherical

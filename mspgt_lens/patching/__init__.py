@@ -1,0 +1,1 @@
+"""Activation patching: by block, position and head, and by scale."""

@@ -1,0 +1,187 @@
+"""Whole segments patched at once, against random sets of as many blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mspgt_lens.models import as_adapter
+from mspgt_lens.patching.layers import check_sweep
+from mspgt_lens.patching.metrics import DEFAULT_METRIC, LogitMetric, MetricName
+from mspgt_lens.patching.pairs import PromptPairs
+from mspgt_lens.patching.results import ScalePatch
+from mspgt_lens.patching.statistics import LEVEL, summarize_effects
+from mspgt_lens.patching.sweeping import Direction, Sweep, all_columns, mean_over_pairs
+from mspgt_lens.patching.walking import rows_per_call
+from mspgt_lens.scales.partition import ScalePartition
+from mspgt_lens.statistics import holm
+from mspgt_lens.storage import package_versions
+
+MIN_RANDOM = 20
+
+
+def patch_scales(
+    model: Any,
+    pairs: PromptPairs,
+    partition: ScalePartition,
+    metric: MetricName | LogitMetric | None = None,
+    *,
+    direction: Direction = "denoise",
+    n_random: int = 149,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> ScalePatch:
+    """Patch what every block of a segment writes, all positions at once, segment by segment.
+
+    A block's output is what it adds to the residual stream: its attention's and its MLP's output.
+    (Were the stream itself replaced, everything after would be the other run's, whatever the
+    segment.) The patched run keeps its own stream and takes the other run's updates in the segment.
+
+    The control are random sets of as many blocks, anywhere in the model: a small p-value says that
+    it matters *which* blocks these are, more or less than chance. Unlike segments, random sets are
+    not contiguous, so a small p-value may also be due to contiguity.
+
+    Args:
+        model: A ``HookedTransformer`` or a ``TransformerBridge``.
+        pairs: Clean and corrupted prompts with their answers.
+        partition: The segments.
+        metric: As for :func:`~mspgt_lens.patch_layers`.
+        direction: ``"denoise"`` puts clean updates into the corrupted run, ``"noise"`` corrupted
+            ones into the clean run.
+        n_random: Random sets per segment, at least 20; where there are fewer other sets of that
+            size, all of them are taken.
+        batch_size: Patched prompts in one call of a block.
+        seed: Decides the random sets.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If the partition is of another depth or has one segment only, an argument is out
+            of range, or effects have no scale.
+    """
+    adapter = as_adapter(model)
+    chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric
+    check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
+    if partition.n_blocks != adapter.n_layers:
+        raise ValueError(
+            f"partition must be of the model's {adapter.n_layers} blocks, got {partition.n_blocks}"
+        )
+    if len(partition.segments) < 2:
+        raise ValueError("partition must have at least two segments, got one: the whole model")
+    if n_random < MIN_RANDOM:
+        raise ValueError(f"n_random must be at least {MIN_RANDOM}, got {n_random}")
+    segments = [tuple(blocks) for blocks in partition.segments.values()]
+    drawn = [_other_sets(blocks, adapter.n_layers, n_random, seed) for blocks in segments]
+    with adapter.inference():
+        sweep = Sweep(
+            adapter, pairs, chosen, "resid_pre", all_columns(pairs), direction, 1, batch_size
+        )
+        sets = list(dict.fromkeys(segments + [one for some in drawn for one in some]))
+        values = dict(zip(sets, _patch_sets(sweep, sets, progress), strict=True))
+    by_segment = np.stack([values[blocks] for blocks in segments], axis=-1)
+    effects = summarize_effects(by_segment, sweep.clean, sweep.corrupted, pairs.groups)
+    random_effect = [[effects.scaled(float(values[one].mean())) for one in some] for some in drawn]
+    p_values = [_rank_p(e, np.array(r)) for e, r in zip(effects.effect, random_effect, strict=True)]
+    # Segments of other sizes may have fewer other sets; the figures want equal rows.
+    n_draws = min(len(some) for some in drawn)
+    least = 2 * len(segments) / (n_draws + 1)
+    notes = [*effects.warnings]
+    if least > LEVEL:
+        notes.append(
+            f"{n_draws} random sets are too few: no p-value can fall below {min(1.0, least):.2g} "
+            f"after Holm's correction over {len(segments)} segments"
+        )
+    return ScalePatch(
+        model_name=adapter.name,
+        direction=direction,
+        metric_name=sweep.metric_name,
+        segments=tuple(partition.segments),
+        blocks=np.array([[blocks[0], blocks[-1]] for blocks in segments]),
+        metric=mean_over_pairs(by_segment, 1),
+        clean=effects.clean,
+        corrupted=effects.corrupted,
+        effect=effects.effect,
+        low=effects.low,
+        high=effects.high,
+        random_effect=np.array([some[:n_draws] for some in random_effect]),
+        p_value=holm(np.array(p_values)),
+        settings={
+            "n_pairs": len(pairs),
+            "n_groups": effects.n_groups,
+            "boundaries": list(partition.boundaries),
+            "supported": partition.n_boundaries == len(partition.boundaries),
+            "n_random": [len(some) for some in drawn],
+            "seed": seed,
+            "weights": adapter.weight_processing,
+        },
+        versions=package_versions(),
+        warnings=tuple(notes),
+    )
+
+
+def _other_sets(
+    blocks: tuple[int, ...], n_blocks: int, n_random: int, seed: int
+) -> list[tuple[int, ...]]:
+    """Different random sets of as many blocks, none of them the segment itself."""
+    size = len(blocks)
+    if math.comb(n_blocks, size) - 1 <= n_random:
+        return [one for one in combinations(range(n_blocks), size) if one != blocks]
+    rng = np.random.default_rng([seed, *blocks])
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < n_random:
+        one = tuple(sorted(rng.choice(n_blocks, size, replace=False).tolist()))
+        if one != blocks:
+            found.setdefault(one)
+    return list(found)
+
+
+def _rank_p(effect: float, others: Float[np.ndarray, " draw"]) -> float:
+    """Two-sided rank p-value; the effect itself counts among the draws."""
+    sides = (others >= effect).sum(), (others <= effect).sum()
+    return min(1.0, 2 * (1 + int(min(sides))) / (len(others) + 1))
+
+
+def _patch_sets(
+    sweep: Sweep, sets: Sequence[tuple[int, ...]], progress: bool
+) -> Iterator[np.ndarray]:
+    """The metric with the updates of each set of blocks patched, per pair or as one number."""
+    start = int(sweep.pairs.first_difference.min()) if sweep.base.reuses_prefix else 0
+    n_pos = sweep.pairs.clean.shape[1]
+    stop = n_pos if sweep.named is None else int(sweep.pairs.last.max()) + 1
+    n_pairs = len(sweep.pairs)
+    per_call = max(1, (sweep.batch_size or rows_per_call(max(1, stop - start))) // n_pairs)
+    for first in tqdm(range(0, len(sets), per_call), disable=not progress, unit="batch"):
+        some = sets[first : first + per_call]
+        if start >= stop:  # Clean and corrupted prompts are the same.
+            yield from (sweep.start for _ in some)
+            continue
+        yield from sweep.metric_of(_run_sets(sweep, some, start, stop), start)
+
+
+def _run_sets(
+    sweep: Sweep, sets: Sequence[tuple[int, ...]], start: int, stop: int
+) -> Float[Tensor, "set pair length d_model"]:
+    base, source, n_pairs = sweep.base, sweep.source, len(sweep.pairs)
+    n_blocks = sweep.adapter.n_layers
+    patched = torch.zeros(n_blocks, len(sets), dtype=torch.bool, device=sweep.every.device)
+    for index, blocks in enumerate(sets):
+        patched[list(blocks), index] = True
+    pair = sweep.every.repeat(len(sets))
+    first = min(min(blocks) for blocks in sets)
+    residual = base.residual[first][pair, start:stop]
+    for block in range(first, n_blocks):
+        rows = patched[block].repeat_interleave(n_pairs)
+        update = source.residual[block + 1] - source.residual[block]
+        after = residual + update[pair, start:stop]
+        if not bool(rows.all()):
+            after[~rows] = base.run_block(block, residual[~rows], pair[~rows], start)
+        residual = after
+    return residual.reshape(len(sets), n_pairs, *residual.shape[1:])

@@ -1,0 +1,265 @@
+"""Both runs of a patching sweep, what each patch could change, and the metric after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mspgt_lens.models import ModelAdapter, RecordedRun, Site
+from mspgt_lens.patching.metrics import (
+    LogitMetric,
+    MetricName,
+    NamedMetric,
+    call_metric,
+    named_metric,
+)
+from mspgt_lens.patching.pairs import PromptPairs
+from mspgt_lens.patching.walking import PatchRows, final_residuals
+
+Direction = Literal["denoise", "noise"]
+CHECKED_CELLS = 48
+
+
+class Sweep:
+    """Both runs, the metric on each, and the cells with what each could change."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        pairs: PromptPairs,
+        metric: MetricName | LogitMetric,
+        site: Site,
+        columns: Int[np.ndarray, "pos pair"],
+        direction: Direction,
+        window: int,
+        batch_size: int | None,
+    ) -> None:
+        self.adapter, self.pairs, self.columns = adapter, pairs, columns
+        self.direction, self.window, self.batch_size = direction, window, batch_size
+        clean = RecordedRun(adapter, pairs.clean, pairs.mask, site)
+        corrupted = RecordedRun(adapter, pairs.corrupted, pairs.mask, site)
+        runs = clean, corrupted
+        self.source, self.base = runs if direction == "denoise" else runs[::-1]
+        self.base.prepare()
+        self.last = pairs.last.to(adapter.device)
+        self.every = torch.arange(len(pairs), device=adapter.device)
+        self.named: NamedMetric | None = None
+        self.called: LogitMetric | None = None
+        if callable(metric):
+            self.called = metric
+            self.metric_name = str(getattr(metric, "__name__", type(metric).__name__))
+        else:
+            final = clean.residual[-1][self.every, self.last]
+            self.named = named_metric(metric, pairs, self.base.logits(final))
+            self.metric_name = str(metric)
+        self.clean, self.corrupted = self._unpatched(clean), self._unpatched(corrupted)
+        self.start = self.corrupted if direction == "denoise" else self.clean
+        self.reach = self._reach()
+        self.able: np.ndarray = np.any(self.reach, axis=0)
+        self.cells = np.argwhere(np.ones(self.reach.shape[1:]))
+        gap = self.clean.mean() - self.corrupted.mean()
+        if gap == 0 and self.reach.any():
+            raise ValueError(
+                f"metric: {self.metric_name} is {self.clean.mean():g} on the clean and on the "
+                "corrupted runs, so effects have no scale; choose a metric that tells them apart"
+            )
+
+    def _unpatched(self, run: RecordedRun) -> np.ndarray:
+        if self.named is not None:
+            logits = self.base.logits(run.residual[-1][self.every, self.last])
+            return self.named(logits, self.every).double().cpu().numpy()
+        return self._call(self._all_logits(run)).cpu().numpy()
+
+    def _all_logits(self, run: RecordedRun) -> Tensor:
+        return self._logits_everywhere(run.residual[-1])
+
+    def _logits_everywhere(self, residual: Tensor) -> Tensor:
+        return self.base.logits(residual.flatten(0, 1)).reshape(*residual.shape[:2], -1)
+
+    def _call(self, logits: Tensor) -> Tensor:
+        assert self.called is not None
+        return call_metric(self.called, logits)
+
+    def metric_of(
+        self, residual: Float[Tensor, "run pair length d_model"], start: int
+    ) -> Iterator[np.ndarray]:
+        """The metric of each changed run, given at positions ``start`` and after."""
+        everywhere = None if self.called is None else self._all_logits(self.base)
+        for one in residual:
+            if everywhere is None:
+                assert self.named is not None
+                logits = self.base.logits(one[self.every, self.last - start])
+                yield self.named(logits, self.every).double().cpu().numpy()
+            else:
+                logits = everywhere.clone()
+                logits[:, start:] = self._logits_everywhere(one)
+                yield self._call(logits).cpu().numpy()
+
+    def _reach(self) -> np.ndarray:
+        """Where a patch could change a pair's metric, shape ``[pair, block, pos (, head)]``."""
+        place = torch.from_numpy(self.columns.T)
+        real = self.pairs.mask.gather(1, place) & (place >= self.pairs.first_difference[:, None])
+        if self.named is not None:
+            real &= place <= self.pairs.last[:, None]
+        n_rows = self.adapter.n_layers - self.window + 1
+        pair = torch.arange(len(self.pairs))[:, None]
+        changed = []
+        for mine, other in zip(self.base.activations, self.source.activations, strict=True):
+            # The same activation, bit for bit, is no patch: "z" by head, other sites whole.
+            changed.append((mine != other).any(dim=-1).cpu()[pair, place])
+        by_block = torch.stack(changed, dim=1)
+        windows = by_block.unfold(1, self.window, 1).any(dim=-1)
+        assert windows.shape[1] == n_rows
+        real = real[:, None, :]
+        both: np.ndarray = (windows & (real[..., None] if windows.ndim == 4 else real)).numpy()
+        return both
+
+    def exact(self, cells: np.ndarray, progress: bool) -> np.ndarray:
+        """The metric after each of these patches, ``[pair, *cell]`` or ``[*cell]``.
+
+        Cells that are not asked for keep the unpatched value.
+        """
+        shape = self.reach.shape[1:]
+        values = np.broadcast_to(
+            self.start.reshape(self.start.shape + (1,) * len(shape)), self.start.shape + shape
+        ).copy()
+        wanted = np.zeros(shape, dtype=bool)
+        wanted[tuple(cells.T)] = True
+        reach = self.reach & wanted
+        base_logits = None if self.called is None else self._all_logits(self.base)
+        with tqdm(total=int(reach.sum()), unit="patch", disable=not progress) as bar:
+            for pos in range(shape[1]):
+                if not reach[:, :, pos].any():
+                    continue
+                if base_logits is None:
+                    self._read_named(pos, reach, values, bar)
+                else:
+                    self._read_called(pos, reach, values, base_logits, bar)
+        return values
+
+    def _patched(
+        self, pos: int, reach: np.ndarray
+    ) -> Iterator[tuple[PatchRows, int, Float[Tensor, "row length d_model"]]]:
+        """Patched runs at one entry of ``positions``, in parts: rows, first position, residuals."""
+        device = self.adapter.device
+        for place in np.unique(self.columns[pos]):
+            here = (
+                reach[:, :, pos]
+                & (self.columns[pos] == place)[(slice(None),) + (None,) * (reach.ndim - 2)]
+            )
+            # Sorted by block first.
+            block, pair, *head = np.argwhere(np.moveaxis(here, 0, 1)).T
+            if not len(block):
+                continue
+            rows = PatchRows(
+                block=block,
+                pair=torch.from_numpy(pair).to(device),
+                head=torch.from_numpy(head[0]).to(device) if head else None,
+            )
+            stop = self.base.n_pos if self.named is None else int(self.pairs.last[pair].max()) + 1
+            yield from final_residuals(
+                self.base,
+                self.source.activations,
+                rows,
+                place=int(place),
+                stop=stop,
+                window=self.window,
+                batch_size=self.batch_size,
+            )
+
+    def _read_named(self, pos: int, reach: np.ndarray, values: np.ndarray, bar: Any) -> None:
+        assert self.named is not None
+        for rows, start, residual in self._patched(pos, reach):
+            every = torch.arange(len(rows), device=residual.device)
+            read = residual[every, self.last[rows.pair] - start]
+            result = self.named(self.base.logits(read), rows.pair)
+            cells = tuple(np.array(rows.cells(pos)).T)
+            values[(rows.pair.cpu().numpy(), *cells)] = result.double().cpu().numpy()
+            bar.update(len(rows))
+
+    def _read_called(
+        self, pos: int, reach: np.ndarray, values: np.ndarray, base_logits: Tensor, bar: Any
+    ) -> None:
+        """Callables see all pairs at once, so a cell waits until all its pairs are there."""
+        waiting: dict[tuple[int, ...], list[tuple[int, int, Tensor]]] = {}
+        for rows, start, residual in self._patched(pos, reach):
+            for cell, pair, one in zip(rows.cells(pos), rows.pair.tolist(), residual, strict=True):
+                waiting.setdefault(cell, []).append((pair, start, one))
+            bar.update(len(rows))
+        for cell, changes in waiting.items():
+            logits = base_logits.clone()
+            new = self.base.logits(torch.cat([one for _, _, one in changes]))
+            parts = torch.split(new, [len(one) for _, _, one in changes])
+            for (pair, start, _), scores in zip(changes, parts, strict=True):
+                logits[pair, start : start + len(scores)] = scores
+            where: Any = (..., *cell)
+            values[where] = self._call(logits).cpu().numpy()
+
+    def attribution(self) -> np.ndarray:
+        """First-order estimates of what :meth:`exact` gives, from one backward pass."""
+        base = self.base
+        kept: list[Tensor] = []
+
+        def keep(activation: Tensor) -> Tensor:
+            kept.append(activation)
+            return activation
+
+        with torch.enable_grad(), base.editing() as edits:
+            residual = base.residual[0].clone().requires_grad_()
+            for block in range(self.adapter.n_layers):
+                if base.site == "resid_pre":
+                    kept.append(residual)
+                else:
+                    edits[block] = keep
+                residual = base.run_block(block, residual, self.every, 0)
+            if self.named is not None:
+                read = residual[self.every, self.last]
+                metric = self.named(base.logits(read), self.every)
+            else:
+                metric = self._call(self._logits_everywhere(residual))
+            if not metric.requires_grad:
+                raise ValueError(
+                    f"metric: {self.metric_name} has no gradient, so there is nothing to "
+                    "attribute; use method='exact' or a metric that torch can differentiate"
+                )
+            gradients = torch.autograd.grad(metric.sum(), kept)
+        moved = [
+            ((other - mine) * gradient).sum(dim=-1).double().cpu()
+            for mine, other, gradient in zip(
+                base.activations, self.source.activations, gradients, strict=True
+            )
+        ]
+        pair, place = torch.arange(len(self.pairs))[:, None], torch.from_numpy(self.columns.T)
+        by_block = torch.stack([m[pair, place] for m in moved], dim=1)
+        change = by_block.unfold(1, self.window, 1).sum(dim=-1).numpy() * self.reach
+        if self.start.ndim == 0:
+            change = change.sum(axis=0)
+        start = self.start.reshape(self.start.shape + (1,) * (self.reach.ndim - 1))
+        estimate: np.ndarray = start + change
+        return estimate
+
+    def check_cells(self, seed: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Cells drawn at random among those that can change anything, and their exact metric."""
+        able = np.argwhere(self.able)
+        drawn = np.random.default_rng(seed).permutation(len(able))[:CHECKED_CELLS]
+        cells = able[np.sort(drawn)]
+        exact = mean_over_pairs(self.exact(cells, progress), self.reach.ndim - 1)
+        return cells, exact[tuple(cells.T)]
+
+
+def mean_over_pairs(values: np.ndarray, n_axes: int) -> np.ndarray:
+    """Values of cells with ``n_axes`` axes, averaged over pairs where they are there."""
+    mean: np.ndarray = values.mean(axis=0) if values.ndim > n_axes else values
+    return mean
+
+
+def all_columns(pairs: PromptPairs) -> Int[np.ndarray, "pos pair"]:
+    """Every position, the same for every pair."""
+    n_pairs, n_pos = pairs.clean.shape
+    return np.repeat(np.arange(n_pos)[:, None], n_pairs, axis=1)

@@ -1,0 +1,1 @@
+"""Perturbations of blocks and scales, and how far predictions move under them."""

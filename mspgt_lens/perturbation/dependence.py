@@ -1,0 +1,237 @@
+"""Which context a token depends on: near, farther, or far."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int, UInt64
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mspgt_lens.models import ModelAdapter, as_adapter
+from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash, stack_rows
+from mspgt_lens.storage import SavedResult, package_versions
+from mspgt_lens.targets import DEFAULT_BANDS, check_bands
+
+# Half a nat: the token becomes at least 1.65 times as likely. Fixed before any result was seen.
+THRESHOLD = 0.5
+_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class TokenClasses(SavedResult):
+    """Tokens by the longest band of context that they depend on.
+
+    Attributes:
+        model_name: The model's name.
+        bands: Band name to its token offsets ``(a, b)``, from near to far.
+        threshold: Least fall of the loss that counts as dependence, in nats.
+        losses: Cross-entropy of each token, in nats, ``[token, context]``: from no context (the
+            unigram frequencies of the other groups), then from exactly the last ``b`` tokens for
+            every band's ``b``.
+        classes: Index of the longest band whose context lowers the loss by ``threshold`` or more
+            against the next shorter context; -1 where none does. ``[token]``
+        prompts: Number of each token's prompt in the data set, ``[token]``.
+        positions: Its place in that prompt, ``[token]``.
+        tokens: Its id, ``[token]``.
+        groups: ``stable_hash`` of its prompt's group, ``[token]``.
+        settings: Everything that decides the numbers.
+        versions: Package versions it was made with.
+    """
+
+    model_name: str
+    bands: Mapping[str, tuple[int, int]]
+    threshold: float
+    losses: Float[np.ndarray, "token context"]
+    classes: Int[np.ndarray, " token"]
+    prompts: Int[np.ndarray, " token"]
+    positions: Int[np.ndarray, " token"]
+    tokens: Int[np.ndarray, " token"]
+    groups: UInt64[np.ndarray, " token"]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def gains(self) -> Float[np.ndarray, "token band"]:
+        """Fall of the loss when the context grows to each band's end, in nats."""
+        falls: np.ndarray = -np.diff(self.losses, axis=1)
+        return falls
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens per class; ``"none"`` for those that depend on no band."""
+        found = {name: int((self.classes == i).sum()) for i, name in enumerate(self.bands)}
+        return found | {"none": int((self.classes < 0).sum())}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per token: ``prompt, position, token, class``, then losses by context in nats."""
+        names = np.array([*self.bands, "none"])
+        table = pd.DataFrame(
+            {
+                "prompt": self.prompts,
+                "position": self.positions,
+                "token": self.tokens,
+                "class": names[self.classes],
+            }
+        )
+        ends = (0, *(b for _, b in self.bands.values()))
+        for index, end in enumerate(ends):
+            table[f"loss_{end}"] = self.losses[:, index]
+        return table
+
+
+def token_classes(
+    model: Any,
+    prompts: PromptDataset | Iterable[str],
+    *,
+    bands: Mapping[str, tuple[int, int]] = DEFAULT_BANDS,
+    threshold: float = THRESHOLD,
+    n_tokens: int = 1000,
+    skip_first: int = 4,
+    seed: int = 0,
+    progress: bool = True,
+) -> TokenClasses:
+    """Sort sampled tokens by the longest band of context that they depend on.
+
+    Every token is predicted from exactly the last ``b`` tokens before it, for each band ``(a, b)``,
+    run as a prompt of its own (with BOS first where the model takes one), so that position
+    embeddings start at 0 as in training. A token depends on a band if the context that reaches
+    to the band's end lowers its loss by ``threshold`` or more against the next shorter context; the
+    shortest is none at all, for which the token's frequency in the other groups stands (with one
+    count added to every token). Its class is the longest band that it depends on.
+
+    The first token of every such window is an attention sink in most models and tells them less
+    than it says, so contexts of one or two tokens are used worse than inside a text.
+
+    Args:
+        model: A ``HookedTransformer`` or ``TransformerBridge``.
+        prompts: A :class:`PromptDataset`, or texts; longer than the farthest band.
+        bands: Band name to offsets, each reaching farther than the one before.
+        threshold: In nats.
+        n_tokens: Tokens to sample among those with enough context; fewer where there are fewer.
+        skip_first: Tokens at the beginning of each prompt that no context reaches into.
+        seed: Decides the sample.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If bands do not reach farther one by one, or no token has enough context.
+        FloatingPointError: If a loss is NaN or infinite.
+    """
+    adapter = as_adapter(model)
+    checked = check_bands(bands)
+    ends = [b for _, b in checked.values()]
+    if ends != sorted(set(ends)):
+        raise ValueError(f"bands must each reach farther than the one before, got {checked}")
+    if not threshold > 0:
+        raise ValueError(f"threshold must be above 0 nats, got {threshold}")
+    if n_tokens < 1:
+        raise ValueError(f"n_tokens must be at least 1, got {n_tokens}")
+    prefix = [] if adapter.bos_id is None else [adapter.bos_id]
+    if ends[-1] + len(prefix) > adapter.n_ctx:
+        raise ValueError(
+            f"bands reach {ends[-1]} tokens back, more than the context of {adapter.name} "
+            f"({adapter.n_ctx})"
+        )
+    rows = list(as_dataset(prompts, adapter))
+    special = np.array(sorted(adapter.special_ids))
+    found = [
+        (number, position)
+        for number, prompt in enumerate(rows)
+        for position in range(skip_first + ends[-1], len(prompt.tokens))
+        if not np.isin(prompt.tokens[position - ends[-1] : position + 1], special).any()
+    ]
+    if not found:
+        longest = max((len(prompt.tokens) for prompt in rows), default=0)
+        raise ValueError(
+            f"prompts must hold tokens with {ends[-1]} ordinary tokens before them, beyond the "
+            f"first {skip_first}; the longest prompt has {longest} tokens: give "
+            "longer prompts, or bands= with smaller offsets"
+        )
+    rng = np.random.default_rng(seed)
+    chosen = np.array(found)[np.sort(rng.permutation(len(found))[:n_tokens])]
+    losses = [_unigram_losses(rows, chosen, adapter.d_vocab)]
+    with (
+        adapter.inference(),
+        tqdm(total=len(chosen) * len(ends), unit="tok", disable=not progress) as bar,
+    ):
+        adapter.check_decoding(torch.from_numpy(rows[chosen[0, 0]].tokens[:16]))
+        for end in ends:
+            losses.append(_window_losses(adapter, rows, chosen, end, prefix, bar))
+    table = np.stack(losses, axis=1)
+    depends = -np.diff(table, axis=1) >= threshold
+    classes = np.where(depends.any(axis=1), len(ends) - 1 - np.argmax(depends[:, ::-1], axis=1), -1)
+    return TokenClasses(
+        model_name=adapter.name,
+        bands=checked,
+        threshold=float(threshold),
+        losses=table,
+        classes=classes.astype(np.int64),
+        prompts=chosen[:, 0],
+        positions=chosen[:, 1],
+        tokens=np.array([rows[n].tokens[p] for n, p in chosen]),
+        groups=np.array([stable_hash(rows[n].group) for n, _ in chosen], dtype=np.uint64),
+        settings={
+            "skip_first": skip_first,
+            "seed": seed,
+            "n_candidates": len(found),
+            "weights": adapter.weight_processing,
+        },
+        versions=package_versions(),
+    )
+
+
+def _unigram_losses(
+    prompts: Sequence[Prompt], chosen: Int[np.ndarray, "token 2"], d_vocab: int
+) -> Float[np.ndarray, " token"]:
+    """By the frequencies of the other groups, one count added to every token."""
+    total = np.zeros(d_vocab)
+    own: dict[Hashable, np.ndarray] = {}
+    for prompt in prompts:
+        counts = own.setdefault(prompt.group, np.zeros(d_vocab))
+        np.add.at(counts, prompt.tokens, 1)
+        np.add.at(total, prompt.tokens, 1)
+    losses = []
+    for number, position in chosen:
+        prompt = prompts[number]
+        others = total - own[prompt.group] + 1.0
+        losses.append(np.log(others.sum()) - np.log(others[prompt.tokens[position]]))
+    return np.array(losses)
+
+
+def _window_losses(
+    adapter: ModelAdapter,
+    prompts: Sequence[Prompt],
+    chosen: Int[np.ndarray, "token 2"],
+    length: int,
+    prefix: Sequence[int],
+    bar: Any,
+) -> Float[np.ndarray, " token"]:
+    """Loss of each token from exactly ``length`` tokens before it."""
+    losses = []
+    for part in np.array_split(chosen, -(-len(chosen) * (length + 1) // _BATCH_TOKENS)):
+        windows = [
+            np.concatenate([np.array(prefix, dtype=np.int64), prompts[n].tokens[p - length : p]])
+            for n, p in part
+        ]
+        last: list[Tensor] = []
+
+        def on_site(site: int, residual: Tensor, last: list[Tensor] = last) -> None:
+            if site == adapter.n_layers:
+                last.append(residual[:, -1])
+
+        adapter.run(*stack_rows(windows), on_site)
+        scores = adapter.decode(adapter.normalize(last[0])).log_softmax(dim=-1)
+        target = torch.tensor([int(prompts[n].tokens[p]) for n, p in part], device=scores.device)
+        losses.append(-scores.gather(1, target[:, None])[:, 0].double().cpu().numpy())
+        bar.update(len(part))
+    found = np.concatenate(losses)
+    if not np.isfinite(found).all():
+        raise FloatingPointError(
+            f"a token's loss in {adapter.name} is NaN or infinite; load the model in float32"
+        )
+    return found

@@ -1,0 +1,315 @@
+"""Perturbing each scale against the classes of tokens, and whether the diagonal leads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int, Integer
+from scipy import stats
+from tqdm.auto import tqdm
+
+from mspgt_lens.models import as_adapter
+from mspgt_lens.perturbation.dependence import TokenClasses
+from mspgt_lens.perturbation.effects import perturbed
+from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.probing import (
+    Batches,
+    CleanRun,
+    Segments,
+    as_segments,
+    check_resuming,
+    make_batches,
+)
+from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
+from mspgt_lens.prompts import PromptDataset
+from mspgt_lens.results import Estimate
+from mspgt_lens.statistics import LEVEL, cluster_interval, pseudo_values, sign_flip_p_values
+from mspgt_lens.storage import SavedResult, package_versions
+
+_INTERACTION = (
+    "Mean over the diagonal of the table of loss increases, each row divided by its mean over "
+    "classes, then centered by rows and columns: 0 where all classes suffer in the same "
+    "proportions under every segment, however strong the segments and sensitive the classes."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleByClass(SavedResult):
+    """Loss increase of each class of tokens under perturbation of each segment.
+
+    Attributes:
+        model_name: The model's name.
+        perturbation: What was done to a segment, in words.
+        segments: Segment name to its blocks: the rows.
+        classes: Class names: the columns, one per row, from near to far.
+        values: Mean loss increase in nats, ``[segment, class]``.
+        low: Lower ends of the 95% intervals, which resample groups.
+        high: Upper ends.
+        relative: ``values`` with each row divided by its mean over classes.
+        counts: Tokens per class.
+        interaction: The statistic that MSPGT predicts to be above 0, with its jackknife interval
+            over groups and the two-sided p-value of 0.
+        settings: Everything that decides the numbers.
+        versions: Package versions it was made with.
+    """
+
+    model_name: str
+    perturbation: str
+    segments: Mapping[str, tuple[int, ...]]
+    classes: tuple[str, ...]
+    values: Float[np.ndarray, "segment class"]
+    low: Float[np.ndarray, "segment class"]
+    high: Float[np.ndarray, "segment class"]
+    relative: Float[np.ndarray, "segment class"]
+    counts: Int[np.ndarray, " class"]
+    interaction: Estimate
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per cell: ``model, segment, class, value, low, high, relative, n_tokens``."""
+        return pd.DataFrame(
+            [
+                {
+                    "model": self.model_name,
+                    "segment": segment,
+                    "class": name,
+                    "value": self.values[i, j],
+                    "low": self.low[i, j],
+                    "high": self.high[i, j],
+                    "relative": self.relative[i, j],
+                    "n_tokens": self.counts[j],
+                }
+                for i, segment in enumerate(self.segments)
+                for j, name in enumerate(self.classes)
+            ]
+        )
+
+    @classmethod
+    def _decoded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return values | {"interaction": Estimate(**values["interaction"])}
+
+
+def scale_by_class(
+    model: Any,
+    prompts: PromptDataset | Iterable[str],
+    partition: Segments,
+    classes: TokenClasses,
+    *,
+    kind: Perturbation | None = None,
+    statistics: ResidualStatistics | None = None,
+    skip_first: int = 4,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> ScaleByClass:
+    """Perturb each segment, and see which class of tokens suffers.
+
+    MSPGT predicts that the diagonal dominates: perturbing the Local blocks hurts the tokens that
+    depend on local context most, and so on. The interaction asks just that. Classes were chosen by
+    losses from truncated contexts, and here losses rise from the whole prompt's: a class that is
+    easy to hurt because its tokens were chosen to be well predicted (regression to the mean) is
+    so under every segment, and a stronger segment hurts every class more. Neither moves the
+    interaction: rows are divided by their means, then rows and columns are centered.
+
+    Noise and translation are shared out: each of a segment's n blocks gets the strength over the
+    square root of n, so that long and short segments get the same total variance.
+
+    Args:
+        model: The model that ``classes`` were found with.
+        prompts: The same prompts, in the same order.
+        partition: Segments, as many as classes and in the same order, from near to far.
+        classes: From :func:`~mspgt_lens.token_classes`.
+        kind: What to do to a segment; by default covariance noise of strength 1.
+        statistics: Of the residual stream; by default gathered from these prompts in one pass.
+        skip_first: Tokens at the beginning of each prompt that are left alone.
+        batch_size: Prompts per forward pass; by default a fixed number of tokens.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If segments and classes differ in number, prompts are not those of the classes,
+            a class has fewer than 2 groups, or a segment's perturbation raises no loss.
+    """
+    adapter = as_adapter(model)
+    segments = as_segments(partition, adapter.n_layers)
+    if len(segments) != len(classes.bands):
+        raise ValueError(
+            f"partition must have as many segments as classes has bands ({len(classes.bands)}), "
+            f"got {len(segments)}"
+        )
+    kind = Perturbation("noise", 1.0) if kind is None else kind
+    batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
+    if statistics is None:
+        statistics = residual_statistics(adapter, batches)
+    rises = np.zeros((len(classes.classes), len(segments)))
+    total = len(batches.batches) * (len(segments) + 1)
+    with adapter.inference(), tqdm(total=total, desc="perturbing", disable=not progress) as bar:
+        places = _places(batches, classes)
+        check_resuming(adapter, batches)
+        for batch, (index, wanted) in zip(batches, places, strict=True):
+            clean = CleanRun(adapter, batch)
+            before = clean.losses(clean.scores)
+            bar.update()
+            for number, blocks in enumerate(segments.values()):
+                edits = perturbed(_shared(kind, len(blocks)), statistics, blocks)(batch)
+                rises[wanted, number] = (clean.losses(clean.changed(edits)) - before)[index]
+                bar.update()
+    kept = classes.classes >= 0
+    return _tabulate(
+        rises[kept],
+        classes.classes[kept],
+        np.unique(classes.groups[kept], return_inverse=True)[1],
+        model_name=adapter.name,
+        perturbation=kind.label,
+        segments=segments,
+        names=tuple(classes.bands),
+        settings={
+            "skip_first": skip_first,
+            "threshold": classes.threshold,
+            "seed": kind.seed,
+            "n_positions": batches.n_positions,
+            "prompts_fingerprint": batches.fingerprint,
+            "weights": adapter.weight_processing,
+        },
+    )
+
+
+def _shared(kind: Perturbation, n_blocks: int) -> Perturbation:
+    if kind.kind not in ("noise", "translation"):
+        return kind
+    return replace(kind, strength=kind.dose / n_blocks**0.5)
+
+
+def _places(
+    batches: Batches, classes: TokenClasses
+) -> list[tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]]:
+    """Per batch: where classified tokens are among its measured positions, and their numbers."""
+    numbers = {
+        (int(p), int(t)): i
+        for i, (p, t) in enumerate(zip(classes.prompts, classes.positions, strict=True))
+    }
+    places, n_found = [], 0
+    for batch in batches:
+        index, wanted = [], []
+        for i, (row, position) in enumerate(batch.next_known.nonzero().tolist()):
+            number = numbers.get((batch.numbers[row], position + 1))
+            if number is not None:
+                if int(batch.tokens[row, position + 1]) != classes.tokens[number]:
+                    raise ValueError(_not_same(batch.numbers[row], position + 1))
+                index.append(i)
+                wanted.append(number)
+        n_found += len(index)
+        places.append((np.array(index, dtype=np.int64), np.array(wanted, dtype=np.int64)))
+    if n_found < len(numbers):
+        raise ValueError(
+            f"prompts must be those of the classes: {len(numbers) - n_found} of {len(numbers)} "
+            "classified tokens are not among the measured positions"
+        )
+    return places
+
+
+def _not_same(prompt: int, position: int) -> str:
+    return (
+        "prompts must be those of the classes, in the same order: they differ at position "
+        f"{position} of prompt {prompt}"
+    )
+
+
+def _tabulate(
+    rises: Float[np.ndarray, "token segment"],
+    classes: Integer[np.ndarray, " token"],
+    groups: Integer[np.ndarray, " token"],
+    *,
+    names: tuple[str, ...],
+    **described: Any,
+) -> ScaleByClass:
+    n_segments = rises.shape[1]
+    values, low, high = np.zeros((3, n_segments, len(names)))
+    for index, name in enumerate(names):
+        chosen = classes == index
+        if len(np.unique(groups[chosen])) < 2:
+            raise ValueError(
+                f"classes: {name!r} has {int(chosen.sum())} tokens, in fewer than 2 groups, so it "
+                "has no interval: classify more tokens (n_tokens), or give more documents"
+            )
+        found = cluster_interval(rises[chosen], groups[chosen])
+        values[:, index], low[:, index], high[:, index] = found
+    return ScaleByClass(
+        classes=names,
+        values=values,
+        low=low,
+        high=high,
+        relative=_relative(values),
+        counts=np.bincount(classes, minlength=len(names)),
+        interaction=interaction(rises, classes, groups),
+        versions=package_versions(),
+        **described,
+    )
+
+
+def interaction(
+    rises: Float[np.ndarray, "token segment"],
+    classes: Integer[np.ndarray, " token"],
+    groups: Integer[np.ndarray, " token"],
+) -> Estimate:
+    """Whether each segment's perturbation hurts its own class of tokens in particular.
+
+    The statistic is linearized over groups (jackknife pseudo-values); its interval is their t
+    interval, and its p-value flips their signs.
+
+    Args:
+        rises: Loss increase of each token under each segment's perturbation, in nats.
+        classes: Each token's class, 0 ... segments - 1.
+        groups: Each token's group.
+
+    Raises:
+        ValueError: If there are fewer than 3 groups, a class is in one group only, or a row's mean
+            is not above 0.
+    """
+    labels, index = np.unique(groups, return_inverse=True)
+    n_classes = rises.shape[1]
+    sums = np.zeros((len(labels), n_classes, n_classes))
+    counts = np.zeros((len(labels), n_classes))
+    np.add.at(sums, (index, classes), rises)
+    sums = sums.swapaxes(1, 2)
+    np.add.at(counts, (index, classes), 1.0)
+    if len(labels) < 3:
+        raise ValueError(f"an interaction needs at least 3 groups, got {len(labels)}")
+
+    def statistic(total: np.ndarray, n: np.ndarray) -> float:
+        if not (n > 0).all():
+            raise ValueError("a class of tokens is in one group only: give more documents")
+        table = _relative(total / n)
+        # Rows have a mean of 1, so that centering rows and columns takes 1 off the diagonal's mean.
+        return float(np.trace(table) / n_classes - 1.0)
+
+    all_sums, all_counts = sums.sum(axis=0), counts.sum(axis=0)
+    value = statistic(all_sums, all_counts)
+    without = [statistic(all_sums - s, all_counts - c) for s, c in zip(sums, counts, strict=True)]
+    pseudo = pseudo_values(np.array([value]), np.array(without)[:, None])
+    mean = float(pseudo.mean())
+    error = float(pseudo.std(ddof=1)) / len(labels) ** 0.5
+    reach = float(stats.t.ppf(0.5 + LEVEL / 2, len(labels) - 1)) * error
+    return Estimate(
+        value,
+        min(value, mean - reach),
+        max(value, mean + reach),
+        "of the mean increase",
+        _INTERACTION,
+        p_value=float(sign_flip_p_values(pseudo)[0]),
+    )
+
+
+def _relative(table: Float[np.ndarray, "segment class"]) -> Float[np.ndarray, "segment class"]:
+    means = table.mean(axis=1, keepdims=True)
+    if not (means > 0).all():
+        raise ValueError(
+            f"perturbing segment {int(np.argmin(means))} does not raise the loss (by "
+            f"{float(means.min()):.3g} nats on average), so there are no proportions to compare: "
+            "use a stronger kind="
+        )
+    shares: np.ndarray = table / means
+    return shares

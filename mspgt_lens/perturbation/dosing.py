@@ -1,0 +1,142 @@
+"""One dose for all: strengths at which different interventions move predictions equally far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mspgt_lens.models import ModelAdapter
+from mspgt_lens.perturbation.effects import perturbed
+from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.probing import MEASURES, Batches, respond
+from mspgt_lens.perturbation.residuals import ResidualStatistics
+
+TOLERANCE = 0.05
+_MAX_STEPS = 16
+_START = 0.1
+# The far end of each kind's amount, at which nothing is left to do; noise has none.
+_MOST = {"scaling": 1.0, "mean": 1.0, "resample": 1.0, "temperature": 8.0}
+
+
+@dataclass(frozen=True)
+class Dose:
+    """A perturbation of some blocks at its own strength.
+
+    Attributes:
+        perturbation: The perturbation.
+        blocks: The blocks it acts on.
+        kl: How far it moves predictions: KL divergence from the clean ones, nats per token.
+    """
+
+    perturbation: Perturbation
+    blocks: tuple[int, ...]
+    kl: float
+
+
+def match_doses(
+    adapter: ModelAdapter,
+    batches: Batches,
+    statistics: ResidualStatistics,
+    pairs: Sequence[tuple[Perturbation, Iterable[int]]],
+    kl: float | None,
+) -> list[Dose]:
+    """Strengths at which every perturbation of its blocks moves predictions by the same KL.
+
+    The amount of each (noise, share replaced, 1 - scaling, or the logarithm of a temperature) is
+    found by false position on logarithms, in which small doses follow a line, until its KL is
+    within 5%. A kind that cannot do as much (blocks left out altogether move predictions less) is
+    given at its full amount; its KL says so.
+
+    Args:
+        adapter: The model.
+        batches: Text on which the KL is measured.
+        statistics: Of the residual stream.
+        pairs: Each perturbation with its blocks.
+        kl: The dose, in nats per token; None takes every perturbation at its own strength.
+
+    Raises:
+        ValueError: If a perturbation has no strength to match.
+    """
+    doses = [(kind, tuple(int(block) for block in blocks)) for kind, blocks in pairs]
+    if kl is None:
+        measured = _divergences(adapter, batches, statistics, doses)
+        return [Dose(*dose, found) for dose, found in zip(doses, measured, strict=True)]
+    searches = [_Search(kind, kl) for kind, _ in doses]
+    for _ in range(_MAX_STEPS):
+        open_ones = [i for i, search in enumerate(searches) if not search.done]
+        if not open_ones:
+            break
+        tried = [(searches[i].perturbation, doses[i][1]) for i in open_ones]
+        measured = _divergences(adapter, batches, statistics, tried)
+        for i, found in zip(open_ones, measured, strict=True):
+            searches[i].tell(found)
+    return [
+        Dose(search.best, blocks, search.best_kl)
+        for search, (_, blocks) in zip(searches, doses, strict=True)
+    ]
+
+
+class _Search:
+    """The amount of one perturbation whose KL is the target."""
+
+    def __init__(self, kind: Perturbation, target: float) -> None:
+        if kind.kind == "skip":
+            raise ValueError(
+                "kinds: 'skip' has no strength that could be matched; use "
+                "Perturbation('scaling'), of which it is the extreme, or dose=None"
+            )
+        self.kind, self.target = kind, target
+        self.most = _MOST.get(kind.kind, np.inf)
+        self.amount = _START
+        # Logarithms of amount and of KL over target on either side of the target.
+        self.below: tuple[float, float] | None = None
+        self.above: tuple[float, float] | None = None
+        self.done = False
+        self.best, self.best_kl = self.perturbation, np.inf
+
+    @property
+    def perturbation(self) -> Perturbation:
+        strength = {
+            "scaling": 1.0 - self.amount,
+            "temperature": float(np.exp(self.amount)),
+        }.get(self.kind.kind, self.amount)
+        return replace(self.kind, strength=strength)
+
+    def tell(self, kl: float) -> None:
+        """Take the KL of the present amount, and choose the next."""
+        miss = abs(np.log(max(kl, 1e-12) / self.target))
+        if not np.isfinite(self.best_kl) or miss < abs(
+            np.log(max(self.best_kl, 1e-12) / self.target)
+        ):
+            self.best, self.best_kl = self.perturbation, kl
+        point = float(np.log(self.amount)), float(np.log(max(kl, 1e-12) / self.target))
+        if point[1] < 0:
+            self.below = point
+        else:
+            self.above = point
+        at_end = point[1] < 0 and self.amount >= self.most
+        self.done = miss <= TOLERANCE or at_end
+        if not self.done:
+            self.amount = float(min(np.exp(self._next(point)), self.most))
+
+    def _next(self, last: tuple[float, float]) -> float:
+        if self.below is None or self.above is None:
+            # KL grows with the square of a small amount; no step beyond a factor of 8.
+            return last[0] + float(np.clip(-last[1] / 2, -np.log(8), np.log(8)))
+        (low, under), (high, over) = self.below, self.above
+        share = -under / (over - under)
+        # Kept off the ends, so that the bracket shrinks from both sides.
+        return low + float(np.clip(share, 0.1, 0.9)) * (high - low)
+
+
+def _divergences(
+    adapter: ModelAdapter,
+    batches: Batches,
+    statistics: ResidualStatistics,
+    doses: Sequence[tuple[Perturbation, tuple[int, ...]]],
+) -> list[float]:
+    conditions = [perturbed(kind, statistics, blocks) for kind, blocks in doses]
+    by_group = respond(adapter, batches, conditions)[..., MEASURES.index("kl")]
+    return [float(mean) for mean in by_group.mean(axis=1)]

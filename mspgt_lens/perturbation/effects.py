@@ -1,0 +1,233 @@
+"""What a model's predictions lose when one scale of its blocks is perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from mspgt_lens.models import as_adapter
+from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.probing import (
+    MEASURES,
+    Batch,
+    Condition,
+    Segments,
+    as_segments,
+    make_batches,
+    mean_interval,
+    respond,
+)
+from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
+from mspgt_lens.prompts import PromptDataset
+from mspgt_lens.statistics import holm, sign_flip_p_values
+from mspgt_lens.storage import SavedResult, package_versions
+
+DEFAULT_PERTURBATIONS = (
+    Perturbation("noise"),
+    Perturbation("noise", shape="isotropic"),
+    Perturbation("scaling"),
+    Perturbation("mean"),
+    Perturbation("resample"),
+    Perturbation("temperature"),
+    Perturbation("skip"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbationEffects(SavedResult):
+    """Effects of perturbing each segment, with intervals, tests, and random block sets beside them.
+
+    Measures, in the order of the last axis: ``"kl"``, divergence from the clean prediction to the
+    perturbed one (nats per token); ``"cross_entropy"``, rise of the next token's loss (nats);
+    ``"agreement"``, share of positions that keep their most likely token. Groups (documents) count
+    alike.
+
+    Attributes:
+        model_name: The model's name.
+        perturbations: Label of each perturbation.
+        segments: Segment name to its blocks.
+        values: The effects, ``[perturbation, segment, measure]``.
+        low: Lower ends of their 95% intervals over groups.
+        high: Upper ends.
+        p_values: Of no rise in cross-entropy, by flipping signs of whole groups, after Holm's
+            correction over all entries, ``[perturbation, segment]``. KL and agreement can move one
+            way only, so zero is no null for them; the controls are.
+        controls: The same measures for random block sets as large as the segment,
+            ``[perturbation, segment, draw, measure]``. Segments of one size share their sets.
+        p_controls: How often a set among the segment and its controls lies as far from their mean
+            as the segment, ``[perturbation, segment, measure]``; uncorrected, and never below
+            ``1 / (draws + 1)``.
+        settings: Everything that decides the numbers.
+        versions: Package versions it was made with.
+    """
+
+    model_name: str
+    perturbations: tuple[str, ...]
+    segments: Mapping[str, tuple[int, ...]]
+    values: Float[np.ndarray, "perturbation segment measure"]
+    low: Float[np.ndarray, "perturbation segment measure"]
+    high: Float[np.ndarray, "perturbation segment measure"]
+    p_values: Float[np.ndarray, "perturbation segment"]
+    controls: Float[np.ndarray, "perturbation segment draw measure"]
+    p_controls: Float[np.ndarray, "perturbation segment measure"]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per perturbation, segment and measure.
+
+        Returns:
+            Columns ``model, perturbation, segment, measure, value, low, high, p_value, control,
+            control_low, control_high, p_control``; the control's are the mean and the 2.5% and
+            97.5% quantiles over its block sets. ``p_value`` is missing where it is not defined.
+        """
+        rows = []
+        for i, perturbation in enumerate(self.perturbations):
+            for j, segment in enumerate(self.segments):
+                for k, measure in enumerate(MEASURES):
+                    control = self.controls[i, j, :, k]
+                    tested = measure == "cross_entropy"
+                    rows.append(
+                        {
+                            "model": self.model_name,
+                            "perturbation": perturbation,
+                            "segment": segment,
+                            "measure": measure,
+                            "value": self.values[i, j, k],
+                            "low": self.low[i, j, k],
+                            "high": self.high[i, j, k],
+                            "p_value": self.p_values[i, j] if tested else None,
+                            "control": control.mean(),
+                            "control_low": np.quantile(control, 0.025),
+                            "control_high": np.quantile(control, 0.975),
+                            "p_control": self.p_controls[i, j, k],
+                        }
+                    )
+        return pd.DataFrame(rows).astype({"p_value": "float64"})
+
+
+def perturb_scales(
+    model: Any,
+    prompts: PromptDataset | Iterable[str],
+    partition: Segments,
+    *,
+    kinds: Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
+    statistics: ResidualStatistics | None = None,
+    n_controls: int = 20,
+    skip_first: int = 4,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> PerturbationEffects:
+    """Perturb every segment of blocks in every way, and measure how far predictions move.
+
+    A segment is perturbed at all of its blocks at once, each with the perturbation's full strength,
+    so a longer segment gets more of it: read each effect against the random block sets of the same
+    size, or use :func:`~mspgt_lens.measure_brittleness`, which also shares one dose out. Only valid
+    positions are changed and measured: not padding, not special tokens, not a prompt's first
+    ``skip_first`` tokens. All conditions of one perturbation use the same draws.
+
+    Args:
+        model: A ``HookedTransformer`` or ``TransformerBridge``.
+        prompts: A :class:`PromptDataset`, or texts.
+        partition: A :class:`ScalePartition`, a mapping from segment names to blocks, or boundaries.
+        kinds: What to do; by default noise of two shapes, scaling, mean and resample ablation,
+            attention temperature, and skipping.
+        statistics: Of the residual stream, from :func:`~mspgt_lens.residual_statistics`; by default
+            gathered from these prompts in one pass.
+        n_controls: Random block sets for each size of segment.
+        skip_first: Tokens at the beginning of each prompt that are left alone and not measured.
+        batch_size: Prompts per forward pass; by default a fixed number of tokens.
+        seed: Decides the control sets, and the positions that ablation resamples from; every
+            perturbation's own seed decides its draws.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If the partition does not fit the model, there are fewer than 3 groups, or
+            nothing to do.
+        FloatingPointError: If activations or logits are NaN or infinite.
+        RuntimeError: If the model does not compute what is to be changed under its hook.
+    """
+    adapter = as_adapter(model)
+    segments = as_segments(partition, adapter.n_layers)
+    labels = tuple(kind.label for kind in kinds)
+    if not labels or len(set(labels)) < len(labels):
+        raise ValueError(f"kinds must be perturbations that all differ, got {list(labels)}")
+    if n_controls < 1:
+        raise ValueError(f"n_controls must be at least 1 block set, got {n_controls}")
+    batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
+    if statistics is None:
+        statistics = residual_statistics(adapter, batches, seed=seed)
+    rng = np.random.default_rng([seed, 2])
+    sets = {
+        size: [rng.choice(adapter.n_layers, size, replace=False) for _ in range(n_controls)]
+        for size in sorted({len(blocks) for blocks in segments.values()})
+    }
+    block_sets: list[Iterable[int]] = [
+        *segments.values(),
+        *(s for drawn in sets.values() for s in drawn),
+    ]
+    conditions = [perturbed(kind, statistics, blocks) for kind in kinds for blocks in block_sets]
+    by_group = respond(
+        adapter, batches, conditions, description="perturbing", progress=progress
+    ).reshape(len(kinds), len(block_sets), len(batches.groups), len(MEASURES))
+    n_segments = len(segments)
+    values, low, high = mean_interval(np.moveaxis(by_group[:, :n_segments], 2, 0))
+    rises = by_group[:, :n_segments, :, MEASURES.index("cross_entropy")]
+    raw = sign_flip_p_values(np.moveaxis(rises, 2, 0).reshape(len(batches.groups), -1), seed=seed)
+    drawn = by_group[:, n_segments:].mean(axis=2)
+    starts = {size: i * n_controls for i, size in enumerate(sets)}
+    controls = np.stack(
+        [drawn[:, starts[len(b)] : starts[len(b)] + n_controls] for b in segments.values()], axis=1
+    )
+    return PerturbationEffects(
+        model_name=adapter.name,
+        perturbations=labels,
+        segments=segments,
+        values=values,
+        low=low,
+        high=high,
+        p_values=holm(raw).reshape(len(kinds), n_segments),
+        controls=controls,
+        p_controls=_rank_p_values(values, controls),
+        settings={
+            "n_controls": n_controls,
+            "n_groups": len(batches.groups),
+            "n_positions": batches.n_positions,
+            "skip_first": skip_first,
+            "seed": seed,
+            "weights": adapter.weight_processing,
+            "prompts_fingerprint": batches.fingerprint,
+        },
+        versions=package_versions(),
+    )
+
+
+def perturbed(
+    kind: Perturbation, statistics: ResidualStatistics, blocks: Iterable[int]
+) -> Condition:
+    """A perturbation of some blocks as a condition of ``respond``."""
+    chosen = tuple(int(block) for block in blocks)
+
+    def edits(batch: Batch) -> Sequence[Any]:
+        return kind.edits(
+            statistics, chosen, where=batch.valid, keys=batch.keys, groups=batch.group_hashes
+        )
+
+    return edits
+
+
+def _rank_p_values(
+    values: Float[np.ndarray, "perturbation segment measure"],
+    controls: Float[np.ndarray, "perturbation segment draw measure"],
+) -> Float[np.ndarray, "perturbation segment measure"]:
+    everything = np.concatenate([values[:, :, None], controls], axis=2)
+    distance = np.abs(everything - everything.mean(axis=2, keepdims=True))
+    # Rounding must not make a set less far than itself.
+    p_values: np.ndarray = (distance >= distance[:, :, :1] * (1 - 1e-9)).mean(axis=2)
+    return p_values

@@ -1,0 +1,1 @@
+"""Figures: every ``plot_*`` takes results and returns a plotly figure."""

@@ -1,0 +1,81 @@
+"""The look that all figures share: colors, numbers, layout."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from mspgt_lens.scales.partition import ScalePartition
+
+# Okabe and Ito's colors: told apart with any color vision, on light and on dark.
+SCALE_COLORS = {"local": "#0072B2", "intermediate": "#D55E00", "global": "#009E73"}
+OTHER_COLORS = ("#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")
+NEUTRAL = "#767676"
+# Viridis without its ends, which vanish on dark or on light.
+DEPTH_SCALE = [[0.0, "#46327e"], [0.33, "#277f8e"], [0.66, "#4ac16d"], [1.0, "#d2b01c"]]
+
+
+def transparent(color: str, alpha: float) -> str:
+    """``#rrggbb`` as ``rgba``."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def digits(value: float) -> str:
+    """Three digits that count, or whole thousands."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def style_figure(figure: go.Figure, title: str, subtitle: str, height: int) -> None:
+    """One look for all figures: no background of their own, ink that reads on light and dark."""
+    figure.update_layout(
+        title={
+            "text": f"{title}<br><span style='font-size:13px'>{subtitle}</span>",
+            "x": 0.01,
+            "y": 1 - 18 / height,
+            "yanchor": "top",
+            "font": {"size": 18},
+        },
+        height=height,
+        margin={"l": 60, "r": 20, "t": 105, "b": 55},
+        font={"color": NEUTRAL, "size": 12},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yref": "container"},
+        hovermode="closest",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": NEUTRAL},
+    )
+    lines = {"gridcolor": transparent(NEUTRAL, 0.25), "linecolor": NEUTRAL, "zeroline": False}
+    figure.update_xaxes(title_standoff=4, **lines)
+    figure.update_yaxes(title_standoff=6, **lines)
+    figure.update_annotations(font={"size": 13, "color": NEUTRAL})
+
+
+def segment_color(partition: ScalePartition, name: str) -> str:
+    """A scale's own color; other segments take turns."""
+    names = list(partition.segments)
+    return SCALE_COLORS.get(name, OTHER_COLORS[names.index(name) % len(OTHER_COLORS)])
+
+
+def segment_words(partition: ScalePartition) -> str:
+    """The segments in words, and whether the data support them."""
+    words = ", ".join(
+        f"{name} {blocks[0]} to {blocks[-1]}" for name, blocks in partition.segments.items()
+    )
+    supported = partition.n_boundaries == len(partition.boundaries)
+    return words if supported else f"{words} (best places; not supported as such)"
+
+
+def draw_segments(
+    figure: go.Figure, partition: ScalePartition, shift: float, *, row: int, col: int
+) -> None:
+    """Segments as a tint behind one panel; block l begins at ``l + shift`` on its axis."""
+    for name, blocks in partition.segments.items():
+        figure.add_vrect(
+            x0=blocks[0] + shift,
+            x1=blocks[-1] + 1 + shift,
+            fillcolor=transparent(segment_color(partition, name), 0.13),
+            line_width=0,
+            layer="below",
+            row=row,
+            col=col,
+        )

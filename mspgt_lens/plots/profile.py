@@ -1,0 +1,244 @@
+"""Figures from results: every function returns a plotly ``Figure`` and shows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mspgt_lens.plots.look import (
+    NEUTRAL,
+    OTHER_COLORS,
+    digits,
+    draw_segments,
+    segment_words,
+    style_figure,
+    transparent,
+)
+from mspgt_lens.plots.wording import (
+    beyond_words,
+    future_words,
+    in_unit,
+    interval_words,
+    past_words,
+    place_words,
+    sample_words,
+    scale_color,
+)
+from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.results import Curve, Unit
+from mspgt_lens.scales.partition import ScalePartition
+
+# Their changes with depth are small against their size.
+_FAR_FROM_ZERO = {"compression", "inter_layer_information"}
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_COLUMNS = 3
+_ROW_HEIGHT = 250
+
+_TITLES = {
+    "compression": "Compression",
+    "relevance": "Relevance",
+    "effective_rank": "Effective rank",
+    "attention_span": "Attention span",
+    "attention_entropy": "Attention entropy",
+    "novelty": "Novelty",
+    "inter_layer_information": "Inter-layer information",
+    "update_ratio": "Update ratio",
+}
+_WORDS = {
+    "compression": "a noisy channel needs {value} to carry this site",
+    "relevance": "the ridge lens is {value} better than a unigram model",
+    "logit_lens": "the logit lens is {value} better than a unigram model",
+    "effective_rank": "the spectrum is as wide as {value}",
+    "attention_span": "heads attend {value} back on average",
+    "attention_entropy": "attention is spread over {value}",
+    "novelty": "the block changes the geometry by {value}",
+    "inter_layer_information": "the sites around the block share {value}",
+    "update_ratio": "the update is {value} of the residual's length",
+}
+
+
+def plot_profile(
+    profile: LayerProfile | Sequence[LayerProfile],
+    partition: ScalePartition | None = None,
+    *,
+    unit: Unit = "nats",
+) -> go.Figure:
+    """All curves of one profile, or of several overlaid, as small multiples.
+
+    Shaded bands are 95% intervals. Scales keep their color in every figure; overlaid profiles
+    differ by their dashes.
+
+    Args:
+        profile: One profile, or several with the same bands.
+        partition: Draws its segments behind the curves; of a model as deep as the profiles'.
+        unit: Unit of the information quantities.
+
+    Raises:
+        ValueError: If there is no profile, or bands or depths differ.
+    """
+    profiles = _as_list(profile)
+    first = profiles[0]
+    if partition is not None and {p.n_layers for p in profiles} != {partition.n_blocks}:
+        raise ValueError(
+            f"partition is of {partition.n_blocks} blocks, but the profiles have "
+            f"{sorted({p.n_layers for p in profiles})}"
+        )
+    groups = [
+        [("compression", ""), ("relevance", ""), ("effective_rank", "")],
+        [("retained", scale) for scale in first.scales],
+        [("predicted", scale) for scale in first.scales],
+        [("added", scale) for scale in first.added],
+        [(name, "") for name in first.signals if name != "effective_rank"],
+    ]
+    panels: list[tuple[str, str] | None] = []
+    for group in groups:
+        panels += [*group, *[None] * (-len(group) % _COLUMNS)]
+    n_rows = len(panels) // _COLUMNS
+    figure = make_subplots(
+        rows=n_rows,
+        cols=_COLUMNS,
+        subplot_titles=["" if p is None else _panel_title(first, *p) for p in panels],
+        vertical_spacing=0.32 / n_rows,
+        horizontal_spacing=0.075,
+    )
+    relative = len({p.n_layers for p in profiles}) > 1
+    for index, panel in enumerate(panels):
+        if panel is None:
+            continue
+        row, col = index // _COLUMNS + 1, index % _COLUMNS + 1
+        for number, one in enumerate(profiles):
+            trace = _Trace(one, number, relative, unit, named=len(profiles) > 1)
+            for item in trace.draw(*panel):
+                figure.add_trace(item, row=row, col=col)
+        quantity, scale = panel
+        shown = in_unit(_curve(first, quantity, scale), unit)
+        axis = "site" if len(shown) > first.n_layers else "block"
+        if partition is not None:
+            # Block l lies between sites l and l + 1.
+            shift = 0.0 if axis == "site" else -0.5
+            draw_segments(figure, partition, shift, row=row, col=col)
+        figure.update_xaxes(
+            title_text=f"relative depth ({axis})" if relative else axis, row=row, col=col
+        )
+        figure.update_yaxes(
+            title_text=_axis_unit(shown.unit),
+            rangemode="normal" if quantity in _FAR_FROM_ZERO else "tozero",
+            type="log" if quantity == "update_ratio" else "linear",
+            dtick=1 if quantity == "update_ratio" else None,
+            row=row,
+            col=col,
+        )
+    for number, one in enumerate(profiles if len(profiles) > 1 else []):
+        line = {"color": NEUTRAL, "dash": _DASHES[number % len(_DASHES)]}
+        label = escape(one.model_name)
+        figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line=line, name=label))
+    names = ", ".join(dict.fromkeys(escape(p.model_name) for p in profiles))
+    shaded = "shaded: 95% intervals"
+    if partition is not None:
+        shaded += f"; background: {segment_words(partition)}"
+    style_figure(
+        figure,
+        f"What each layer keeps and predicts: {names}",
+        sample_words(profiles, shaded),
+        height=130 + _ROW_HEIGHT * n_rows,
+    )
+    return figure
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """One profile's share of a panel: its interval and its line."""
+
+    profile: LayerProfile
+    number: int
+    relative: bool
+    unit: Unit
+    named: bool
+
+    def draw(self, quantity: str, scale: str) -> list[go.Scatter]:
+        traces = self._curve(quantity, scale, scale_color(self.profile, scale))
+        if quantity == "relevance" and self.profile.logit_lens is not None:
+            traces += self._curve("logit_lens", "", OTHER_COLORS[0])
+        return traces
+
+    def _curve(self, quantity: str, scale: str, color: str) -> list[go.Scatter]:
+        curve = in_unit(_curve(self.profile, quantity, scale), self.unit)
+        at_sites = len(curve) > self.profile.n_layers
+        x = np.arange(len(curve)) / (self.profile.n_layers if self.relative else 1)
+        who = f"<b>{escape(self.profile.model_name)}</b><br>" if self.named else ""
+        hover = [
+            f"{who}<b>{place_words(self.profile, point, at_sites)}</b><br>"
+            f"{_sentence(self.profile, quantity, scale, curve, point)}<br>"
+            f"{interval_words(curve, point)}"
+            for point in range(len(curve))
+        ]
+        band = go.Scatter(
+            x=np.concatenate([x, x[::-1]]),
+            y=np.concatenate([curve.high, curve.low[::-1]]),
+            fill="toself",
+            fillcolor=transparent(color, 0.2),
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        line = go.Scatter(
+            x=x,
+            y=curve.values,
+            mode="lines",
+            line={"color": color, "width": 2.2, "dash": _DASHES[self.number % len(_DASHES)]},
+            hovertext=hover,
+            hoverinfo="text",
+            showlegend=False,
+        )
+        return [band, line]
+
+
+def _as_list(profile: LayerProfile | Sequence[LayerProfile]) -> list[LayerProfile]:
+    profiles = [profile] if isinstance(profile, LayerProfile) else list(profile)
+    if not profiles:
+        raise ValueError("profile must be a LayerProfile or several, got none")
+    if any(dict(p.bands) != dict(profiles[0].bands) for p in profiles):
+        raise ValueError("profiles to overlay must have the same bands")
+    return profiles
+
+
+def _curve(profile: LayerProfile, quantity: str, scale: str) -> Curve:
+    for name, at, curve in profile.curves():
+        if (name, at) == (quantity, scale):
+            return curve
+    raise KeyError(f"profile has no {quantity} {scale}")
+
+
+def _axis_unit(unit: str) -> str:
+    return f"{unit} per token" if unit in ("nats", "bits") else unit
+
+
+def _panel_title(profile: LayerProfile, quantity: str, scale: str) -> str:
+    if not scale:
+        return _TITLES.get(quantity, quantity.replace("_", " ").capitalize())
+    if quantity == "added":
+        return f"Added, {escape(scale)}: {beyond_words(profile, scale)}"
+    words: Callable[[tuple[int, int]], str] = past_words if quantity == "retained" else future_words
+    return f"{quantity.capitalize()}, {escape(scale)}: {words(profile.bands[scale])}"
+
+
+def _sentence(profile: LayerProfile, quantity: str, scale: str, curve: Curve, point: int) -> str:
+    value = f"{digits(curve.values[point])} {curve.unit}"
+    if quantity == "novelty":
+        value = digits(curve.values[point])
+    if quantity == "update_ratio":
+        value = f"{digits(curve.values[point])} times"
+        return f"the block's update is {value} the residual's length"
+    if quantity == "retained":
+        return f"keeps {value} of {past_words(profile.bands[scale])}"
+    if quantity == "predicted":
+        return f"predicts {value} of {future_words(profile.bands[scale])}"
+    if quantity == "added":
+        beyond = beyond_words(profile, scale)
+        return f"predicts {value} of {future_words(profile.bands[scale])}, {beyond}"
+    return _WORDS[quantity].format(value=value)

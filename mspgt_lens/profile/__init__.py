@@ -1,0 +1,1 @@
+"""Layer profiles: one pass over the prompts, every curve from its moments."""

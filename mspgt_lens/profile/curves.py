@@ -1,0 +1,127 @@
+"""From moments and readings to curves with intervals, and what each of them guarantees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mspgt_lens.information.channel import site_statistics
+from mspgt_lens.information.lens import TokenRelevance
+from mspgt_lens.information.readers import Reading
+from mspgt_lens.moments import Coordinates, Moments
+from mspgt_lens.results import Curve
+from mspgt_lens.statistics import fold_interval, jackknife_interval, pseudo_values
+
+GUARANTEES = {
+    "compression": "Gaussian channel rate of the residual stream: an upper bound on its "
+    "information about the input, given its covariance and the noise.",
+    "relevance": "Held-out cross-entropy of a unigram model minus that of the ridge lens: usable "
+    "information about the next token; may rise with depth.",
+    "logit_lens": "Held-out cross-entropy of a unigram model minus that of the raw logit lens.",
+    "retained": "Held-out information that a linear-Gaussian reader finds about tokens already "
+    "read: usable information, no bound on Shannon's.",
+    "predicted": "Held-out information that a linear-Gaussian reader finds about tokens to come: "
+    "usable information, no bound on Shannon's.",
+    "added": "Held-out information about this scale's future that a linear-Gaussian reader adds to "
+    "the futures of the coarser scales: usable information, no bound on Shannon's.",
+    "attention_span": "Expected distance to the attended key, first key excluded and the rest "
+    "renormalized, mean over heads and valid queries.",
+    "attention_entropy": "Entropy of the attended key, first key excluded and the rest "
+    "renormalized, mean over heads and valid queries.",
+    "novelty": "1 - linear CKA between the residual stream before and after the block.",
+    "inter_layer_information": "Information between the sites around the block, both seen "
+    "through the compression channel: an upper bound for Gaussian activations only.",
+    "update_ratio": "Mean length of the block's update over that of the residual it adds to.",
+    "effective_rank": "Participation ratio of the spectrum after the block.",
+}
+
+
+def site_curves(
+    moments: Moments, noise: float, coordinates: Coordinates
+) -> tuple[Curve, dict[str, Curve]]:
+    """Compression over the sites and every signal over the blocks, with jackknife intervals."""
+    folds = range(moments.plan.n_folds)
+    n_layers = moments.span.shape[1]
+    value = site_statistics(moments, folds, noise, coordinates)
+    without = [
+        site_statistics(moments, [k for k in folds if k != left], noise, coordinates)
+        for left in folds
+    ]
+
+    def jackknifed(attribute: str, unit: str, name: str) -> Curve:
+        values = getattr(value, attribute)
+        left = np.stack([getattr(w, attribute) for w in without])
+        low, high = jackknife_interval(values, left)
+        pseudo = pseudo_values(values, left)
+        return Curve(values, low, high, unit, GUARANTEES[name], pseudo)
+
+    def averaged(sums: np.ndarray, counts: np.ndarray, unit: str, name: str) -> Curve:
+        columns = [
+            fold_interval((sums[:, [block]] / counts[:, [block]]), counts[:, block])
+            for block in range(sums.shape[1])
+        ]
+        values, low, high = np.concatenate(columns, axis=1)
+        return Curve(values, low, high, unit, GUARANTEES[name], sums / counts)
+
+    valid = np.repeat(moments.n_valid[:, None], n_layers, axis=1).astype(float)
+    attended = moments.n_attended
+    if not attended.all():
+        raise ValueError(
+            f"block {int(np.argmin(attended.min(0)))} attends to nothing but the first token "
+            "in at least one fold, so its attention span is undefined"
+        )
+    signals = {
+        "attention_span": averaged(moments.span, attended, "tokens", "attention_span"),
+        "attention_entropy": averaged(moments.entropy, attended, "nats", "attention_entropy"),
+        "novelty": jackknifed("novelty", "1 - CKA", "novelty"),
+        "inter_layer_information": jackknifed("inter_layer", "nats", "inter_layer_information"),
+        "update_ratio": averaged(moments.update, valid, "ratio", "update_ratio"),
+        "effective_rank": jackknifed("effective_rank", "dimensions", "effective_rank"),
+    }
+    return jackknifed("compression", "nats", "compression"), signals
+
+
+def by_scale(reading: Reading, scales: list[str], first: int, name: str) -> dict[str, Curve]:
+    """Curves of successive targets from ``first`` on, one per scale."""
+    return {
+        scale: Curve(
+            reading.values[first + i],
+            reading.low[first + i],
+            reading.high[first + i],
+            "nats",
+            GUARANTEES[name],
+            reading.by_fold[:, first + i],
+        )
+        for i, scale in enumerate(scales)
+    }
+
+
+def token_curve(relevance: TokenRelevance, name: str) -> Curve:
+    """A lens's relevance as a curve."""
+    return Curve(
+        relevance.values,
+        relevance.low,
+        relevance.high,
+        "nats",
+        GUARANTEES[name],
+        relevance.by_fold,
+    )
+
+
+def small_sample_warnings(
+    retained: Mapping[str, Curve], predicted: Mapping[str, Curve]
+) -> list[str]:
+    """What the sample is too small to tell from 0."""
+    notes = []
+    for name, curves in (("retained", retained), ("predicted", predicted)):
+        for scale, curve in curves.items():
+            if (curve.low <= 0).all():
+                best = int(np.argmax(curve.values))
+                notes.append(
+                    f"{name} information at scale {scale!r} cannot be told from 0 at any site "
+                    f"(at most {curve.values[best]:.3g} nats, 95% interval "
+                    f"{curve.low[best]:.3g} to {curve.high[best]:.3g}, at site {best}); "
+                    "if there is any, more groups of text are needed to see it"
+                )
+    return notes

@@ -1,0 +1,253 @@
+"""One profile from its first prompts to its curves."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from tqdm.auto import tqdm
+
+from mspgt_lens.gathering import add_batch, calibrate, make_batch, make_batches
+from mspgt_lens.information.channel import check_noise
+from mspgt_lens.information.lens import logit_lens_relevance, ridge_lens_relevance
+from mspgt_lens.information.readers import read_targets
+from mspgt_lens.models import ModelAdapter
+from mspgt_lens.moments import MAX_WIDTH, Coordinates, Moments, plan_moments
+from mspgt_lens.profile.curves import (
+    by_scale,
+    site_curves,
+    small_sample_warnings,
+    token_curve,
+)
+from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.prompts import (
+    Prompt,
+    PromptDataset,
+    balanced_folds,
+    check_prompt,
+    stable_hash,
+)
+from mspgt_lens.storage import package_versions
+from mspgt_lens.targets import check_bands
+
+# Windows looked at before the pass: they decide the folds and the target features.
+LOOKAHEAD = 10_000
+_CHUNK = 1024
+_CALIBRATION_TOKENS = 2048
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192, "mps": 4096}
+Control = Literal["random_weights", "shuffled_tokens"]
+_CONTROL_WORDS = {
+    None: "",
+    "random_weights": " (random weights)",
+    "shuffled_tokens": " (shuffled tokens)",
+}
+
+
+class ProfileRun:
+    """One profile from its first prompts to its curves."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        bands: Mapping[str, tuple[int, int]],
+        noise: float,
+        coordinates: Coordinates,
+        n_folds: int,
+        skip_first: int,
+        seed: int,
+        control: Control | None = None,
+    ) -> None:
+        check_noise(noise)
+        if coordinates not in ("standardized", "raw"):
+            raise ValueError(f"coordinates must be 'standardized' or 'raw', got {coordinates!r}")
+        if n_folds < 3:
+            raise ValueError(
+                f"n_folds must be at least 3 (strengths are chosen on inner folds), got {n_folds}"
+            )
+        if skip_first < 0:
+            raise ValueError(f"skip_first must be 0 or more tokens, got {skip_first}")
+        self.adapter, self.bands = adapter, check_bands(bands)
+        self.noise, self.coordinates = noise, coordinates
+        self.n_folds, self.skip_first, self.seed = n_folds, skip_first, seed
+        self.control = control
+        self.folds: dict[Hashable, int] = {}
+        self.n_seen = 0
+        self.last_group: Hashable = None
+        self.moments: Moments
+
+    def gather(self, prompts: PromptDataset, batch_size: int | None, progress: bool) -> None:
+        """One pass over the prompts."""
+        adapter, stream = self.adapter, iter(prompts)
+        first = list(itertools.islice(stream, LOOKAHEAD))
+        self.begin(first)
+        total = sum(len(prompt.tokens) for prompt in first) if len(first) < LOOKAHEAD else None
+        per_batch = TOKENS_PER_BATCH.get(adapter.device.type, TOKENS_PER_BATCH["cuda"])
+        with (
+            adapter.inference(),
+            tqdm(
+                total=total, unit="tok", unit_scale=True, desc=adapter.name, disable=not progress
+            ) as bar,
+        ):
+            if self.projects:
+                batch = make_batch(self.first_tokens(first), 0, range(len(first)))
+                self.moments.reference = calibrate(self.moments.plan, adapter, batch)
+            for chunk in itertools.chain([first], _chunks(stream)):
+                number = self.n_seen
+                for batch in make_batches(self.assign(chunk), batch_size, per_batch, number):
+                    add_batch(self.moments, adapter, batch)
+                    bar.update(int(batch.mask.sum()))
+
+    def begin(self, prompts: Sequence[Prompt]) -> None:
+        """Folds and target features from the first prompts; checks what can be checked early."""
+        if not prompts:
+            raise ValueError("prompts holds no prompt with a token")
+        for index, prompt in enumerate(prompts):
+            check_prompt(self.adapter, prompt, index)
+        sizes: dict[Hashable, int] = {}
+        for prompt in prompts:
+            sizes[prompt.group] = sizes.get(prompt.group, 0) + len(prompt.tokens)
+        if len(sizes) < self.n_folds:
+            raise ValueError(
+                f"prompts need at least as many groups as folds ({self.n_folds}), got "
+                f"{len(sizes)}: give more documents, or groups= that tell them apart"
+                + (f", or n_folds={len(sizes)}" if len(sizes) >= 3 else "")
+            )
+        self.folds = balanced_folds(sizes, self.n_folds, self.seed)
+        counts = np.zeros(self.adapter.d_vocab, dtype=np.int64)
+        for prompt in prompts:
+            counts += np.bincount(prompt.tokens, minlength=len(counts))
+        plan = plan_moments(
+            self.adapter,
+            counts,
+            bands=self.bands,
+            n_folds=self.n_folds,
+            skip_first=self.skip_first,
+            seed=self.seed,
+            max_width=MAX_WIDTH,
+            coordinates=self.coordinates,
+        )
+        self.moments = Moments(plan, self.adapter)
+        if len(prompts) < LOOKAHEAD:
+            # Nobody should wait for a pass that cannot be enough.
+            self._check_enough(*self._most_positions(prompts))
+        self.adapter.check_decoding(torch.from_numpy(prompts[0].tokens[:16]))
+
+    @property
+    def projects(self) -> bool:
+        """Whether residuals are projected, so that their axes need a calibration first."""
+        return self.adapter.d_model > self.moments.plan.width
+
+    def first_tokens(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The first prompts to calibrate on: as many as fit one padded batch, at least one."""
+        longest = itertools.accumulate((len(prompt.tokens) for prompt in prompts), max)
+        padded = (count * length for count, length in enumerate(longest, start=1))
+        count = sum(
+            1 for _ in itertools.takewhile(lambda size: size <= _CALIBRATION_TOKENS, padded)
+        )
+        return list(prompts[: max(1, count)])
+
+    def assign(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, int]]:
+        """Each prompt with its fold; groups that the first prompts lacked go by hash."""
+        assigned = []
+        for prompt in prompts:
+            if self.n_seen >= LOOKAHEAD:
+                check_prompt(self.adapter, prompt, self.n_seen)
+            fold = self.folds.get(prompt.group)
+            if fold is None:
+                fold = stable_hash(prompt.group, self.seed) % self.n_folds
+                # A group's windows follow one another, so a change of label is a new group.
+                self.moments.n_groups += prompt.group != self.last_group
+                self.last_group = prompt.group
+            self.n_seen += 1
+            assigned.append((prompt, fold))
+        return assigned
+
+    def finish(self, logit_lens: bool) -> LayerProfile:
+        """All curves from the moments."""
+        moments = self.moments
+        self._check_enough(moments.n_read, int(moments.n_valid.sum()))
+        reading = read_targets(moments, self.coordinates)
+        relevance = ridge_lens_relevance(moments, self.adapter, self.coordinates)
+        raw_lens = logit_lens_relevance(moments, self.adapter) if logit_lens else None
+        compression, signals = site_curves(moments, self.noise, self.coordinates)
+        scales = list(self.bands)
+        retained = by_scale(reading.targets, scales, 0, "retained")
+        predicted = by_scale(reading.targets, scales, len(scales), "predicted")
+        notes = small_sample_warnings(retained, predicted)
+        return LayerProfile(
+            model_name=self.adapter.name + _CONTROL_WORDS[self.control],
+            n_layers=self.adapter.n_layers,
+            n_tokens=int(moments.n_valid.sum()),
+            n_groups=len(self.folds) + moments.n_groups,
+            bands=self.bands,
+            compression=compression,
+            relevance=token_curve(relevance, "relevance"),
+            retained=retained,
+            predicted=predicted,
+            added=by_scale(reading.added, scales, 0, "added"),
+            correlations=dict(zip(scales, reading.correlations.swapaxes(0, 1), strict=True)),
+            fold_weights=tuple(moments.n_read.astype(float).tolist()),
+            signals=signals,
+            logit_lens=None if raw_lens is None else token_curve(raw_lens, "logit_lens"),
+            settings={
+                "noise": self.noise,
+                "coordinates": self.coordinates,
+                "n_folds": self.n_folds,
+                "skip_first": self.skip_first,
+                "seed": self.seed,
+                "control": self.control,
+                "n_prompts": moments.n_prompts,
+                "n_read": int(moments.n_read.sum()),
+                "n_features": int(moments.plan.features.shape[1]),
+                "width": moments.plan.width,
+                "n_decoded": relevance.n_positions,
+                "unigram_cross_entropy": relevance.unigram,
+                "ridge": [[None if np.isinf(x) else x for x in row] for row in reading.ridge],
+                "weights": self.adapter.weight_processing,
+                "prompts_fingerprint": f"{moments.fingerprint:016x}",
+            },
+            versions=package_versions(),
+            warnings=tuple(notes),
+        )
+
+    def _most_positions(self, prompts: Sequence[Prompt]) -> tuple[Int[np.ndarray, " fold"], int]:
+        """Positions per fold that may be read, and valid ones, if every token is ordinary text."""
+        reach = [a - 1 + (b - a + 2) // 2 for a, b in self.bands.values()]
+        n_read = np.zeros(self.n_folds, dtype=np.int64)
+        n_valid = 0
+        for prompt in prompts:
+            first = max(self.skip_first, max(reach) - 1)
+            n_read[self.folds[prompt.group]] += max(0, len(prompt.tokens) - first - max(reach))
+            n_valid += max(0, len(prompt.tokens) - self.skip_first)
+        return n_read, n_valid
+
+    def _check_enough(self, n_read: Int[np.ndarray, " fold"], n_valid: int) -> None:
+        n_features = self.moments.plan.features.shape[1]
+        longest = max(b for _, b in self.bands.values())
+        if not n_read.sum():
+            raise ValueError(
+                f"prompts are too short for the bands {self.bands}: no position has half of every "
+                f"band before and after it; use prompts of more than {2 * longest} tokens, or "
+                "bands= with smaller offsets"
+            )
+        if n_read.min() < 2 * n_features:
+            raise ValueError(
+                f"prompts give {int(n_read.min())} positions with every band in one of "
+                f"{self.n_folds} folds; at least {2 * n_features} are needed: give more or longer "
+                "prompts, fewer folds, or smaller bands"
+            )
+        width = self.moments.plan.width
+        if n_valid < 2 * width:
+            raise ValueError(
+                f"prompts give {n_valid} valid positions; residuals of width {width} "
+                f"need at least {2 * width}: give more or longer prompts"
+            )
+
+
+def _chunks(stream: Iterator[Prompt]) -> Iterator[list[Prompt]]:
+    while chunk := list(itertools.islice(stream, _CHUNK)):
+        yield chunk

@@ -1,0 +1,1 @@
+"""Scale boundaries: drift and jumps, the test of one against the other, and detection."""

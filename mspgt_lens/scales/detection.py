@@ -1,0 +1,467 @@
+"""Scale boundaries of a model: all signals together, published detectors, baselines, stability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import ruptures
+from jaxtyping import Float
+from scipy.signal import find_peaks
+
+from mspgt_lens.models import as_adapter
+from mspgt_lens.profile.layers import profile_layers
+from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
+from mspgt_lens.results import Curve
+from mspgt_lens.scales.drift import rank_normalize
+from mspgt_lens.scales.partition import ScalePartition
+from mspgt_lens.scales.segments import MIN_BLOCKS, segment_blocks, summarize_places
+
+Method = Literal["fused", "stages", "attention_span", "mi_peaks", "hvib", "thirds", "quarters"]
+METHODS: tuple[Method, ...] = get_args(Method)
+_THREE_SCALES = ("local", "intermediate", "global")
+
+
+def detect_scales(
+    model: Any = None,
+    prompts: PromptDataset | Iterable[str] | None = None,
+    *,
+    profile: LayerProfile | None = None,
+    method: Method = "fused",
+    n_boundaries: int | None = None,
+    span_thresholds: tuple[float, float] | None = None,
+    n_draws: int = 1000,
+    n_bootstraps: int = 200,
+    min_size: int = 2,
+    seed: int = 0,
+    progress: bool = True,
+) -> ScalePartition:
+    """Local, Intermediate and Global segments of a model's blocks, and how sure they are.
+
+    The signals are those of :func:`boundary_signals`; see :func:`~mspgt_lens.segment_blocks` for
+    the test. Intervals and probabilities include the spread between folds of groups of prompts.
+
+    Methods: ``"fused"`` places the boundaries where jumps beyond drift explain most of all signals
+    together. ``"stages"`` fits constant stages to the same signals and no drift (it finds
+    boundaries in any smooth curve). ``"attention_span"`` takes the first blocks whose mean
+    attention span reaches two thresholds. ``"mi_peaks"`` takes the two most prominent peaks or
+    troughs of the information between the sites around each block. ``"hvib"`` takes the partition
+    whose segments together drop most of what their own scale retained and add most to what it
+    predicts, each in units of that curve's range (the H-VIB objective with the weights that make
+    all scales count alike). ``"thirds"`` and ``"quarters"`` look at no data. The test is that of
+    the fused signals whatever the method; all methods' places are in ``.by_method``.
+
+    Args:
+        model: A ``HookedTransformer`` or ``TransformerBridge``; not needed with a profile.
+        prompts: A :class:`PromptDataset`, or texts; not needed with a profile.
+        profile: A profile that was made before, instead of a pass over the prompts.
+        method: What places ``.boundaries``.
+        n_boundaries: How many boundaries ``"fused"`` and ``"stages"`` place; None for the theory's
+            two, which all other methods place.
+        span_thresholds: Attention span in tokens from which a block is Intermediate, and Global; by
+            default where the intermediate and the global band begin (2 and 17 tokens).
+        n_draws: Series regenerated for each test.
+        n_bootstraps: Draws for intervals and probabilities.
+        min_size: Fewest blocks of a segment.
+        seed: Decides every draw.
+        progress: Show a progress bar while profiling.
+
+    Raises:
+        ValueError: If there is neither a profile nor a model with prompts, the model has fewer than
+            6 blocks, or the chosen method finds no two boundaries.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method not in ("fused", "stages") and n_boundaries not in (None, 2):
+        raise ValueError(
+            f"method {method!r} places two boundaries, got n_boundaries={n_boundaries}"
+        )
+    if span_thresholds is not None:
+        _check_thresholds(span_thresholds)
+    if profile is None:
+        if model is None or prompts is None:
+            raise ValueError("detect_scales needs a model and prompts, or profile=")
+        n_layers = as_adapter(model).n_layers
+        if n_layers < MIN_BLOCKS:
+            # Nobody should wait for a pass that cannot be enough.
+            raise ValueError(
+                f"model must have at least {MIN_BLOCKS} blocks, got {n_layers}: with fewer, two "
+                "boundaries cannot be told from drift"
+            )
+        profile = profile_layers(model, prompts, seed=seed, progress=progress)
+    thresholds = span_thresholds or _default_thresholds(profile)
+    signals, notes = _choose_signals(profile)
+    replicates = _replicates(profile, n_bootstraps, seed)
+    fused = segment_blocks(
+        _matrix(profile, signals),
+        n_boundaries=n_boundaries,
+        n_draws=n_draws,
+        n_bootstraps=n_bootstraps,
+        min_size=min_size,
+        names=list(signals),
+        replicates=np.stack([_matrix(r, signals) for r in replicates]) if replicates else None,
+        seed=seed,
+    )
+    place = len(fused.boundaries)
+
+    def by(name: Method, one: LayerProfile) -> tuple[int, ...] | None:
+        if name == "stages":
+            return _stages(_matrix(one, signals), place, min_size)
+        return _DETECTORS[name](one, thresholds)
+
+    by_method = {"fused": fused.boundaries} | {
+        name: by(name, profile) for name in METHODS if name != "fused"
+    }
+    if not replicates:
+        notes.append(
+            "the profile holds no values per fold, so intervals leave out the choice of prompts"
+        )
+    result = replace(
+        fused,
+        model_name=profile.model_name,
+        by_method=by_method,
+        settings={
+            **fused.settings,
+            "span_thresholds": list(thresholds),
+            "prompts_fingerprint": profile.settings.get("prompts_fingerprint", ""),
+            "n_groups": profile.n_groups,
+            "bands": {name: list(band) for name, band in profile.bands.items()},
+        },
+        versions=profile.versions,
+        warnings=(*notes, *fused.warnings, *profile.warnings),
+    )
+    if method == "fused":
+        return result
+    boundaries = by_method[method]
+    if boundaries is None:
+        raise ValueError(
+            f"method {method!r} finds no two boundaries in {profile.model_name}: "
+            f"{_WHY_NONE.get(method, 'its signals are flat')}"
+        )
+    drawn = [found for r in replicates if (found := by(method, r)) is not None] or [boundaries]
+    intervals, probability = summarize_places(np.array(drawn), profile.n_layers)
+    return replace(
+        result,
+        method=method,
+        boundaries=boundaries,
+        intervals=tuple(
+            (min(low, b), max(high, b))
+            for (low, high), b in zip(intervals, boundaries, strict=True)
+        ),
+        probability=probability,
+    )
+
+
+def boundary_signals(profile: LayerProfile) -> pd.DataFrame:
+    """The signals that boundaries are sought in, one row per block.
+
+    The changes across each block of compression, relevance, and, per scale, retained information
+    (of its logarithm, where it is positive everywhere) and predicted information; and the profile's
+    block signals as they are. Curves that cannot be told from 0 at any site, and columns that never
+    change, are left out.
+
+    Returns:
+        Shape ``[block, signal]``, in nats and the signals' own units.
+    """
+    names, _ = _choose_signals(profile)
+    return pd.DataFrame(_matrix(profile, names), columns=list(names))
+
+
+# Quantity, scale, and whether the signal is the curve itself, its change, or its logarithm's.
+_Signal = tuple[str, str, Literal["value", "change", "log change"]]
+# These repeat what relevance and predicted information say, which would count twice.
+_NO_SIGNALS = ("logit_lens", "added")
+
+
+def _choose_signals(profile: LayerProfile) -> tuple[dict[str, _Signal], list[str]]:
+    """Names to signals, and notes on what was left out."""
+    chosen: dict[str, _Signal] = {}
+    left_out = []
+    for quantity, scale, curve in profile.curves():
+        name = " ".join(filter(None, (quantity, scale))).replace("_", " ")
+        kind: Literal["value", "change", "log change"] = "change"
+        if quantity in _NO_SIGNALS:
+            continue
+        if quantity in profile.signals:
+            kind = "value"
+        elif scale and (curve.low <= 0).all():
+            left_out.append(f"{name} (cannot be told from 0)")
+            continue
+        elif quantity == "retained" and (curve.values > 0).all():
+            kind = "log change"
+        signal = quantity, scale, kind
+        if np.ptp(_column(profile, signal)) == 0:
+            left_out.append(f"{name} (constant)")
+        else:
+            chosen[name if kind == "value" else f"{name}, {kind}"] = signal
+    if not chosen:
+        raise ValueError(
+            f"no signal of {profile.model_name} changes with depth, so there is nothing to segment"
+        )
+    return chosen, [f"signals left out: {', '.join(left_out)}"] if left_out else []
+
+
+def _column(profile: LayerProfile, signal: _Signal) -> Float[np.ndarray, " block"]:
+    quantity, scale, kind = signal
+    values = next(c.values for q, s, c in profile.curves() if (q, s) == (quantity, scale))
+    if kind == "value":
+        return values
+    change: np.ndarray = np.diff(np.log(values) if kind == "log change" else values)
+    return change
+
+
+def _matrix(
+    profile: LayerProfile, signals: Mapping[str, _Signal]
+) -> Float[np.ndarray, "block signal"]:
+    return np.column_stack([_column(profile, signal) for signal in signals.values()])
+
+
+def _replicates(profile: LayerProfile, n_draws: int, seed: int) -> list[LayerProfile]:
+    """Profiles as other groups of prompts might have given them.
+
+    Every curve moves along the differences between its folds, all curves together, by multivariate
+    t draws with the folds' covariance: the spread that the curves' own intervals state.
+    """
+    folds = [c.by_fold for quantity, _, c in profile.curves() if quantity not in _NO_SIGNALS]
+    counts = {len(f) for f in folds if f is not None}
+    if any(f is None for f in folds) or len(counts) != 1:
+        return []
+    n_folds = counts.pop()
+    rng = np.random.default_rng([seed, n_folds])
+    normal = rng.standard_normal((n_draws, n_folds))
+    heavy = np.sqrt((n_folds - 1) / rng.chisquare(n_folds - 1, size=n_draws))
+    weights = normal * heavy[:, None] / np.sqrt(n_folds * (n_folds - 1))
+
+    def moved(curve: Curve, weight: np.ndarray, logarithmic: bool) -> Curve:
+        assert curve.by_fold is not None
+        change = weight @ (curve.by_fold - curve.by_fold.mean(axis=0))
+        if logarithmic:
+            # First order in the logarithm, so that a replicate stays positive.
+            values = curve.values * np.exp(change / curve.values)
+        else:
+            values = curve.values + change
+        return replace(
+            curve,
+            values=values,
+            low=np.minimum(curve.low, values),
+            high=np.maximum(curve.high, values),
+        )
+
+    def one(weight: np.ndarray) -> LayerProfile:
+        return replace(
+            profile,
+            compression=moved(profile.compression, weight, False),
+            relevance=moved(profile.relevance, weight, False),
+            retained={
+                s: moved(c, weight, bool((c.values > 0).all())) for s, c in profile.retained.items()
+            },
+            predicted={s: moved(c, weight, False) for s, c in profile.predicted.items()},
+            signals={s: moved(c, weight, False) for s, c in profile.signals.items()},
+        )
+
+    return [one(weight) for weight in weights]
+
+
+def _check_thresholds(given: tuple[float, float]) -> None:
+    if len(given) != 2 or not 0 < given[0] < given[1]:
+        raise ValueError(f"span_thresholds must be two rising numbers of tokens, got {given!r}")
+
+
+def _default_thresholds(profile: LayerProfile) -> tuple[float, float]:
+    """Where the two bands farthest ahead begin."""
+    starts = sorted({a for a, _ in profile.bands.values()})
+    first, second = starts[-2:] if len(starts) > 1 else (2, 17)
+    return float(first), float(second)
+
+
+def _attention_span(
+    profile: LayerProfile, thresholds: tuple[float, float]
+) -> tuple[int, ...] | None:
+    span = profile.signals["attention_span"].values
+    reached = [np.flatnonzero(span >= threshold) for threshold in thresholds]
+    if not all(len(r) for r in reached):
+        return None
+    return _valid(tuple(int(r[0]) for r in reached), profile.n_layers)
+
+
+def _mi_peaks(profile: LayerProfile, thresholds: tuple[float, float]) -> tuple[int, ...] | None:
+    shared = profile.signals["inter_layer_information"].values
+    found: list[tuple[float, int]] = []
+    for series in (shared, -shared):
+        peaks, properties = find_peaks(series, prominence=0)
+        found += list(zip(properties["prominences"].tolist(), peaks.tolist(), strict=True))
+    if len(found) < 2:
+        return None
+    return _valid(tuple(sorted(block for _, block in sorted(found)[-2:])), profile.n_layers)
+
+
+def _hvib(profile: LayerProfile, thresholds: tuple[float, float]) -> tuple[int, ...] | None:
+    scales = [s for s in _THREE_SCALES if s in profile.bands]
+    if len(scales) < 3:
+        scales = sorted(profile.bands, key=lambda s: profile.bands[s][0])[:3]
+    if len(scales) < 3:
+        return None
+    gains = []
+    for scale in scales:
+        predicted, retained = profile.predicted[scale].values, profile.retained[scale].values
+        rise, fall = np.ptp(predicted), np.ptp(retained)
+        gains.append((predicted / rise if rise else 0.0) - (retained / fall if fall else 0.0))
+    n = profile.n_layers
+    first, middle, last = (np.broadcast_to(gain, n + 1) for gain in gains)
+
+    def total(a: int, b: int) -> float:
+        return float(first[a] - first[0] + middle[b] - middle[a] + last[n] - last[b])
+
+    return max(combinations(range(1, n), 2), key=lambda places: total(*places))
+
+
+def _thirds(profile: LayerProfile, thresholds: tuple[float, float]) -> tuple[int, ...]:
+    n = profile.n_layers
+    return round(n / 3), round(2 * n / 3)
+
+
+def _quarters(profile: LayerProfile, thresholds: tuple[float, float]) -> tuple[int, ...]:
+    n = profile.n_layers
+    return round(n / 4), round(3 * n / 4)
+
+
+def _stages(
+    signals: Float[np.ndarray, "block signal"], n_boundaries: int, min_size: int
+) -> tuple[int, ...]:
+    # Its default jump=5 would look at every fifth block only.
+    search = ruptures.Dynp(model="l2", min_size=min_size, jump=1).fit(rank_normalize(signals))
+    return tuple(int(b) for b in search.predict(n_bkps=n_boundaries)[:-1])
+
+
+def _valid(places: tuple[int, ...], n_blocks: int) -> tuple[int, ...] | None:
+    rising = all(a < b for a, b in pairwise(places))
+    return places if rising and places[0] > 0 and places[-1] < n_blocks else None
+
+
+_DETECTORS: Mapping[str, Callable[[LayerProfile, tuple[float, float]], tuple[int, ...] | None]] = {
+    "attention_span": _attention_span,
+    "mi_peaks": _mi_peaks,
+    "hvib": _hvib,
+    "thirds": _thirds,
+    "quarters": _quarters,
+}
+_WHY_NONE = {
+    "attention_span": "its mean attention span does not pass both thresholds at two blocks after "
+    "the first; give other span_thresholds=",
+    "mi_peaks": "the information between neighboring sites has fewer than two peaks and troughs",
+    "hvib": "it needs three bands",
+}
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Partitions of one model under conditions that should not matter.
+
+    Attributes:
+        partitions: Condition to its partition; the first is what the others are compared with.
+    """
+
+    partitions: Mapping[str, ScalePartition]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per condition: boundaries, intervals, K, p, and agreement with the first.
+
+        ``agreement`` is the share of blocks in the same segment, ``distance`` the mean distance of
+        the boundaries in blocks.
+        """
+        first = next(iter(self.partitions.values()))
+        blocks = np.arange(first.n_blocks)
+        rows = []
+        for label, one in self.partitions.items():
+            mine, other = (np.searchsorted(p.boundaries, blocks, "right") for p in (one, first))
+            rows.append(
+                {
+                    "condition": label,
+                    "groups": one.settings.get("n_groups"),
+                    "boundaries": one.boundaries,
+                    "intervals": one.intervals,
+                    "n_boundaries": one.n_boundaries,
+                    "p_value": one.p_value,
+                    "agreement": float((mine == other).mean()),
+                    "distance": float(np.abs(np.subtract(one.boundaries, first.boundaries)).mean()),
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def stability(
+    model: Any,
+    prompts: Mapping[str, PromptDataset | Iterable[str]] | Sequence[PromptDataset | Iterable[str]],
+    *,
+    halves: bool = True,
+    seeds: Sequence[int] = (0,),
+    bands: Mapping[str, Mapping[str, tuple[int, int]]] | None = None,
+    profile_settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Stability:
+    """The partition from other prompts, other seeds and other bands: does it stay?
+
+    Args:
+        model: A ``HookedTransformer`` or ``TransformerBridge``.
+        prompts: Prompt data sets, or names to them; the first is varied in the other ways.
+        halves: Also profile two disjoint halves of the first set's groups.
+        seeds: Seeds of folds, samples and draws; the first serves everywhere else.
+        bands: Names to other bands to try on the first set.
+        profile_settings: For :func:`~mspgt_lens.profile_layers`, such as ``{"n_folds": 3}``.
+        progress: Show progress bars.
+        **settings: For :func:`detect_scales`.
+
+    Returns:
+        One partition per condition; see ``Stability.table`` and ``plot_stability``.
+    """
+    named = (
+        dict(prompts)
+        if isinstance(prompts, Mapping)
+        else {f"prompts {i + 1}": one for i, one in enumerate(prompts)}
+    )
+    if not named or isinstance(prompts, str) or not seeds:
+        raise ValueError("stability needs at least one prompt data set and one seed")
+    if any(isinstance(one, str) for one in named.values()):
+        raise ValueError(
+            "prompts must be a list of prompt data sets; for one set of texts give [texts]"
+        )
+    adapter = as_adapter(model)
+    partitions: dict[str, ScalePartition] = {}
+
+    def add(
+        label: str,
+        data: PromptDataset | Iterable[str],
+        seed: int = seeds[0],
+        **changed: Any,
+    ) -> None:
+        chosen = {**(profile_settings or {}), **changed}
+        profile = profile_layers(adapter, data, seed=seed, progress=progress, **chosen)
+        partitions[label] = detect_scales(profile=profile, seed=seed, **settings)
+
+    first_name = next(iter(named))
+    # Prompts may be an iterator, and the first set is read several times.
+    first = list(as_dataset(named[first_name], model))
+    add(first_name, _dataset(first))
+    if halves:
+        labels = sorted({p.group for p in first}, key=lambda g: stable_hash(g, seeds[0]))
+        for i in range(2):
+            part = set(labels[i::2])
+            add(f"{first_name}, half {i + 1}", _dataset([p for p in first if p.group in part]))
+    for name, data in list(named.items())[1:]:
+        add(name, data)
+    for seed in seeds[1:]:
+        add(f"{first_name}, seed {seed}", _dataset(first), seed)
+    for name, chosen in (bands or {}).items():
+        add(f"{first_name}, bands {name}", _dataset(first), bands=chosen)
+    return Stability(partitions)
+
+
+def _dataset(prompts: list[Prompt]) -> PromptDataset:
+    return PromptDataset(lambda: iter(prompts))

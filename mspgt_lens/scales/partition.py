@@ -1,0 +1,174 @@
+"""The partition of a model's blocks into scales, with the evidence for it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from mspgt_lens.storage import SavedResult
+
+SCALES = ("local", "intermediate", "global")
+
+
+class Support(NamedTuple):
+    """What the answer owes to one signal.
+
+    Attributes:
+        weight: The signal's share of what the jumps explain; all shares add up to 1.
+        p_value: p-value of two jumps without this signal, from 200 draws of each reference; None
+            if it is the only one.
+        boundaries: The two best boundaries without it; None if it is the only one.
+    """
+
+    weight: float
+    p_value: float | None
+    boundaries: tuple[int, ...] | None
+
+
+def segment_names(n_segments: int) -> tuple[str, ...]:
+    """Local, Intermediate and Global where there are three; plain numbers otherwise."""
+    if n_segments == len(SCALES):
+        return SCALES
+    return tuple(f"segment {i + 1}" for i in range(n_segments))
+
+
+@dataclass(frozen=True, eq=False)
+class ScalePartition(SavedResult):
+    """Segments of blocks, and how far the data support them.
+
+    Attributes:
+        model_name: The model's name, or ``""`` for bare arrays.
+        n_blocks: Number of blocks, L.
+        boundaries: The index of the first block of every segment but the first. These are the best
+            places; whether the data support any boundary is for the next fields to say.
+        intervals: 95% interval of each boundary, in blocks, ends included.
+        p_values: Number of jumps to p-value: how often gradual drift alone gives as much.
+        n_boundaries: The number of jumps that the data ask for, step by step; 0 means that gradual
+            drift describes the depth as well.
+        explained: Share of what the drift leaves that the placed jumps take.
+        probability: Per block, the share of bootstrap draws with a boundary there, shape
+            ``[block]``.
+        sharpness: Leave-one-block-out error of ``"stages"`` (jumps alone), ``"drift"`` (gradual
+            alone) and ``"both"``, as shares of the error of the mean. The least describes best;
+            drift is given its best polynomial order, so small differences say nothing.
+        by_method: Method to its boundaries; None where it finds none.
+        by_signal: Signal to what the answer owes to it.
+        signals: The signals, in their own units, shape ``[block, signal]``, in the order of
+            ``by_signal``.
+        drift: The gradual drift in words.
+        autocorrelation: Lag-one autocorrelation of what the drift leaves.
+        method: The method that placed ``boundaries``.
+        settings: Everything that decides the numbers.
+        versions: Package versions it was made with.
+        warnings: What a reader has to know before trusting it.
+    """
+
+    model_name: str
+    n_blocks: int
+    boundaries: tuple[int, ...]
+    intervals: tuple[tuple[int, int], ...]
+    p_values: Mapping[int, float]
+    n_boundaries: int
+    explained: float
+    probability: Float[np.ndarray, " block"]
+    sharpness: Mapping[str, float]
+    by_method: Mapping[str, tuple[int, ...] | None]
+    by_signal: Mapping[str, Support]
+    signals: Float[np.ndarray, "block signal"]
+    drift: str
+    autocorrelation: float
+    method: str = "fused"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        edges = (0, *self.boundaries, self.n_blocks)
+        if any(a >= b for a, b in itertools.pairwise(edges)):
+            raise ValueError(
+                f"ScalePartition: boundaries must rise from 1 to {self.n_blocks - 1}, "
+                f"got {self.boundaries}"
+            )
+
+    @property
+    def p_value(self) -> float:
+        """p-value of two jumps against gradual drift."""
+        return self.p_values[2]
+
+    @property
+    def segments(self) -> dict[str, range]:
+        """Segment name to its blocks; Local, Intermediate and Global where there are three."""
+        edges = (0, *self.boundaries, self.n_blocks)
+        names = segment_names(len(edges) - 1)
+        return {
+            name: range(a, b) for name, (a, b) in zip(names, itertools.pairwise(edges), strict=True)
+        }
+
+    @property
+    def agreement(self) -> pd.DataFrame:
+        """Share of blocks that two methods put into the same segment, for every two of them."""
+        found = {name: b for name, b in self.by_method.items() if b is not None}
+        labels = {
+            name: np.searchsorted(boundaries, np.arange(self.n_blocks), side="right")
+            for name, boundaries in found.items()
+        }
+        return pd.DataFrame(
+            {a: {b: float((labels[a] == labels[b]).mean()) for b in labels} for a in labels}
+        )
+
+    def summary(self) -> str:
+        """The finding in words: how many boundaries, how sure, stages or drift, and the places."""
+        found = {0: "no boundary", 1: "one boundary", 2: "two boundaries", 3: "three boundaries"}
+        p = _p_words(self.p_value)
+        lines = [
+            f"{found[self.n_boundaries].capitalize()} beyond gradual drift with depth "
+            f"(two jumps: {p}; drift: {self.drift}).",
+            f"Left-out blocks are described best by {self._best_description()}: "
+            + ", ".join(f"{name} {value:.2f}" for name, value in self.sharpness.items())
+            + " of the variance left.",
+        ]
+        places = "; ".join(
+            f"block {b} ({low} to {high})"
+            for b, (low, high) in zip(self.boundaries, self.intervals, strict=True)
+        )
+        sure = self.n_boundaries == len(self.boundaries)
+        label = "Boundaries" if sure else "Best places, which the data do not support as such"
+        method = "" if self.method == "fused" else f" by {self.method}"
+        lines.append(f"{label}{method}: {places}.")
+        return "\n".join(lines)
+
+    def _best_description(self) -> str:
+        words = {"stages": "stages", "drift": "gradual drift", "both": "stages and drift together"}
+        return words[min(self.sharpness, key=lambda name: self.sharpness[name])]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per block: ``model, block, segment, probability`` and every signal."""
+        segment = [name for name, blocks in self.segments.items() for _ in blocks]
+        table = pd.DataFrame(
+            {
+                "model": self.model_name,
+                "block": np.arange(self.n_blocks),
+                "segment": segment,
+                "probability": self.probability,
+            }
+        )
+        values = pd.DataFrame(self.signals, columns=list(self.by_signal))
+        return pd.concat([table, values], axis=1)
+
+    @classmethod
+    def _decoded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return values | {
+            "p_values": {int(jumps): p for jumps, p in values["p_values"].items()},
+            "by_signal": {name: Support(*kept) for name, kept in values["by_signal"].items()},
+        }
+
+
+def _p_words(p_value: float) -> str:
+    return f"p = {p_value:.3f}" if p_value >= 0.0095 else f"p = {p_value:.1g}"

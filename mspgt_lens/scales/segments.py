@@ -1,0 +1,378 @@
+"""Boundaries in a matrix of signals, tested against gradual drift with depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from mspgt_lens.scales.drift import (
+    Fit,
+    Search,
+    SearchPlan,
+    legendre,
+    rank_normalize,
+    search_plan,
+    steps,
+)
+from mspgt_lens.scales.partition import ScalePartition, Support
+from mspgt_lens.statistics import LEVEL
+
+SIGNIFICANCE = 0.05
+MIN_BLOCKS = 6
+# Against two jumps of twice the noise, power is 0.7 at 20 blocks and 8 signals, and 0.8 at 30
+# blocks and 4 signals (docs/boundaries.md).
+FEW_BLOCKS = 24
+FEW_SIGNALS = 6
+HIGH_CORRELATION = 0.35
+_DRAWS_PER_SIGNAL = 200
+
+
+def segment_blocks(
+    signals: Float[np.ndarray, "block signal"],
+    *,
+    n_boundaries: int | None = None,
+    n_draws: int = 1000,
+    n_bootstraps: int = 200,
+    min_size: int = 2,
+    names: Sequence[str] | None = None,
+    replicates: Float[np.ndarray, "draw block signal"] | None = None,
+    seed: int = 0,
+) -> ScalePartition:
+    """Segments of blocks that share all signals, tested against gradual drift with depth.
+
+    Every column is replaced by its ranks. Drift (a polynomial or a logistic in depth, free for
+    every column) and jumps (shared in place by all columns) are fitted together; the boundaries are
+    the jumps' places, searched exactly. The p-values compare what jumps explain beyond the best
+    drift with the same on series regenerated from that drift, with noise of the same lag-one
+    autocorrelation and the same correlations between columns.
+
+    Args:
+        signals: One row per block, one column per signal, in any units.
+        n_boundaries: How many boundaries to place, 1 to 3. None places the theory's two, whatever
+            number the test chooses: ``result.n_boundaries`` is the finding.
+        n_draws: Series regenerated for each test.
+        n_bootstraps: Matrices regenerated for intervals and probabilities.
+        min_size: Fewest blocks of a segment, at least 1.
+        names: One name per column.
+        replicates: The same matrix from resampled groups of prompts; their spread is added to that
+            of the blocks' own noise in intervals and probabilities.
+        seed: Decides every draw.
+
+    Returns:
+        The partition. ``boundaries`` are the best places whether or not the data support any; read
+        ``n_boundaries`` and ``p_value`` first, or ``summary()``.
+
+    Raises:
+        ValueError: If there are fewer than 6 blocks, signals that are constant, NaN or infinite, or
+            not enough blocks for so many segments.
+    """
+    matrix, labels = _checked(signals, names)
+    n_blocks, n_signals = matrix.shape
+    if min_size < 1:
+        raise ValueError(f"min_size must be at least 1 block, got {min_size}")
+    if n_draws < 99 or n_bootstraps < 20:
+        raise ValueError(
+            "n_draws must be at least 99 and n_bootstraps at least 20 for a p-value of 0.05 and a "
+            f"95% interval to mean anything, got {n_draws} and {n_bootstraps}"
+        )
+    plan = search_plan(n_blocks, min_size)
+    place = 2 if n_boundaries is None else n_boundaries
+    if not 1 <= place <= plan.max_jumps or plan.max_jumps < 2:
+        raise ValueError(
+            f"n_boundaries must be 1 to {plan.max_jumps} for {n_blocks} blocks in segments of at "
+            f"least {min_size}, got {place}: lower min_size or n_boundaries"
+        )
+    rng = np.random.default_rng(seed)
+    ranks = rank_normalize(matrix)
+    tested = compare_with_drift(ranks, min_size, n_draws, rng)
+    drift, fit = tested.drift, plan.describe(tested.search, ranks, place)
+    places = _bootstrap(plan, fit, ranks, place, n_bootstraps, replicates, rng)
+    intervals, probability = summarize_places(places, n_blocks)
+    weights = _weights(fit, ranks)
+    return ScalePartition(
+        model_name="",
+        n_blocks=n_blocks,
+        boundaries=fit.boundaries,
+        intervals=tuple(
+            (min(low, b), max(high, b))
+            for (low, high), b in zip(intervals, fit.boundaries, strict=True)
+        ),
+        p_values=tested.p_values,
+        n_boundaries=tested.n_boundaries,
+        explained=_explained(drift, fit, ranks),
+        probability=probability,
+        sharpness=_sharpness(plan, ranks, place),
+        by_method={"fused": fit.boundaries},
+        by_signal={
+            label: Support(float(weights[i]), *_without(ranks, i, min_size, seed))
+            for i, label in enumerate(labels)
+        },
+        signals=matrix,
+        drift=drift.drift,
+        autocorrelation=drift.correlation,
+        settings={
+            "n_draws": n_draws,
+            "n_bootstraps": n_bootstraps,
+            "min_size": min_size,
+            "seed": seed,
+            "placed": place,
+        },
+        warnings=tuple(_cautions(n_blocks, n_signals, drift.correlation)),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Jumps against gradual drift, for one matrix of ranks.
+
+    Attributes:
+        search: Every description of the matrix.
+        drift: The best gradual one.
+        p_values: Number of jumps to p-value against that drift.
+        n_boundaries: The number of jumps that the data ask for.
+    """
+
+    search: Search
+    drift: Fit
+    p_values: dict[int, float]
+    n_boundaries: int
+
+
+def compare_with_drift(
+    ranks: Float[np.ndarray, "block signal"], min_size: int, n_draws: int, rng: np.random.Generator
+) -> Comparison:
+    """Test 1, 2 and 3 jumps against drift, then choose their number step by step.
+
+    The statistic is the gain of the best jumps and drift over the best drift alone (both by the
+    Bayesian information criterion); the reference is the same on series regenerated from the drift
+    alone, with either kind of noise. Jumps are asked for only if the best of all numbers beats the
+    drift. Then the smallest number is chosen that beats the drift itself and is not beaten by a
+    larger one, against series regenerated with so many jumps.
+    """
+    plan = search_plan(len(ranks), min_size)
+    search = plan.search(ranks[None])
+    drift = plan.describe(search, ranks, 0, generous=True)
+    references = _references(plan, drift, ranks, n_draws, rng)
+    every = range(1, plan.max_jumps + 1)
+    p_values = {k: _p_value(search, references, 0, k) for k in every}
+    if _p_value(search, references, 0, *every) >= SIGNIFICANCE:
+        return Comparison(search, drift, p_values, 0)
+    for chosen in (k for k in every if p_values[k] < SIGNIFICANCE):
+        more = range(chosen + 1, plan.max_jumps + 1)
+        if not more:
+            return Comparison(search, drift, p_values, chosen)
+        fit = plan.describe(search, ranks, chosen)
+        references = _references(plan, fit, ranks, n_draws, rng)
+        if _p_value(search, references, chosen, *more) >= SIGNIFICANCE:
+            return Comparison(search, drift, p_values, chosen)
+    return Comparison(search, drift, p_values, 0)
+
+
+def _references(
+    plan: SearchPlan,
+    fit: Fit,
+    ranks: Float[np.ndarray, "block signal"],
+    n_draws: int,
+    rng: np.random.Generator,
+    max_jumps: int | None = None,
+) -> list[Search]:
+    """Series regenerated from one fit, with either kind of noise."""
+    return [
+        plan.search(rank_normalize(drawn), max_jumps)
+        for drawn in (fit.regenerate(ranks, n_draws, rng), fit.flip(ranks, n_draws, rng))
+    ]
+
+
+def summarize_places(
+    places: np.ndarray, n_blocks: int
+) -> tuple[list[tuple[int, int]], Float[np.ndarray, " block"]]:
+    """95% interval of every boundary, and the share of draws with a boundary at each block."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(places, [tail, 1 - tail], axis=0, method="inverted_cdf").astype(int)
+    probability = np.bincount(places.ravel(), minlength=n_blocks) / len(places)
+    return [(int(a), int(b)) for a, b in zip(low, high, strict=True)], probability
+
+
+def _checked(
+    signals: Float[np.ndarray, "block signal"], names: Sequence[str] | None
+) -> tuple[Float[np.ndarray, "block signal"], list[str]]:
+    matrix = np.array(signals, dtype=np.float64)
+    if matrix.ndim == 1:
+        matrix = matrix[:, None]
+    if matrix.ndim != 2 or not matrix.shape[1]:
+        raise ValueError(f"signals must have shape [block, signal], got {np.shape(signals)}")
+    if len(matrix) < MIN_BLOCKS:
+        raise ValueError(
+            f"signals must have at least {MIN_BLOCKS} blocks, got {len(matrix)}: with fewer, two "
+            "boundaries cannot be told from drift"
+        )
+    labels = [f"signal {i}" for i in range(matrix.shape[1])] if names is None else list(names)
+    if len(labels) != matrix.shape[1] or len(set(labels)) < len(labels):
+        raise ValueError(
+            f"names must be {matrix.shape[1]} different names, one per signal, got {labels}"
+        )
+    bad = np.array(~np.isfinite(matrix).all(axis=0))
+    if bad.any():
+        raise ValueError(f"signals must be finite; NaN or infinite in {_named(labels, bad)}")
+    flat = np.array(np.ptp(matrix, axis=0) == 0)
+    if flat.any():
+        raise ValueError(
+            f"signals must change with depth; constant: {_named(labels, flat)}; leave them out"
+        )
+    return matrix, labels
+
+
+def _named(labels: Sequence[str], chosen: np.ndarray) -> str:
+    return ", ".join(label for label, c in zip(labels, chosen, strict=True) if c)
+
+
+def _gain(search: Search, fewer: int, *more: int) -> Float[np.ndarray, " draw"]:
+    """What the best of some larger numbers of jumps adds."""
+    gain: np.ndarray = np.max([search.best(k) for k in more], axis=0) - search.best(fewer)
+    return gain
+
+
+def _p_value(search: Search, references: Sequence[Search], fewer: int, *more: int) -> float:
+    """Share of reference draws whose gain reaches the observed one; the larger of all references.
+
+    Noise that is as large at every block gives more power, noise that keeps each block's size is
+    right where a few blocks (often the first and the last) are unlike the rest.
+    """
+    # Matrices are searched in float32; what it cannot tell apart counts as equal.
+    observed = _gain(search, fewer, *more)[0] - 1e-3
+    reached = [_gain(reference, fewer, *more) >= observed for reference in references]
+    return max(float((1 + r.sum()) / (1 + len(r))) for r in reached)
+
+
+def _bootstrap(
+    plan: SearchPlan,
+    fit: Fit,
+    ranks: Float[np.ndarray, "block signal"],
+    n_jumps: int,
+    n_bootstraps: int,
+    replicates: Float[np.ndarray, "draw block signal"] | None,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Where the boundaries fall on matrices regenerated from the fit."""
+    drawn = fit.regenerate(ranks, n_bootstraps, rng)
+    if replicates is not None:
+        replicates = np.asarray(replicates, dtype=np.float64)
+        if replicates.ndim != 3 or replicates.shape[1:] != ranks.shape:
+            raise ValueError(
+                f"replicates must have shape [draw, {ranks.shape[0]}, {ranks.shape[1]}], got "
+                f"{replicates.shape}"
+            )
+        if not np.isfinite(replicates).all():
+            raise ValueError("replicates must be finite")
+        which = rng.integers(len(replicates), size=n_bootstraps)
+        drawn = drawn + rank_normalize(replicates[which]) - ranks
+    return plan.search(rank_normalize(drawn), max_jumps=n_jumps).boundaries(n_jumps)
+
+
+def _weights(fit: Fit, ranks: Float[np.ndarray, "block signal"]) -> Float[np.ndarray, " signal"]:
+    """Each signal's share of what the jumps explain."""
+    drift = Fit(fit.basis[:, : -len(fit.boundaries)], (), fit.correlation, fit.drift)
+    gain = ((ranks - drift.fitted(ranks)) ** 2).sum(0) - ((ranks - fit.fitted(ranks)) ** 2).sum(0)
+    # Generalized least squares may raise a column's plain error: then it carries nothing.
+    gain = gain.clip(min=0.0)
+    share: np.ndarray = gain / gain.sum() if gain.sum() > 0 else np.full(len(gain), 1 / len(gain))
+    return share
+
+
+def _explained(drift: Fit, fit: Fit, ranks: Float[np.ndarray, "block signal"]) -> float:
+    """Share of the drift's residual that jumps beside the same drift take."""
+    n_blocks = len(ranks)
+    left = ranks - Fit(drift.basis, (), 0.0, "").fitted(ranks)
+    basis = np.column_stack([drift.basis, steps(n_blocks, fit.boundaries)])
+    both = ranks - Fit(basis, (), 0.0, "").fitted(ranks)
+    total = float((left**2).sum())
+    return 1.0 - float((both**2).sum()) / total if total > 1e-9 * ranks.size else 0.0
+
+
+def _without(
+    ranks: Float[np.ndarray, "block signal"], left_out: int, min_size: int, seed: int
+) -> tuple[float | None, tuple[int, ...] | None]:
+    """p-value of two jumps and the boundaries with one signal left out."""
+    if ranks.shape[1] == 1:
+        return None, None
+    rest = np.delete(ranks, left_out, axis=1)
+    plan = search_plan(len(rest), min_size)
+    search = plan.search(rest[None], max_jumps=2)
+    drift = plan.describe(search, rest, 0, generous=True)
+    rng = np.random.default_rng([seed, left_out])
+    references = _references(plan, drift, rest, _DRAWS_PER_SIGNAL, rng, max_jumps=2)
+    p_value = _p_value(search, references, 0, 2)
+    return p_value, tuple(int(b) for b in search.boundaries(2)[0])
+
+
+def _cautions(n_blocks: int, n_signals: int, correlation: float) -> list[str]:
+    notes = []
+    if n_blocks < FEW_BLOCKS or n_signals < FEW_SIGNALS:
+        notes.append(
+            f"{n_blocks} blocks and {n_signals} signals leave little power: not finding boundaries "
+            "says little (see mspgt_lens.power)"
+        )
+    if correlation >= HIGH_CORRELATION:
+        notes.append(
+            f"the signals wander with depth (lag-one autocorrelation {correlation:.2f} beyond the "
+            "drift), which hides jumps and can look like them: take p-values near 0.05 with care"
+        )
+    return notes
+
+
+@dataclass(frozen=True)
+class _LeaveOneOut:
+    """Squared error of predicting one block from all others, for every block in turn."""
+
+    plan: SearchPlan
+    ranks: Float[np.ndarray, "block signal"]
+
+    def error(self, order: int, n_jumps: int) -> float:
+        """Of a polynomial drift with so many jumps, placed anew without the block."""
+        n, total = self.plan.n_blocks, 0.0
+        everything = legendre(n, order)
+        candidates = self.plan.candidates
+        jumps = steps(n, candidates)
+        for left_out in range(n):
+            keep = np.arange(n) != left_out
+            basis = everything
+            if n_jumps:
+                q, _ = np.linalg.qr(everything[keep])
+                beyond = jumps[keep] - q @ (q.T @ jumps[keep])
+                along = beyond.T @ self.ranks[keep]
+                placed = _best_placement(
+                    self.plan.placements[n_jumps], beyond.T @ beyond, along @ along.T
+                )
+                basis = np.column_stack([everything, jumps[:, placed]])
+            solution = np.linalg.lstsq(basis[keep], self.ranks[keep], rcond=None)[0]
+            total += float(((self.ranks[left_out] - basis[left_out] @ solution) ** 2).sum())
+        return total
+
+
+def _best_placement(placements: np.ndarray, overlap: np.ndarray, product: np.ndarray) -> np.ndarray:
+    chosen = overlap[placements[:, :, None], placements[:, None, :]]
+    wanted = product[placements[:, :, None], placements[:, None, :]]
+    inverse = np.linalg.pinv(chosen, rcond=1e-9, hermitian=True)
+    gain = np.einsum("pab,pba->p", inverse, wanted)
+    placement: np.ndarray = placements[gain.argmax()]
+    return placement
+
+
+def _sharpness(
+    plan: SearchPlan, ranks: Float[np.ndarray, "block signal"], n_jumps: int
+) -> dict[str, float]:
+    """Leave-one-block-out error of stages, drift and both, as shares of the mean's own.
+
+    Drift takes the polynomial order with the least such error, which favors it over stages alone.
+    """
+    loo = _LeaveOneOut(plan, ranks)
+    mean = loo.error(0, 0)
+    orders = plan.orders[1:]
+    return {
+        "stages": loo.error(0, n_jumps) / mean,
+        "drift": min(loo.error(order, 0) for order in orders) / mean,
+        "both": min(loo.error(order, n_jumps) for order in orders) / mean,
+    }

@@ -1,0 +1,207 @@
+"""Signals with planted segments, or none: what the boundary test can see, and what it must not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from mspgt_lens.scales.drift import rank_normalize, steps
+from mspgt_lens.scales.segments import MIN_BLOCKS, SIGNIFICANCE, compare_with_drift
+
+Drift = Literal["flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk"]
+DRIFTS: tuple[Drift, ...] = ("flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk")
+
+
+@dataclass(frozen=True)
+class SyntheticSignals:
+    """Signals whose boundaries are known.
+
+    Attributes:
+        signals: Shape ``[block, signal]``, for :func:`~mspgt_lens.segment_blocks`.
+        boundaries: First block of every planted segment but the first; empty for a null.
+    """
+
+    signals: Float[np.ndarray, "block signal"]
+    boundaries: tuple[int, ...]
+
+
+def synthetic_signals(
+    n_blocks: int,
+    n_signals: int = 8,
+    *,
+    n_boundaries: int = 2,
+    effect: float = 2.0,
+    kind: Literal["levels", "slopes"] = "levels",
+    drift: Drift = "flat",
+    drift_size: float = 4.0,
+    correlation: float = 0.0,
+    autocorrelation: float = 0.0,
+    seed: int = 0,
+) -> SyntheticSignals:
+    """Signals over depth: drift, segments planted on top, and noise of variance 1.
+
+    Args:
+        n_blocks: Depth, at least 6.
+        n_signals: Number of signals.
+        n_boundaries: Planted boundaries, at random places that leave every segment at least a sixth
+            of the depth (for two); 0 for a null.
+        effect: Size of every jump in units of the noise's deviation, its sign drawn for every
+            signal; 2 is noise at half the jump.
+        kind: ``"levels"``: the signal jumps at a boundary. ``"slopes"``: its slope does, so that it
+            has gone ``effect`` astray a sixth of the depth later.
+        drift: What changes gradually underneath, with its sign and size drawn for every signal.
+        drift_size: Typical rise of the drift over the whole depth, in units of the noise; for
+            ``"random_walk"`` the deviation of its steps is ``drift_size / 4``.
+        correlation: Correlation of the noise between signals.
+        autocorrelation: Lag-one autocorrelation of the noise along depth.
+        seed: Decides everything.
+
+    Raises:
+        ValueError: If the depth cannot hold so many boundaries, or a correlation is outside
+            its range.
+    """
+    if n_blocks < MIN_BLOCKS or n_signals < 1:
+        raise ValueError(
+            f"n_blocks must be at least {MIN_BLOCKS} and n_signals at least 1, got {n_blocks} and "
+            f"{n_signals}"
+        )
+    if not 0 <= correlation < 1 or not -1 < autocorrelation < 1:
+        raise ValueError(
+            "correlation must be in [0, 1) and autocorrelation in (-1, 1), got "
+            f"{correlation} and {autocorrelation}"
+        )
+    rng = np.random.default_rng(seed)
+    boundaries = _places(n_blocks, n_boundaries, rng)
+    signals = _drift(drift, n_blocks, n_signals, drift_size, rng)
+    signals = signals + _noise(n_blocks, n_signals, correlation, autocorrelation, rng)
+    jumps = effect * rng.choice([-1.0, 1.0], size=(n_boundaries, n_signals))
+    planted = steps(n_blocks, boundaries)
+    if kind == "slopes":
+        planted = np.cumsum(planted, axis=0) / (n_blocks / 6)
+    return SyntheticSignals(signals + planted @ jumps, boundaries)
+
+
+def _places(n_blocks: int, n_boundaries: int, rng: np.random.Generator) -> tuple[int, ...]:
+    if not 0 <= n_boundaries <= n_blocks // 2 - 1:
+        raise ValueError(
+            f"n_boundaries must be 0 to {n_blocks // 2 - 1} for {n_blocks} blocks, got "
+            f"{n_boundaries}"
+        )
+    shortest = max(2, n_blocks // (3 * (n_boundaries + 1) - 3)) if n_boundaries > 1 else 2
+    shortest = min(shortest, n_blocks // (n_boundaries + 1))
+    # Even among all placements: spare blocks are dealt to the segments at random.
+    spare = n_blocks - shortest * (n_boundaries + 1)
+    cuts = np.sort(rng.integers(0, spare + 1, size=n_boundaries))
+    return tuple(int(c + shortest * (i + 1)) for i, c in enumerate(cuts))
+
+
+def _drift(
+    drift: Drift, n_blocks: int, n_signals: int, size: float, rng: np.random.Generator
+) -> Float[np.ndarray, "block signal"]:
+    if drift == "random_walk":
+        walk: np.ndarray = np.cumsum(rng.standard_normal((n_blocks, n_signals)), axis=0) * size / 4
+        return walk
+    depth = np.linspace(0.0, 1.0, n_blocks)
+    shapes = {
+        "flat": np.zeros(n_blocks),
+        "ramp": depth,
+        "quadratic": (2 * depth - 1) ** 2,
+        "exponential": np.expm1(3 * depth) / np.expm1(3.0),
+        "sigmoid": 1 / (1 + np.exp(-12 * (depth - 0.5))),
+    }
+    if drift not in shapes:
+        raise ValueError(f"drift must be one of {', '.join(DRIFTS)}, got {drift!r}")
+    amplitude = size * rng.choice([-1.0, 1.0], n_signals) * rng.uniform(0.5, 1.5, n_signals)
+    risen: np.ndarray = shapes[drift][:, None] * amplitude
+    return risen
+
+
+def _noise(
+    n_blocks: int,
+    n_signals: int,
+    correlation: float,
+    autocorrelation: float,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "block signal"]:
+    shared = rng.standard_normal((n_blocks, 1))
+    own = rng.standard_normal((n_blocks, n_signals))
+    noise: np.ndarray = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+    noise[1:] *= np.sqrt(1 - autocorrelation**2)
+    for block in range(1, n_blocks):
+        noise[block] += autocorrelation * noise[block - 1]
+    return noise
+
+
+@dataclass(frozen=True)
+class Power:
+    """What the boundary test makes of many synthetic draws; every field is a share of them.
+
+    Attributes:
+        rejected: p < 0.05 for two jumps.
+        chosen: Number of boundaries, 0 to 3, to how often it was chosen.
+        located: Every boundary within one block, the right number of them being placed; 0 for a
+            null.
+        n_simulations: Draws; a share s has a standard error of ``sqrt(s (1 - s) / n)``.
+    """
+
+    rejected: float
+    chosen: dict[int, float]
+    located: float
+    n_simulations: int
+
+
+def power(
+    n_blocks: int,
+    n_signals: int = 8,
+    effect: float = 2.0,
+    *,
+    n_boundaries: int = 2,
+    drift: Drift = "flat",
+    correlation: float = 0.0,
+    autocorrelation: float = 0.0,
+    kind: Literal["levels", "slopes"] = "levels",
+    min_size: int = 2,
+    n_simulations: int = 100,
+    n_draws: int = 199,
+    seed: int = 0,
+) -> Power:
+    """How often the boundary test finds what is planted at this depth; with no boundary, errs.
+
+    Args:
+        n_blocks, n_signals, effect, n_boundaries, drift, correlation, autocorrelation, kind: As in
+            :func:`synthetic_signals`.
+        min_size: Fewest blocks of a segment.
+        n_simulations: Draws.
+        n_draws: Series regenerated for each test.
+        seed: Decides every draw.
+    """
+    rejected, located, chosen = 0, 0, []
+    for number in range(n_simulations):
+        made = synthetic_signals(
+            n_blocks,
+            n_signals,
+            n_boundaries=n_boundaries,
+            effect=effect,
+            kind=kind,
+            drift=drift,
+            correlation=correlation,
+            autocorrelation=autocorrelation,
+            seed=seed + number,
+        )
+        rng = np.random.default_rng([seed, number])
+        tested = compare_with_drift(rank_normalize(made.signals), min_size, n_draws, rng)
+        rejected += tested.p_values[2] < SIGNIFICANCE
+        chosen.append(tested.n_boundaries)
+        if n_boundaries in tested.p_values:
+            found = tested.search.boundaries(n_boundaries)[0]
+            located += bool((np.abs(found - made.boundaries) <= 1).all())
+    counts = np.bincount(chosen, minlength=4) / n_simulations
+    return Power(
+        rejected / n_simulations,
+        {k: float(share) for k, share in enumerate(counts)},
+        located / n_simulations,
+        n_simulations,
+    )

@@ -1,0 +1,1 @@
+"""The theory tested: predictions, verdicts, and models compared."""

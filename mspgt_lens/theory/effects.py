@@ -1,0 +1,286 @@
+"""The predictions about effects and information: brittleness, dissociation and order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from mspgt_lens.perturbation.brittleness import Brittleness, Mode
+from mspgt_lens.results import Curve, Estimate
+from mspgt_lens.scales.partition import SCALES
+from mspgt_lens.statistics import LEVEL, jackknife_interval
+from mspgt_lens.theory.judging import (
+    MIN_FAMILY,
+    MIN_MODELS,
+    PUBLISHED,
+    Interval,
+    by_family,
+    judge,
+    over_models,
+    too_few,
+)
+from mspgt_lens.theory.verdicts import ModelResults, Verdict
+
+SHAPES = ("covariance", "isotropic")
+_LOG_SLOPE = "Logarithm of the initial slope of KL over the squared noise level."
+
+
+def brittleness_between_families(
+    results: Sequence[ModelResults], shape: str, *, ratio: float = 10.0
+) -> Verdict:
+    """P4: the local segment's brittleness differs widely between families.
+
+    The statistic is the largest ratio of two families' mean brittleness (geometric over models);
+    its interval holds for all pairs at once (Bonferroni), with the spread of models within
+    families as the error.
+
+    Args:
+        results: Models with families and brittleness; families of fewer than 3 models are left out.
+        shape: Noise shape, ``"covariance"`` or ``"isotropic"``.
+        ratio: The ratio that must be reached.
+    """
+    measured = [r for r in results if "local" in r.brittleness.get(shape, {})]
+    families = {f: m for f, m in by_family(measured).items() if len(m) >= MIN_FAMILY}
+    estimate, words = None, f"{len(families)} families have {MIN_FAMILY} models with brittleness"
+    short = f"at least 2 families of {MIN_FAMILY} models are needed"
+    if len(families) >= 2:
+        short = ""
+        logs = {
+            f: np.array([r.brittleness[shape]["local"].value for r in m])
+            for f, m in families.items()
+        }
+        most, least, estimate = _largest_ratio(logs)
+        words = (
+            f"{most} is the most brittle and {least} the least, by a factor of {estimate[0]:.3g}"
+        )
+    return judge(
+        f"P4 brittleness between families, {shape} noise",
+        f"The local segment's brittleness under {shape} noise differs at least {ratio:g} times "
+        "between families.",
+        "largest ratio between two families",
+        estimate,
+        ratio,
+        PUBLISHED["P4"],
+        words,
+        sum(len(m) for m in families.values()) or len(measured),
+        short or None,
+    )
+
+
+def brittleness_between_segments(
+    results: Sequence[ModelResults], shape: str, *, ratio: float = 2.0
+) -> Verdict:
+    """P4: the local segment is the most brittle.
+
+    The statistic is the local segment's brittleness over the geometric mean of the other two,
+    averaged over models in logarithms.
+
+    Args:
+        results: Models with brittleness.
+        shape: Noise shape, ``"covariance"`` or ``"isotropic"``.
+        ratio: The ratio that must be reached.
+    """
+    measured = [
+        r.brittleness[shape] for r in results if set(SCALES) <= set(r.brittleness.get(shape, {}))
+    ]
+    logs = np.array([[b[s].value for s in SCALES] for b in measured]).reshape(-1, len(SCALES))
+    estimate, words = None, "no interval over models"
+    short = too_few(len(logs), MIN_MODELS, "models with brittleness")
+    if not short:
+        mean, low, high = np.exp(over_models(logs[:, 0] - logs[:, 1:].mean(axis=1)))
+        estimate = float(mean), float(low), float(high)
+        words = f"the local segment is {mean:.3g} times as brittle as the others"
+    return judge(
+        f"P4 brittleness between segments, {shape} noise",
+        f"The local segment is at least {ratio:g} times as brittle under {shape} noise as the "
+        "others.",
+        "ratio of the local segment to the others",
+        estimate,
+        ratio,
+        PUBLISHED["P4 segments"],
+        words,
+        len(logs),
+        short,
+    )
+
+
+def dissociation(results: Sequence[ModelResults], *, excess: float = 0.1) -> Verdict:
+    """P5: perturbing a segment hurts most the tokens that depend on its own scale.
+
+    The statistic is the interaction of segments and token classes: how much more the diagonal of
+    the 3 x 3 table of loss increases holds, once segments and classes differ as a whole, as a share
+    of the mean increase; averaged over models.
+
+    Args:
+        results: Models with that interaction.
+        excess: What it must exceed.
+    """
+    values = np.array([r.dissociation.value for r in results if r.dissociation is not None])
+    estimate, words = None, "no interval over models"
+    short = too_few(len(values), MIN_MODELS, "models with a table of token classes")
+    if not short:
+        estimate = over_models(values)
+        words = (
+            f"the diagonal holds {100 * estimate[0]:.0f}% of the mean increase more than segments "
+            "and token classes on their own explain"
+        )
+    return judge(
+        "P5 dissociation",
+        "Perturbing a segment raises the loss most for tokens that depend on its own scale.",
+        "excess of the diagonal, share of the mean increase",
+        estimate,
+        excess,
+        PUBLISHED["P5"],
+        words,
+        len(values),
+        short,
+    )
+
+
+def order(results: Sequence[ModelResults], *, gap: float = 0.05) -> Verdict:
+    """P6: predicted information reaches half its maximum scale by scale, local first.
+
+    The statistic is the smaller of the two mean gaps between successive scales, in shares of the
+    depth; its interval holds for both at once.
+
+    Args:
+        results: Models; those with a scale whose curve cannot be told from 0 are left out.
+        gap: How much deeper each scale must come than the one before.
+    """
+    found = [[half_depth(r.profile.predicted[s]) for s in SCALES] for r in results if _bands(r)]
+    known = np.array([[e.value for e in row if e] for row in found if all(row)]).reshape(-1, 3)
+    estimate, words = None, f"{len(known)} of {len(results)} models have all three curves above 0"
+    short = too_few(len(known), MIN_MODELS, "models with all three curves above 0")
+    if not short:
+        gaps = np.diff(known, axis=1)
+        mean = gaps.mean(axis=0)
+        reach = gaps.std(axis=0, ddof=1) / np.sqrt(len(gaps))
+        tail = (1 - LEVEL) / 2
+        # Below, each end holds by itself; above, the least of two ends has two ways to err.
+        down, up = (stats.t.ppf(1 - t, len(gaps) - 1) for t in (tail, tail / 2))
+        estimate = (
+            float(mean.min()),
+            float((mean - down * reach).min()),
+            float((mean + up * reach).min()),
+        )
+        places = ", ".join(
+            f"{scale} {100 * depth:.0f}%"
+            for scale, depth in zip(SCALES, known.mean(axis=0), strict=True)
+        )
+        words = f"half of the maximum is reached at {places} of the depth"
+    return judge(
+        "P6 order",
+        "Predicted information reaches half its maximum at the local scale first, then at the "
+        "intermediate, then at the global.",
+        "smaller gap between successive scales, share of the depth",
+        estimate,
+        gap,
+        PUBLISHED["P6"],
+        words,
+        len(known),
+        short,
+    )
+
+
+def log_brittleness(
+    brittle: Brittleness, mode: Mode = "per_block"
+) -> dict[str, dict[str, Estimate]]:
+    """Logarithms of every segment's initial slope, for ``ModelResults.brittleness``.
+
+    Intervals are jackknifed over groups, in logarithms, so that they stay above 0 as slopes do.
+
+    Args:
+        brittle: From :func:`~mspgt_lens.measure_brittleness`.
+        mode: Noise in one block at a time, or in the whole segment at equal energy.
+
+    Returns:
+        Noise shape to segment to its estimate.
+
+    Raises:
+        ValueError: If a segment does not respond to noise at all.
+    """
+    found: dict[str, dict[str, Estimate]] = {}
+    for index, shape in enumerate(brittle.shapes):
+        responses = brittle.by_group[index, 0, :, :, 0]
+        for number, (segment, blocks) in enumerate(brittle.segments.items()):
+            rows = list(blocks) if mode == "per_block" else [brittle.n_layers + number]
+            slopes = responses[rows].mean(axis=0) / brittle.levels[0] ** 2
+            without = (slopes.sum() - slopes) / (len(slopes) - 1)
+            if not (without > 0).all():
+                raise ValueError(
+                    f"brittle: segment {segment!r} of {brittle.model_name} does not respond to "
+                    f"{shape} noise at level {brittle.levels[0]:g}, so its brittleness has no "
+                    "logarithm; measure from a higher level on"
+                )
+            value = np.log(slopes.mean())
+            (low,), (high,) = jackknife_interval(np.array([value]), np.log(without)[:, None])
+            found.setdefault(shape, {})[segment] = Estimate(
+                float(value), float(low), float(high), "log nats per squared level", _LOG_SLOPE
+            )
+    return found
+
+
+def half_depth(curve: Curve) -> Estimate | None:
+    """The relative depth at which a curve over sites first reaches half its maximum.
+
+    Between sites by straight lines; 0 where the first site has reached it. The interval is the
+    jackknife over folds of groups, kept within 0 and 1.
+
+    Returns:
+        The depth as a share of the model's, or None where the curve cannot be told from 0 or has
+        no values per fold.
+    """
+    if curve.by_fold is None or (curve.low <= 0).all():
+        return None
+    value = _first_half(curve.values)
+    # Folds shift the curve as a whole, so that their weights do not matter here.
+    moved = curve.values - curve.by_fold.mean(axis=0)
+    n_folds = len(curve.by_fold)
+    without = [np.delete(curve.by_fold, k, axis=0).mean(axis=0) + moved for k in range(n_folds)]
+    if any(w.max() <= 0 for w in without):
+        return None
+    folds = np.array([[_first_half(w)] for w in without])
+    (low,), (high,) = jackknife_interval(np.array([value]), folds)
+    return Estimate(
+        value,
+        float(min(max(low, 0.0), value)),
+        float(max(min(high, 1.0), value)),
+        "share of depth",
+        "Relative depth at which the curve first reaches half its maximum.",
+    )
+
+
+def _largest_ratio(logs: Mapping[str, np.ndarray]) -> tuple[str, str, Interval]:
+    """The two families farthest apart, and their ratio with an interval for all pairs at once."""
+    freedom = sum(len(v) for v in logs.values()) - len(logs)
+    variance = sum(float(((v - v.mean()) ** 2).sum()) for v in logs.values()) / freedom
+    pairs = list(itertools.combinations(logs, 2))
+    quantile = stats.t.ppf(1 - (1 - LEVEL) / 2 / len(pairs), freedom)
+    found = []
+    for one, other in pairs:
+        gap = float(logs[one].mean() - logs[other].mean())
+        reach = quantile * np.sqrt(variance * (1 / len(logs[one]) + 1 / len(logs[other])))
+        most, least = (one, other) if gap > 0 else (other, one)
+        found.append((abs(gap), abs(gap) - reach, abs(gap) + reach, most, least))
+    largest = max(found)
+    low, high = max(f[1] for f in found), max(f[2] for f in found)
+    interval = (largest[0], max(low, 0.0), high)
+    value, below, above = (float(np.exp(x)) for x in interval)
+    return largest[3], largest[4], (value, below, above)
+
+
+def _bands(results: ModelResults) -> bool:
+    return set(SCALES) <= set(results.profile.predicted)
+
+
+def _first_half(values: Float[np.ndarray, " site"]) -> float:
+    half = values.max() / 2
+    site = int(np.argmax(values >= half))
+    if site == 0:
+        return 0.0
+    before, after = values[site - 1], values[site]
+    return float(site - 1 + (half - before) / (after - before)) / (len(values) - 1)

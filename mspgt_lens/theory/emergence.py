@@ -1,0 +1,190 @@
+"""Profiles and boundaries along training: when do they appear?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mspgt_lens.profile.layers import profile_layers
+from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.prompts import PromptDataset
+from mspgt_lens.scales.detection import detect_scales
+from mspgt_lens.scales.partition import ScalePartition
+from mspgt_lens.scales.segments import MIN_BLOCKS
+from mspgt_lens.storage import read_result, write_result
+
+Step = int | str
+
+
+@dataclass(frozen=True)
+class Emergence:
+    """Profiles and partitions of one model at several points of its training.
+
+    Attributes:
+        steps: What names the checkpoints, in the order given: steps, or revisions.
+        profiles: The profile at each.
+        partitions: The partition at each; None for models of fewer than 6 blocks, where boundaries
+            cannot be told from drift.
+    """
+
+    steps: tuple[Step, ...]
+    profiles: tuple[LayerProfile, ...]
+    partitions: tuple[ScalePartition | None, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.steps) == len(self.profiles) == len(self.partitions):
+            raise ValueError("Emergence: steps, profiles and partitions must be as many")
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per checkpoint: relevance, predicted information and boundaries.
+
+        ``relevance`` is that of the last site; ``predicted_<scale>`` is that of the site where it
+        is largest, ``_low`` and ``_high`` its interval there, so that where all sites are noise it
+        leans upward (nats per token). ``n_boundaries`` is how many boundaries the data support.
+        """
+        rows = []
+        for step, profile, partition in zip(
+            self.steps, self.profiles, self.partitions, strict=True
+        ):
+            row: dict[str, Any] = {"step": step, "relevance": profile.relevance.values[-1]}
+            for scale, curve in profile.predicted.items():
+                best = int(curve.values.argmax())
+                row[f"predicted_{scale}"] = curve.values[best]
+                row[f"predicted_{scale}_low"] = curve.low[best]
+                row[f"predicted_{scale}_high"] = curve.high[best]
+            if partition is not None:
+                row |= {
+                    "boundaries": partition.boundaries,
+                    "intervals": partition.intervals,
+                    "n_boundaries": partition.n_boundaries,
+                    "p_value": partition.p_value,
+                }
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """All curves at all checkpoints: as ``LayerProfile.to_dataframe`` with ``step``."""
+        frames = [
+            profile.to_dataframe().assign(step=step)
+            for step, profile in zip(self.steps, self.profiles, strict=True)
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write one file per profile and partition, and one that lists them, into a folder.
+
+        Args:
+            folder: Where to write; made where it is missing.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(folder)
+        for index, (profile, partition) in enumerate(
+            zip(self.profiles, self.partitions, strict=True)
+        ):
+            profile.save(folder / f"profile-{index:04d}")
+            if partition is not None:
+                partition.save(folder / f"partition-{index:04d}")
+        header = {
+            "steps": list(self.steps),
+            "partitioned": [p is not None for p in self.partitions],
+        }
+        write_result(folder / "emergence", "Emergence", header, {})
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Emergence:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If the folder holds something else.
+        """
+        folder = Path(folder)
+        header, _ = read_result(folder / "emergence", "Emergence")
+        partitioned: list[bool] = header["partitioned"]
+        return cls(
+            tuple(header["steps"]),
+            tuple(LayerProfile.load(folder / f"profile-{i:04d}") for i in range(len(partitioned))),
+            tuple(
+                ScalePartition.load(folder / f"partition-{i:04d}") if there else None
+                for i, there in enumerate(partitioned)
+            ),
+        )
+
+
+def emergence(
+    checkpoints: Iterable[tuple[Step, Any]] | Iterable[Step],
+    prompts: PromptDataset | Iterable[str],
+    *,
+    load: Callable[[Any], Any] | None = None,
+    profile_settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **settings: Any,
+) -> Emergence:
+    """Profiles and boundaries along a model's training, one checkpoint in memory at a time.
+
+    Either pairs of a step and a model, made one after the other by a generator, or names of
+    checkpoints with the function that loads one::
+
+        emergence(
+            ["step0", "step512", "step143000"],
+            texts,
+            load=lambda revision: load_model("EleutherAI/pythia-70m", revision=revision),
+        )
+
+    A generator may yield the same model again after training it further.
+
+    Args:
+        checkpoints: Pairs of a step and a ``HookedTransformer`` or ``TransformerBridge``; with
+            ``load``, steps or revisions.
+        prompts: A :class:`PromptDataset`, or texts; the same at every checkpoint.
+        load: Makes the model of a checkpoint. Each is let go before the next is loaded.
+        profile_settings: For :func:`~mspgt_lens.profile_layers`, such as ``{"n_folds": 3}``.
+        seed: Seed of every profile and partition.
+        progress: Show progress bars.
+        **settings: For :func:`~mspgt_lens.detect_scales`.
+
+    Raises:
+        ValueError: If there are no checkpoints, or two of the same name.
+    """
+    # Texts may come from an iterator, and every checkpoint reads them.
+    data = prompts if isinstance(prompts, PromptDataset) else list(prompts)
+    steps: list[Step] = []
+    profiles: list[LayerProfile] = []
+    partitions: list[ScalePartition | None] = []
+    for given in checkpoints:
+        step, model = _loaded(given, load)
+        if step in steps:
+            raise ValueError(f"checkpoints must have different names, got {step!r} twice")
+        profile = profile_layers(
+            model, data, seed=seed, progress=progress, **(profile_settings or {})
+        )
+        enough = profile.n_layers >= MIN_BLOCKS
+        steps.append(step)
+        profiles.append(profile)
+        partitions.append(detect_scales(profile=profile, seed=seed, **settings) if enough else None)
+        # Or this model would stay in memory while the next is made.
+        del given, model
+    if not steps:
+        raise ValueError("checkpoints must hold at least one checkpoint, got none")
+    return Emergence(tuple(steps), tuple(profiles), tuple(partitions))
+
+
+def _loaded(given: Any, load: Callable[[Any], Any] | None) -> tuple[Step, Any]:
+    if load is not None:
+        return given, load(given)
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise ValueError(
+            f"checkpoints must be pairs of a step and a model, got {given!r}: give pairs, or load= "
+            "to make models from names"
+        )
+    return given

@@ -1,0 +1,73 @@
+"""The theory tested: every prediction against the measured results of one or many models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mspgt_lens.theory.boundaries import dominance, existence, family_share, position
+from mspgt_lens.theory.effects import (
+    SHAPES,
+    brittleness_between_families,
+    brittleness_between_segments,
+    dissociation,
+    order,
+)
+from mspgt_lens.theory.verdicts import ModelResults, Verdicts
+
+
+def evaluate_predictions(
+    results: ModelResults | Iterable[ModelResults],
+    *,
+    significance: float = 0.05,
+    share_of_models: float = 0.5,
+    gain: float = 0.2,
+    strong: float = 0.1,
+    weak: float = 0.4,
+    family_minus_size: float = 0.0,
+    family_ratio: float = 10.0,
+    segment_ratio: float = 2.0,
+    diagonal_excess: float = 0.1,
+    gap: float = 0.05,
+) -> Verdicts:
+    """A verdict on each prediction of the theory, from what was measured on one or many models.
+
+    A prediction is supported only if the whole 95% interval of its statistic lies on the right side
+    of its threshold, and refuted only if it lies on the other side. Statements about models need
+    models: with too few, or where something was not measured, a verdict is inconclusive and its
+    reason says what is needed. The defaults were fixed before anything was measured with them.
+
+    Args:
+        results: Results of one model, or of many with different names.
+        significance: P1: level of each model's own boundary test.
+        share_of_models: P1: share of models that must show two boundaries.
+        gain: P2: part of the better baseline's error that water-filling must take away.
+        strong: P3: coefficient of variation below which dominance is strong.
+        weak: P3: coefficient of variation above which it is called weak.
+        family_minus_size: P3: how much more of the variance family must explain than size.
+        family_ratio: P4: ratio of brittleness that two families must reach.
+        segment_ratio: P4: ratio of brittleness of the local segment to the others.
+        diagonal_excess: P5: excess of the diagonal of segments by token classes.
+        gap: P6: how much deeper each scale must come than the one before, as a share of the depth.
+
+    Raises:
+        ValueError: If there are no results, or two of the same name.
+    """
+    # Before any other local name: these are the arguments.
+    thresholds = {name: value for name, value in locals().items() if name != "results"}
+    models = [results] if isinstance(results, ModelResults) else list(results)
+    names = [one.name for one in models]
+    if not models or len(set(names)) < len(names):
+        raise ValueError(
+            f"results must be of at least one model and all of different names, got {names}"
+        )
+    verdicts = (
+        existence(models, significance=significance, share=share_of_models),
+        position(models, gain=gain),
+        *dominance(models, strong=strong, weak=weak),
+        family_share(models, difference=family_minus_size),
+        *(brittleness_between_families(models, s, ratio=family_ratio) for s in SHAPES),
+        *(brittleness_between_segments(models, s, ratio=segment_ratio) for s in SHAPES),
+        dissociation(models, excess=diagonal_excess),
+        order(models, gap=gap),
+    )
+    return Verdicts(verdicts, tuple(names), thresholds, models[0].profile.versions)

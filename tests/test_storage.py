@@ -1,0 +1,92 @@
+"""Results on disk: what is read is what was written, whatever its shape and order in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mspgt_lens.results import Estimate
+from mspgt_lens.storage import SavedResult, read_result, write_result
+
+
+@dataclass(frozen=True, eq=False)
+class Kept(SavedResult):
+    name: str
+    table: np.ndarray
+    segments: Mapping[str, tuple[int, ...]]
+    estimate: Estimate
+    pairs: tuple[tuple[int, int], ...] = ()
+    missing: np.ndarray | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def _decoded(cls, values):
+        return values | {"estimate": Estimate(**values["estimate"])}
+
+
+def kept(table):
+    return Kept(
+        "one",
+        table,
+        {"local": (0, 1)},
+        Estimate(1.0, 0.5, 2.0, "nats", "Made up.", warnings=("few",)),
+        ((1, 2), (3, 4)),
+        settings={"levels": [1, 2]},
+    )
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        np.arange(24.0).reshape(4, 6).T,
+        np.arange(24.0).reshape(2, 3, 4)[:, ::2, ::-1],
+        np.array(3.0),
+        np.zeros((0, 3)),
+    ],
+    ids=["transposed", "strided", "a number", "empty"],
+)
+def test_what_is_read_is_what_was_written(table, tmp_path):
+    result = kept(table)
+    found = Kept.load(result.save(tmp_path / "kept"))
+    assert found == result
+    assert found.table.shape == table.shape
+    assert found.segments == {"local": (0, 1)}
+    assert found.pairs == ((1, 2), (3, 4))
+    assert found.settings["levels"] == [1, 2]
+
+
+def test_results_are_frozen_and_compared_by_value():
+    result, other = kept(np.ones(3)), kept(np.ones(3))
+    assert result == other
+    assert result != kept(np.zeros(3))
+    assert result != "one"
+    with pytest.raises(ValueError, match="read-only"):
+        result.table[0] = 2
+    with pytest.raises(TypeError, match="assignment"):
+        result.segments["global"] = (1,)
+    given = np.ones(3)
+    assert kept(given).table is not given
+
+
+def test_what_is_not_finite_is_refused_unless_it_stands_for_undefined():
+    with pytest.raises(ValueError, match="Kept: table must be finite"):
+        kept(np.array([1.0, np.nan]))
+
+    class Undefined(Kept):
+        nan_is_undefined = True
+
+    result = Undefined("one", np.array([np.nan]), {}, Estimate(0.0, 0.0, 0.0, "nats", ""))
+    assert np.isnan(result.table).all()
+
+
+def test_other_files_are_refused(tmp_path):
+    path = write_result(tmp_path / "other", "Other", {}, {"x": np.zeros(2)})
+    with pytest.raises(ValueError, match="must hold a Kept of format 1, got Other"):
+        Kept.load(path)
+    with pytest.raises(FileNotFoundError, match="no saved Kept at"):
+        Kept.load(tmp_path / "nowhere")
+    (tmp_path / "text.safetensors").write_text("no such thing")
+    with pytest.raises(ValueError, match="is not a saved Kept"):
+        read_result(tmp_path / "text", "Kept")
