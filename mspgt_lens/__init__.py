@@ -10,6 +10,7 @@ from mspgt_lens.information.channel import channel_rate
 from mspgt_lens.information.frontier import Frontier
 from mspgt_lens.loading import load_demo_model, load_model
 from mspgt_lens.models import needed_hooks
+from mspgt_lens.patching import tasks
 from mspgt_lens.patching.layers import patch_layers
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
@@ -32,13 +33,14 @@ from mspgt_lens.plots.profile import plot_profile
 from mspgt_lens.profile.layers import profile_cache, profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Passage, Prompt, PromptDataset, load_passages
-from mspgt_lens.report import write_report
+from mspgt_lens.report.writing import write_report
 from mspgt_lens.results import Curve, Estimate
 from mspgt_lens.scales.detection import Stability, boundary_signals, detect_scales, stability
 from mspgt_lens.scales.partition import ScalePartition, Support
 from mspgt_lens.scales.segments import segment_blocks
 from mspgt_lens.scales.synthetic import Power, SyntheticSignals, power, synthetic_signals
 from mspgt_lens.targets import DEFAULT_BANDS, OFFSET_BANDS
+from mspgt_lens.theory.analysis import Analysis, analyze
 from mspgt_lens.theory.comparison import Comparison, compare_models
 from mspgt_lens.theory.dominance import VarianceShares, depth_variation, variance_shares
 from mspgt_lens.theory.effects import half_depth, log_brittleness
@@ -60,6 +62,7 @@ __all__ = [
     "DEFAULT_BANDS",
     "HVIB_BETAS",
     "OFFSET_BANDS",
+    "Analysis",
     "Brittleness",
     "Comparison",
     "Curve",
@@ -91,6 +94,7 @@ __all__ = [
     "Verdict",
     "Verdicts",
     "WaterFilling",
+    "analyze",
     "bottleneck_frontier",
     "boundary_signals",
     "channel_rate",
@@ -137,6 +141,7 @@ __all__ = [
     "stability",
     "synthetic_models",
     "synthetic_signals",
+    "tasks",
     "token_classes",
     "variance_shares",
     "water_fill",

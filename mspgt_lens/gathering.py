@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,10 @@ from mspgt_lens.moments import (
     merge_samples,
 )
 from mspgt_lens.prompts import Prompt, stable_hash, stack_rows
-from mspgt_lens.targets import batch_targets
+from mspgt_lens.targets import BatchTargets, batch_targets, masked_targets
 
+# Share of an encoder's ordinary tokens that are hidden from it, as in its training.
+HIDDEN_SHARE = 0.15
 # A head whose non-sink keys share less than this carries no distribution that float32 resolves.
 MIN_KEY_MASS = 1e-6
 # Residuals of every site and attention patterns of every block, read from a cache.
@@ -127,14 +130,7 @@ class _BatchReader:
         reference: Reference | None,
     ) -> None:
         self.plan, self.adapter, self.batch, self.reference = plan, adapter, batch, reference
-        self.targets = batch_targets(
-            batch.tokens,
-            batch.mask,
-            features=plan.features,
-            special=torch.tensor(sorted(adapter.special_ids), dtype=torch.long),
-            bands=plan.bands,
-            skip_first=plan.skip_first,
-        )
+        self.tokens, self.targets = _inputs_and_targets(plan, adapter, batch)
         device = adapter.device
         rest = self.targets.valid & ~self.targets.read
         # Rows in one order everywhere: first those that are read, then the rest.
@@ -142,6 +138,8 @@ class _BatchReader:
         self.n_read, self.n_valid = int(self.targets.read.sum()), len(self.index)
         self.prompt, self.position = self.index.to(device).unbind(dim=1)
         self.valid = self.targets.valid.to(device)
+        special = torch.tensor(sorted(adapter.special_ids), dtype=torch.long)
+        self.ordinary = (batch.mask & ~torch.isin(batch.tokens, special)).to(device)
         self.rows: list[Tensor] = []
         self.sampled: list[Tensor] = []
         self.chosen = np.zeros(0, dtype=np.int64)
@@ -159,7 +157,7 @@ class _BatchReader:
             priority[index] = draw.integers(2**64, size=len(row), dtype=np.uint64)
         prompt, position = self.index.numpy().T
         candidate = priority[prompt, position]
-        usable = self.targets.next_known.numpy()[prompt, position]
+        usable = self.targets.answered.numpy()[prompt, position]
         if len(so_far.priority) == SAMPLE_CAPACITY:
             usable &= candidate < so_far.priority.max()
         chosen = np.flatnonzero(usable)
@@ -171,7 +169,7 @@ class _BatchReader:
         if not self.n_valid:
             return
         if source is None:
-            self.adapter.run(self.batch.tokens, self.batch.mask, self._on_site, self._on_pattern)
+            self.adapter.run(self.tokens, self.batch.mask, self._on_site, self._on_pattern)
             return
         for site, residual in enumerate(source[0]):
             self._on_site(site, residual)
@@ -184,7 +182,7 @@ class _BatchReader:
         return Sample(
             priority=self.priority,
             rows=torch.stack(self.sampled, dim=1),
-            next_token=self.batch.tokens.numpy()[prompt, position + 1],
+            next_token=self.targets.answers.numpy()[prompt, position],
             fold=np.full(len(self.chosen), self.batch.fold),
             group=self.batch.groups[prompt],
         )
@@ -213,12 +211,20 @@ class _BatchReader:
     def _on_pattern(self, block: int, pattern: Tensor) -> None:
         pattern = pattern.detach().float()
         keys = torch.arange(pattern.shape[-1], device=pattern.device, dtype=torch.float32)
+        if self.plan.masked:
+            # Separators draw attention that is not needed elsewhere, as a first key does.
+            pattern = pattern * self.ordinary[:, None, None, :]
         # Key 0 is the attention sink; the others are renormalized to one.
         sink = pattern[..., 0]
         mass = pattern.sum(dim=-1) - sink
         counted = self.valid[:, None, :] & (mass > MIN_KEY_MASS)
         mass = torch.where(counted, mass, 1.0)
-        distance = keys - (pattern @ keys) / mass
+        if self.plan.masked:
+            apart = (keys[:, None] - keys).abs()
+            distance = torch.einsum("p h q k, q k -> p h q", pattern, apart) / mass
+            distance -= sink * keys / mass
+        else:
+            distance = keys - (pattern @ keys) / mass
         # In place, since patterns are the largest arrays here; a key of weight 0 adds 0.
         log_share = pattern.clamp(min=torch.finfo(pattern.dtype).tiny).log_().mul_(pattern)
         surprise = log_share[..., 0] - log_share.sum(dim=-1)
@@ -228,11 +234,38 @@ class _BatchReader:
         self.n_attended[block] = int(counted.sum())
 
 
+def _inputs_and_targets(
+    plan: MomentPlan, adapter: ModelAdapter, batch: Batch
+) -> tuple[Int[Tensor, "prompt pos"], BatchTargets]:
+    """What the model is given of a batch, and what is read of it."""
+    special = torch.tensor(sorted(adapter.special_ids), dtype=torch.long)
+    settings: dict[str, Any] = {
+        "features": plan.features,
+        "special": special,
+        "bands": plan.bands,
+        "skip_first": plan.skip_first,
+    }
+    if adapter.mask_id is None:
+        return batch.tokens, batch_targets(batch.tokens, batch.mask, **settings)
+    hidden = torch.zeros_like(batch.mask)
+    for index, (row, mask) in enumerate(zip(batch.tokens, batch.mask, strict=True)):
+        ordinary = torch.nonzero(mask & ~torch.isin(row, special))[:, 0].numpy()
+        places = ordinary[ordinary >= plan.skip_first]
+        # The prompt itself decides, whatever else is in its batch.
+        draw = np.random.default_rng(stable_hash(row[mask].numpy().tobytes(), plan.seed, "hidden"))
+        count = round(HIDDEN_SHARE * len(places))
+        hidden[index, torch.from_numpy(draw.permutation(places)[:count])] = True
+    targets = masked_targets(batch.tokens, batch.mask, hidden, **settings)
+    return torch.where(hidden, adapter.mask_id, batch.tokens), targets
+
+
 def _reduce(moments: Moments, reference: Reference, reader: _BatchReader) -> None:
     fold, n_read = reader.batch.fold, reader.n_read
     device = moments.zz_read.device
     values = reader.targets.values.to(device)
-    final = (reader.final - reference.center[-1]).to(device)
+    # Hidden tokens are decoded from where they are hidden, so the lens learns from there.
+    n_final = n_read if moments.plan.masked else reader.n_valid
+    final = (reader.final[:n_final] - reference.center[-1]).to(device)
     before: Tensor | None = None
     for site, rows in enumerate(reader.rows):
         # The first batch was read before there was a reference.
@@ -243,7 +276,7 @@ def _reduce(moments: Moments, reference: Reference, reader: _BatchReader) -> Non
         moments.z_read[fold, site] += read.double().sum(dim=0)
         moments.z_rest[fold, site] += rest.double().sum(dim=0)
         moments.zy[fold, site] += read.T @ values
-        moments.z_final[fold, site] += z.T @ final
+        moments.z_final[fold, site] += z[:n_final].T @ final
         if before is not None:
             moments.z_next[fold, site - 1] += before.T @ z
         before = z

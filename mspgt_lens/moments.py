@@ -36,6 +36,8 @@ class MomentPlan:
         width: Directions kept of each site; where the residual is wider, it is projected.
         coordinates: Whether wide residuals are standardized before they are projected.
         features: Features of every token, shape ``[vocab, feature]``.
+        masked: Whether the model predicts hidden tokens, not the next one: then only hidden
+            positions are read, and the lens is fitted on them alone.
     """
 
     bands: Mapping[str, tuple[int, int]]
@@ -45,6 +47,7 @@ class MomentPlan:
     width: int
     coordinates: Coordinates
     features: Float[Tensor, "vocab feature"]
+    masked: bool = False
 
     @property
     def n_columns(self) -> int:
@@ -75,12 +78,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Sample:
-    """A fixed number of positions, drawn evenly from all valid ones with a known next token.
+    """A fixed number of positions, drawn evenly from all valid ones with a known answer.
 
     Attributes:
         priority: Positions with the lowest priorities are kept, so samples merge.
         rows: Normalized residual at every site, shape ``[position, site, d_model]``.
-        next_token: The token to be predicted.
+        next_token: The token to be predicted (the hidden one where tokens are masked).
         fold: The fold of each position's group.
         group: A hash of each position's group.
     """
@@ -218,6 +221,7 @@ def plan_moments(
         width=adapter.d_model if adapter.d_model <= max_width else min(max_width, PROJECTED_WIDTH),
         coordinates=coordinates,
         features=token_features(adapter.embedding(), counts, N_FEATURES),
+        masked=adapter.mask_id is not None,
     )
 
 

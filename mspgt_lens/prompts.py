@@ -93,7 +93,8 @@ class PromptDataset:
         Args:
             texts: Texts; a list, or any iterable of strings, which is read lazily.
             model: The TransformerLens model, for its tokenizer; every window starts with BOS where
-                the model takes one.
+                the model takes one (an encoder's with its classification token, and ends with its
+                separator).
             max_length: Longest window in tokens, BOS included.
             groups: One label per text; by default every text is a group of its own.
 
@@ -152,13 +153,14 @@ class PromptDataset:
         max_length: int,
     ) -> PromptDataset:
         adapter = as_adapter(model)
-        if not 2 <= max_length <= adapter.n_ctx:
+        prefix, suffix = list(adapter.prefix), list(adapter.suffix)
+        least = max(2, len(prefix) + len(suffix) + 1)
+        if not least <= max_length <= adapter.n_ctx:
             raise ValueError(
-                f"max_length must be between 2 and the context of {adapter.name} "
+                f"max_length must be between {least} and the context of {adapter.name} "
                 f"({adapter.n_ctx}), got {max_length}"
             )
-        prefix = [] if adapter.bos_id is None else [adapter.bos_id]
-        step = max_length - len(prefix)
+        step = max_length - len(prefix) - len(suffix)
         used = False
 
         def windows() -> Iterator[Prompt]:
@@ -178,7 +180,7 @@ class PromptDataset:
                 ids = adapter.tokenize(text) if text.strip() else []
                 blank += not ids
                 for start in range(0, len(ids), step):
-                    yield Prompt(np.array(prefix + ids[start : start + step]), group)
+                    yield Prompt(np.array(prefix + ids[start : start + step] + suffix), group)
             if blank:
                 warnings.warn(f"{blank} blank texts hold no token and were left out", stacklevel=2)
 

@@ -90,14 +90,16 @@ class BatchTargets:
     Attributes:
         valid: Positions that enter the moments.
         read: Valid positions where every target is defined; all readers use these.
-        next_known: Valid positions whose next token is ordinary text.
+        answered: Valid positions whose answer is known ordinary text.
+        answers: What the model is to predict at each position: the next token, or the hidden one.
         values: Targets at the ``read`` positions: for each band the past (X), then for each band
             the future (Y), features side by side.
     """
 
     valid: Bool[Tensor, "prompt pos"]
     read: Bool[Tensor, "prompt pos"]
-    next_known: Bool[Tensor, "prompt pos"]
+    answered: Bool[Tensor, "prompt pos"]
+    answers: Int[Tensor, "prompt pos"]
     values: Float[Tensor, "read column"]
 
 
@@ -125,29 +127,85 @@ def batch_targets(
         skip_first: Tokens at a prompt's beginning that are not valid positions.
     """
     ordinary = mask & ~torch.isin(tokens, special)
-    position = torch.arange(tokens.shape[1])
-    valid = ordinary & (position >= skip_first)
-    phi = features[tokens] * ordinary[..., None]
-    # Differences of running sums over whole prompts: float64 keeps their digits.
-    running = torch.nn.functional.pad(phi.double().cumsum(dim=1), (0, 0, 1, 0))
-    present = torch.nn.functional.pad(ordinary.long().cumsum(dim=1), (1, 0))
-
-    def window(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        start, stop = first.clamp(0, len(position)), (last + 1).clamp(0, len(position))
-        count = present[:, stop] - present[:, start]
-        total = running[:, stop] - running[:, start]
-        return total / count.clamp(min=1)[..., None], count
-
+    valid = ordinary & (torch.arange(tokens.shape[1]) >= skip_first)
+    sums = _Windows(features[tokens], ordinary)
     columns, read = [], valid
     spans = [(1 - b, 1 - a) for a, b in bands.values()] + list(bands.values())
     for first, last in spans:
-        mean, count = window(position + first, position + last)
-        columns.append(mean)
+        total, count = sums(first, last)
+        columns.append(total / count.clamp(min=1)[..., None])
         read = read & (2 * count >= last - first + 1)
     next_ordinary = torch.nn.functional.pad(ordinary[:, 1:], (0, 1))
     return BatchTargets(
         valid=valid,
         read=read,
-        next_known=valid & next_ordinary,
+        answered=valid & next_ordinary,
+        answers=tokens.roll(-1, dims=1),
         values=torch.cat([column[read] for column in columns], dim=1).float(),
     )
+
+
+def masked_targets(
+    tokens: Int[Tensor, "prompt pos"],
+    mask: Bool[Tensor, "prompt pos"],
+    hidden: Bool[Tensor, "prompt pos"],
+    *,
+    features: Float[Tensor, "vocab feature"],
+    special: Int[Tensor, " id"],
+    bands: Mapping[str, tuple[int, int]],
+    skip_first: int,
+) -> BatchTargets:
+    """Targets for a model that reads in both directions and predicts hidden tokens.
+
+    Read at hidden positions. For a band (a, b), on both sides: ``X(t)`` is the mean of ``phi`` over
+    the visible tokens at distance a ... b, defined where there are at least half as many as one
+    side holds; ``Y(t)`` that over the hidden tokens at distance a - 1 ... b - 1, defined where
+    there is one. So the local Y is the hidden token itself.
+
+    Args:
+        tokens: Token ids before any was hidden, padded on the right.
+        mask: True where a token is not padding.
+        hidden: True where the model sees the mask token; valid positions only.
+        features, special, bands, skip_first: As for :func:`batch_targets`.
+    """
+    ordinary = mask & ~torch.isin(tokens, special)
+    valid = ordinary & (torch.arange(tokens.shape[1]) >= skip_first)
+    phi = features[tokens]
+    seen, unseen = _Windows(phi, ordinary & ~hidden), _Windows(phi, ordinary & hidden)
+    columns, read = [], valid & hidden
+    for sums, shift in ((seen, 0), (unseen, 1)):
+        for a, b in bands.values():
+            total, count = sums(a - shift, b - shift)
+            # The position itself, at distance 0, is on one side only.
+            if b > shift:
+                other, more = sums(shift - b, min(shift - a, -1))
+                total, count = total + other, count + more
+            columns.append(total / count.clamp(min=1)[..., None])
+            read = read & (count >= 1 if shift else 2 * count >= b - a + 1)
+    return BatchTargets(
+        valid=valid,
+        read=read,
+        answered=valid & hidden,
+        answers=tokens,
+        values=torch.cat([column[read] for column in columns], dim=1).float(),
+    )
+
+
+class _Windows:
+    """Sums of features over tokens at some offsets from every position."""
+
+    def __init__(
+        self, phi: Float[Tensor, "prompt pos feature"], counted: Bool[Tensor, "prompt pos"]
+    ) -> None:
+        # Differences of running sums over whole prompts: float64 keeps their digits.
+        running = (phi * counted[..., None]).double().cumsum(dim=1)
+        self.running = torch.nn.functional.pad(running, (0, 0, 1, 0))
+        self.present = torch.nn.functional.pad(counted.long().cumsum(dim=1), (1, 0))
+
+    def __call__(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Sums ``[prompt, pos, feature]`` and counts ``[prompt, pos]`` over first ... last."""
+        n_pos = self.present.shape[1] - 1
+        position = torch.arange(n_pos)
+        start, stop = (position + first).clamp(0, n_pos), (position + last + 1).clamp(0, n_pos)
+        count = self.present[:, stop] - self.present[:, start]
+        return self.running[:, stop] - self.running[:, start], count

@@ -1,34 +1,26 @@
-"""Fixtures for all tests: tiny models, the demo model, and threads."""
+"""Fixtures for all tests: tiny models and the demo model; shapes are checked, threads are few."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+
+# Tests run side by side, and threads that wait for one another cost more than they save on tiny
+# tensors. Read when numpy and torch start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 import pytest
-import torch
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes that signatures promise are checked whenever a test calls them.
+with install_import_hook("mspgt_lens", "shapes.check_shapes"):
+    import mspgt_lens
+    from mspgt_lens.loading import INSTALL, PACKAGE
+
 from tiny import tiny_model
-
-import mspgt_lens
-from mspgt_lens.loading import INSTALL, PACKAGE
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """For tiny tensors: threads that wait for one another on a busy machine cost ten times more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from tiny import random_tokens
 import mspgt_lens as ml
 from mspgt_lens.perturbation import brittleness as module
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 LEVELS = (0.1, 0.2, 0.5, 1.0)
 SEGMENTS = {"local": (0, 1), "intermediate": (2, 3), "global": (4, 5)}
 SHAPES = ("covariance", "isotropic")

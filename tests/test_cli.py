@@ -31,7 +31,7 @@ def tiny_by_name(monkeypatch):
 
 
 @pytest.fixture
-def texts(one_thread):
+def texts():
     return [as_text(row) for row in random_tokens(30, 140)]
 
 

@@ -10,7 +10,6 @@ from tiny import ARCHITECTURES, random_tokens, tiny_model, tiny_tokenizer
 import mspgt_lens as ml
 from mspgt_lens.perturbation.dissociation import interaction
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BANDS = {"local": (1, 1), "intermediate": (2, 4), "global": (5, 9)}
 
 

@@ -8,7 +8,6 @@ from tiny import ARCHITECTURES, random_tokens, tiny_model
 
 from mspgt_lens.models import Edit, as_adapter, edited, edited_logits
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = random_tokens(3, 11)
 MASK = torch.ones_like(TOKENS, dtype=torch.bool)
 N_LAYERS = 4

@@ -13,8 +13,6 @@ from mspgt_lens.information.frontier import gaussian_frontier, relevance_at_rate
 from mspgt_lens.information.readers import read_targets
 from mspgt_lens.information.site_reader import Residuals, chain_log_ratio, log_ratio
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CORRELATIONS = np.array([0.9, 0.6, 0.35, 0.0])
 
 

@@ -9,7 +9,6 @@ from tiny import ARCHITECTURES, as_text, random_tokens, tiny_model, tiny_tokeniz
 
 from mspgt_lens.models import Edit, as_adapter, decode_text, edited, generate
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 LENGTHS = (20, 5, 13, 1, 9)
 PROMPTS = [row[:n] for row, n in zip(random_tokens(5, 20).numpy(), LENGTHS, strict=True)]
 N_NEW = 12

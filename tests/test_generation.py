@@ -17,7 +17,6 @@ from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.probing import make_batches
 from mspgt_lens.perturbation.residuals import residual_statistics
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = [as_text(row) for row in random_tokens(8, 14)]
 SMALL = {"n_new": 10, "n_controls": 1, "progress": False}
 

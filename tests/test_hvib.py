@@ -18,7 +18,6 @@ from mspgt_lens.hvib.network import Network, NetworkPlan
 from mspgt_lens.hvib.training import Samples, TrainingPlan, train
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     # Tiny models with random weights predict little.
     pytest.mark.filterwarnings("ignore:relevance at scale"),
 ]

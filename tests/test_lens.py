@@ -14,8 +14,6 @@ from mspgt_lens.models import as_adapter
 from mspgt_lens.moments import Moments, plan_moments
 from mspgt_lens.prompts import PromptDataset
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 BANDS = {"local": (1, 1), "far": (2, 4)}
 N_FOLDS = 4
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mspgt_lens.models import ModelAdapter, as_adapter, cache_reader, needed_hooks
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = random_tokens(3, 11)
 MASK = torch.ones_like(TOKENS, dtype=torch.bool)
 N_LAYERS, D_MODEL = 4, 32
@@ -381,13 +380,13 @@ def test_sizes_are_those_of_the_model(tiny: Callable[..., Any]) -> None:
 
 def test_special_ids_and_bos_come_from_the_tokenizer() -> None:
     model = tiny_model("llama", n_layers=2)
-    assert (as_adapter(model).special_ids, as_adapter(model).bos_id) == (frozenset(), None)
+    assert (as_adapter(model).special_ids, as_adapter(model).prefix) == (frozenset(), ())
     model.tokenizer = tiny_tokenizer()
     adapter = as_adapter(model)
-    assert (adapter.special_ids, adapter.bos_id) == (frozenset({0, 1, 2, 3}), 1)
+    assert (adapter.special_ids, adapter.prefix) == (frozenset({0, 1, 2, 3}), (1,))
     assert adapter.tokenize("w9 w100 nonsense") == [9, 100, 3]
     model.cfg.default_prepend_bos = False
-    assert as_adapter(model).bos_id is None
+    assert as_adapter(model).prefix == ()
 
 
 def test_text_without_a_tokenizer_names_the_way_out(tiny: Callable[..., Any]) -> None:

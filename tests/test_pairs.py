@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 import mspgt_lens as ml
 from mspgt_lens.patching import tasks
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WHOLE = (
     "Mary John Tom Anna Paul store park book ring France Paris Italy Rome Japan Tokyo Spain Madrid "
     "key keys dog dogs river table doctor hospital teacher school is are"

@@ -17,7 +17,6 @@ from mspgt_lens.models import RecordedRun, as_adapter
 from mspgt_lens.patching import statistics as patch_statistics
 from mspgt_lens.patching import sweeping
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 N_LAYERS, N_POS, N_PAIRS = 4, 7, 3
 HOOKS = {
     "resid_pre": "hook_resid_pre",

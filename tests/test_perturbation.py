@@ -20,7 +20,6 @@ from mspgt_lens.perturbation.probing import (
     respond,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 N_LAYERS, D_MODEL = 4, 32
 AXIS = torch.arange(D_MODEL, dtype=torch.float32) - 3.0
 NEUTRAL = [

@@ -30,7 +30,6 @@ from mspgt_lens.prompts import Prompt, stable_hash
 from mspgt_lens.results import Curve
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*more groups of text are needed:UserWarning"),
 ]
 SMALL = {"n_layers": 2, "d_model": 16, "n_ctx": 128}
@@ -57,13 +56,13 @@ def model(tiny: Callable[..., Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def profile(one_thread: None, tiny: Callable[..., Any]) -> LayerProfile:
+def profile(tiny: Callable[..., Any]) -> LayerProfile:
     """The profile of ``model`` at the settings of these tests."""
     return run(tiny("llama", **SMALL))
 
 
 @pytest.fixture(scope="module")
-def ragged(one_thread: None, tiny: Callable[..., Any]) -> Callable[[str], LayerProfile]:
+def ragged(tiny: Callable[..., Any]) -> Callable[[str], LayerProfile]:
     """``ragged(architecture)``: the profile of prompts of many lengths, without any padding."""
     profiles: dict[str, LayerProfile] = {}
 

@@ -12,8 +12,6 @@ from mspgt_lens.information.readers import read_targets
 from mspgt_lens.information.ridge import FoldSums
 from mspgt_lens.statistics import jackknife_interval
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     ("n", "width", "n_features", "power", "group_size"),

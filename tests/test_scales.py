@@ -255,7 +255,7 @@ def test_the_report_tells_of_boundaries(stepped, partition, tmp_path):
     assert "Two boundaries beyond gradual drift" in html
 
 
-def test_stability_on_a_tiny_model(tiny, one_thread):
+def test_stability_on_a_tiny_model(tiny):
     """Halves, another seed and other bands, on a model of random weights with six blocks."""
     model = tiny("llama", n_layers=6)
     prompts = ml.PromptDataset.from_tokens(random_tokens(48, 40))

@@ -35,7 +35,7 @@ def checkpoints(model, steps):
 
 
 @pytest.fixture(scope="module")
-def trained(one_thread):
+def trained():
     model = tiny_model("llama", n_layers=6)
     with pytest.warns(UserWarning, match="cannot be told from 0"):
         return ml.emergence(checkpoints(model, STEPS), prompts(), progress=False, **QUICK)

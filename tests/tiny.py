@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from mspgt_lens.models import bridge_from_huggingface
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "neox", "gemma")
+ENCODERS = ("bert", "roberta")
 NORM_KINDS = {"llama": "rms", "qwen2": "rms", "gpt2": "layer", "neox": "layer", "gemma": "rms"}
-PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"  # Encoders hide tokens under the last.
 SPECIAL = (PAD, BOS, EOS, UNK)
 N_HEADS = 4
 
@@ -60,7 +61,14 @@ def tiny_tokenizer(vocab: int = 101) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNK
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        cls_token=BOS,
+        sep_token=EOS,
+        mask_token=UNK,
     )
 
 
@@ -90,6 +98,9 @@ def _config(architecture: str, d_model: int, n_layers: int, vocab: int, n_ctx: i
         "max_position_embeddings": n_ctx,
     }
     grouped = usual | {"num_key_value_heads": 2}
+    encoder = {name: value for name, value in usual.items() if name not in common} | {
+        "vocab_size": vocab
+    }
     match architecture:
         case "llama":
             return transformers.LlamaConfig(**grouped, architectures=["LlamaForCausalLM"])
@@ -105,4 +116,18 @@ def _config(architecture: str, d_model: int, n_layers: int, vocab: int, n_ctx: i
         case "gemma":
             head = {"num_key_value_heads": 1, "head_dim": d_model // N_HEADS}
             return transformers.GemmaConfig(**usual, **head, architectures=["GemmaForCausalLM"])
-    raise ValueError(f"architecture must be one of {ARCHITECTURES}, got {architecture!r}")
+        case "bert":
+            return transformers.BertConfig(
+                **encoder, pad_token_id=0, architectures=["BertForMaskedLM"]
+            )
+        case "roberta":
+            # Its positions begin after that of padding.
+            return transformers.RobertaConfig(
+                **encoder | {"max_position_embeddings": n_ctx + 1},
+                pad_token_id=0,
+                type_vocab_size=1,
+                architectures=["RobertaForMaskedLM"],
+            )
+    raise ValueError(
+        f"architecture must be one of {ARCHITECTURES + ENCODERS}, got {architecture!r}"
+    )

@@ -10,27 +10,13 @@ from typing import Any
 from mspgt_lens.loading import load_model
 from mspgt_lens.perturbation.brittleness import (
     DEFAULT_LEVELS,
-    Brittleness,
-    Mode,
     measure_brittleness,
 )
 from mspgt_lens.perturbation.probing import Segments
-from mspgt_lens.plots.perturbation import plot_brittleness
 from mspgt_lens.prompts import Prompt, PromptDataset
-from mspgt_lens.report import section, table, write_page
+from mspgt_lens.report.tables import aligned, ratio_rows, slope_rows
+from mspgt_lens.report.writing import write_report
 from mspgt_lens.scales.partition import ScalePartition
-
-_EXPLAINED: dict[Mode, tuple[str, str]] = {
-    "equal_energy": (
-        "Whole segments",
-        "Noise at the entries of all of a segment's blocks, with the same total variance for every "
-        "segment. Below, the slope of every block alone: KL over the squared level.",
-    ),
-    "per_block": (
-        "One block at a time",
-        "The same with noise at one block's entry, averaged over the segment's blocks.",
-    ),
-}
 
 
 def add_brittleness_command(
@@ -112,36 +98,13 @@ def _brittleness(
         seed=options.seed,
         progress=not options.no_progress,
     )
-    rows, ratios = _rows(found), _ratios(found)
     print(f"\n{found.model_name}: {found.settings['n_groups']} documents\n")
-    for part in (rows, ratios):
-        widths = [max(len(row[i]) for row in part) for i in range(len(part[0]))]
-        for row in part:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-        print()
+    print(f"{aligned(slope_rows(found))}\n\n{aligned(ratio_rows(found))}\n")
     for note in found.warnings:
         print(f"note: {note}")
     if options.save is not None:
         print(f"numbers: {found.save(options.save).resolve()}")
-    details = [("setting", "value"), ("levels", str(found.levels))]
-    details += [(name, str(value)) for name, value in found.settings.items()]
-    details += [(f"version of {name}", value) for name, value in found.versions.items()]
-    figures = "".join(
-        section(title, text, plot_brittleness(found, mode=mode))
-        for mode, (title, text) in _EXPLAINED.items()
-    )
-    path = write_page(
-        options.out,
-        title=f"{found.model_name}: brittleness",
-        heading=f"{found.model_name}: how much noise each scale bears",
-        subtitle=f"{found.settings['n_positions']:,} positions in {found.settings['n_groups']} "
-        f"documents, with 95% intervals over documents. Made with mspgt_lens "
-        f"{found.versions['mspgt-lens']}.",
-        notes=found.warnings,
-        body=f"<h2>Slopes and half levels</h2><div class='wide'>{table(rows)}</div>"
-        f"<h2>Ratios of slopes</h2><div class='wide'>{table(ratios)}</div>{figures}"
-        f"<h2>How it was made</h2><div class='wide'>{table(details)}</div>",
-    )
+    path = write_report(options.out, found)
     print(f"report: {path.resolve()}")
     return 0
 
@@ -155,48 +118,6 @@ def _first_windows(prompts: PromptDataset, n_documents: int) -> PromptDataset:
                 break
             first[prompt.group] = prompt
     return PromptDataset.from_tokens([p.tokens.tolist() for p in first.values()], groups=first)
-
-
-def _rows(found: Brittleness) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
-        ("noise", "segment", "mode", "slope (nats / level²)", "level that halves top 1")
-    ]
-    for shape in found.shapes:
-        for segment in found.segments:
-            for mode in _EXPLAINED:
-                half = found.half_level(segment, shape, mode)
-                slope = found.slope(segment, shape, mode)
-                rows.append(
-                    (
-                        shape,
-                        segment,
-                        mode.replace("_", " "),
-                        _interval(slope.value, slope.low, slope.high),
-                        "not reached"
-                        if half is None
-                        else _interval(half.value, half.low, half.high),
-                    )
-                )
-    return rows
-
-
-def _ratios(found: Brittleness) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("noise", "segments", "mode", "ratio of slopes", "p (Holm)")]
-    for row in found.ratios().to_dict("records"):
-        rows.append(
-            (
-                str(row["shape"]),
-                f"{row['segment']} / {row['against']}",
-                str(row["mode"]).replace("_", " "),
-                _interval(row["ratio"], row["low"], row["high"]),
-                f"{row['p_value']:.3g}",
-            )
-        )
-    return rows
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:

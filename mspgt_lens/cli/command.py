@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from mspgt_lens.cli.analyze import add_analyze_command
 from mspgt_lens.cli.brittleness import add_brittleness_command
 from mspgt_lens.cli.patch import add_patch_command
 from mspgt_lens.loading import load_model
@@ -19,11 +20,13 @@ from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import Control
 from mspgt_lens.prompts import PromptDataset, load_passages
-from mspgt_lens.report import summary_rows, write_report
+from mspgt_lens.report.tables import aligned, summary_rows
+from mspgt_lens.report.writing import write_report
 from mspgt_lens.scales.detection import METHODS, detect_scales
 from mspgt_lens.targets import OFFSET_BANDS
 
 _PEEK = 1 << 20
+MODEL_HELP = "a hub name, a local folder or GGUF file, or 'demo' (SmolLM2-135M)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,13 +109,16 @@ def _parser() -> argparse.ArgumentParser:
     scales.set_defaults(run=_scales)
     add_patch_command(commands)
     add_brittleness_command(commands, _add_model, _prompts)
+    add_analyze_command(commands, _add_prompts, _add_run, _prompts)
     return parser
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "model", metavar="MODEL", help="a hub name, a local folder, or 'demo' (SmolLM2-135M)"
-    )
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    _add_prompts(command)
+
+
+def _add_prompts(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--prompts",
         type=Path,
@@ -152,20 +158,17 @@ def _profile(options: argparse.Namespace) -> int:
     profile = run()
     partition = detect_scales(profile=profile, seed=options.seed) if options.scales else None
     scale_map = run(bands=OFFSET_BANDS) if options.scale_map else None
-    rows = summary_rows(profile)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print(
         f"\n{profile.model_name}: {profile.n_layers} blocks, {profile.n_tokens:,} tokens "
         f"from {profile.n_groups:,} groups\n"
     )
-    for row in rows:
-        first, *others = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join([first.strip().ljust(widths[0]), *others]))
+    print(aligned(summary_rows(profile)))
     if partition is not None:
         print(f"\n{partition.summary()}")
     if options.save is not None:
         print(f"\nprofile: {profile.save(options.save).resolve()}")
-    path = write_report(options.out, profile, partition, scale_map=scale_map)
+    shown = [profile] if partition is None else [profile, partition]
+    path = write_report(options.out, *shown, scale_map=scale_map)
     print(f"\nreport: {path.resolve()}")
     return 0
 

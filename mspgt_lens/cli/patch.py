@@ -7,19 +7,16 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from mspgt_lens.loading import load_model
 from mspgt_lens.models import Site
 from mspgt_lens.patching.layers import Method, patch_layers
 from mspgt_lens.patching.metrics import DEFAULT_METRIC, MetricName
 from mspgt_lens.patching.pairs import PromptPairs
-from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.patching.scales import patch_scales
 from mspgt_lens.patching.sweeping import Direction
 from mspgt_lens.patching.tasks import TASKS
-from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
-from mspgt_lens.report import section, table, write_page
+from mspgt_lens.report.tables import aligned, strongest_cells
+from mspgt_lens.report.writing import write_report
 from mspgt_lens.scales.partition import ScalePartition
 
 _STRONGEST = 8
@@ -36,7 +33,9 @@ def add_patch_command(commands: Any) -> None:
         epilog="example: mspgt-lens patch gpt2 --task indirect_objects --out patch.html",
     )
     command.add_argument(
-        "model", metavar="MODEL", help="a hub name, a local folder, or 'demo' (SmolLM2-135M)"
+        "model",
+        metavar="MODEL",
+        help="a hub name, a local folder or GGUF file, or 'demo' (SmolLM2-135M)",
     )
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", choices=TASKS, help="a built-in task")
@@ -105,51 +104,19 @@ def _patch(options: argparse.Namespace) -> int:
     by_scale = None
     if partition is not None:
         by_scale = patch_scales(model, pairs, partition, options.metric, **common)
-    rows = strongest_cells(sweep)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print(
         f"\n{sweep.model_name}: {sweep.metric_name} {sweep.clean:.3g} clean, "
         f"{sweep.corrupted:.3g} corrupted, {len(pairs)} pairs\n"
     )
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    print(aligned(strongest_cells(sweep)))
     for note in sweep.warnings:
         print(f"note: {note}")
     if options.save is not None:
         print(f"\nsweep: {sweep.save(options.save).resolve()}")
-    path = _write(options.out, sweep, by_scale, partition)
+    shown = [one for one in (sweep, by_scale, partition) if one is not None]
+    path = write_report(options.out, *shown)
     print(f"\nreport: {path.resolve()}")
     return 0
-
-
-def strongest_cells(sweep: PatchSweep) -> list[tuple[str, ...]]:
-    """The cells that move the answer most, as text: a header row, then one row per cell."""
-    start = 0.0 if sweep.direction == "denoise" else 1.0
-    order = np.argsort(-np.abs(sweep.effect - start), axis=None, kind="stable")[:_STRONGEST]
-    heads = ("head",) if sweep.effect.ndim == 3 else ()
-    rows = [("block", "token", *heads, "effect", "95% interval", "p (Holm)")]
-    for flat in order:
-        cell = np.unravel_index(int(flat), sweep.effect.shape)
-        block, pos, *head = (int(i) for i in cell)
-        known = sweep.low is not None and sweep.high is not None
-        rows.append(
-            (
-                str(block),
-                f"{sweep.tokens[pos].strip()} ({_place(sweep, pos)})",
-                *(str(i) for i in head),
-                f"{sweep.effect[cell]:.3g}",
-                f"{sweep.low[cell]:.3g} to {sweep.high[cell]:.3g}"  # type: ignore[index]
-                if known
-                else "",
-                "" if sweep.p_value is None else f"{sweep.p_value[cell]:.3g}",
-            )
-        )
-    return rows
-
-
-def _place(sweep: PatchSweep, pos: int) -> str:
-    position = int(sweep.positions[pos])
-    return "last" if position < 0 else str(position)
 
 
 _FIELDS = ("clean", "corrupted", "answer", "foil")
@@ -179,44 +146,3 @@ def _records(path: Path) -> list[dict[str, Any]]:
     if not records:
         raise ValueError(f"--pairs: {path} holds no pair")
     return records
-
-
-def _write(
-    path: Path,
-    sweep: PatchSweep,
-    by_scale: ScalePatch | None,
-    partition: ScalePartition | None,
-) -> Path:
-    sections = [
-        section(
-            "By block and position",
-            "Each cell is one run with that one activation replaced. The effect is the share of "
-            "the way from the corrupted run (0) to the clean one (1). Dots: the change differs "
-            "from none by a sign-flip test over pairs, after Holm's correction over all cells.",
-            plot_patching(sweep, partition),
-        )
-    ]
-    if by_scale is not None:
-        sections.append(
-            section(
-                "By scale",
-                "What every block of a segment writes, replaced at once, against random sets of "
-                "as many blocks. p says whether it matters which blocks these are.",
-                plot_scale_patch(by_scale),
-            )
-        )
-    notes = dict.fromkeys([*sweep.warnings, *(by_scale.warnings if by_scale else ())])
-    details = [("setting", "value")]
-    details += [(name, str(value)) for name, value in sweep.settings.items()]
-    details += [(f"version of {name}", value) for name, value in sweep.versions.items()]
-    return write_page(
-        path,
-        title=f"{sweep.model_name}: patching",
-        heading=f"{sweep.model_name}: which activations carry the answer",
-        subtitle=f"{sweep.settings['n_pairs']} pairs; {sweep.metric_name.replace('_', ' ')} "
-        f"{sweep.clean:.3g} on clean and {sweep.corrupted:.3g} on corrupted prompts. Made with "
-        f"mspgt_lens {sweep.versions['mspgt-lens']}.",
-        notes=list(notes),
-        body=f"<h2>Strongest cells</h2><div class='wide'>{table(strongest_cells(sweep))}</div>"
-        f"{''.join(sections)}<h2>How it was made</h2><div class='wide'>{table(details)}</div>",
-    )

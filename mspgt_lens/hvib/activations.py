@@ -152,7 +152,7 @@ class _Collector:
             numbers = [int(i) for i in order[start : start + _PROMPTS_AT_ONCE]]
             batch = make_batch([prompts[i] for i in numbers], 0, numbers)
             targets = self._targets(batch.tokens, batch.mask)
-            row, position = torch.nonzero(targets.read & targets.next_known).numpy().T
+            row, position = torch.nonzero(targets.read & targets.answered).numpy().T
             found.append(np.stack([np.array(numbers)[row], position], axis=1))
             n_found += len(row)
             if n_found >= SPREAD * self.plan.max_positions:

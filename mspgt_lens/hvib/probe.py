@@ -91,6 +91,7 @@ def fit_hvib(
         FloatingPointError: If an activation is NaN or infinite, or training diverges.
     """
     adapter, bands = as_adapter(model), check_bands(bands)
+    adapter.require_causal("the trained probe")
     plan = FitPlan(
         _checked_betas(betas),
         latent,

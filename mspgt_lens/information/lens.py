@@ -93,11 +93,15 @@ def logit_lens_relevance(moments: Moments, adapter: ModelAdapter) -> TokenReleva
 
 
 def _lens_sums(moments: Moments, site: int, scale: Float[Tensor, " width"]) -> FoldSums:
-    """All valid positions of one site, with the final residual as target."""
+    """One site's positions with the final residual as target: all valid ones, or hidden ones."""
+    count, z, zz = moments.n_read, moments.z_read[:, site], moments.zz_read[:, site]
+    if not moments.plan.masked:
+        count = moments.n_valid
+        z, zz = z + moments.z_rest[:, site], zz + moments.zz_rest[:, site]
     return FoldSums(
-        moments.n_valid.astype(float),
-        (moments.z_read[:, site] + moments.z_rest[:, site]) / scale,
-        (moments.zz_read[:, site] + moments.zz_rest[:, site]) / torch.outer(scale, scale),
+        count.astype(float),
+        z / scale,
+        zz / torch.outer(scale, scale),
         moments.final,
         moments.z_final[:, site].double() / scale[:, None],
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mspgt_lens.information.channel import pooled_scale
 from mspgt_lens.information.ridge import FoldSums, ring, spread_sites
@@ -160,7 +160,7 @@ def _site_reader(moments: Moments, site: int, coordinates: Coordinates) -> SiteR
     return SiteReader(sums, moments.yy, 2 * len(moments.plan.bands))
 
 
-def _pick(reading: Reading, parts: Float[np.ndarray, " part"]) -> Reading:
+def _pick(reading: Reading, parts: Int[np.ndarray, " part"]) -> Reading:
     return Reading(
         reading.values[parts], reading.low[parts], reading.high[parts], reading.by_fold[:, parts]
     )

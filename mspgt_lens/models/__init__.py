@@ -2,18 +2,11 @@
 
 Everything else sees a :class:`ModelAdapter`: sites, attention patterns, the final norm and the
 unembedding of a ``HookedTransformer`` (TransformerLens 2 and 3) or a ``TransformerBridge``
-(TransformerLens 3 and 4), without knowing which it is.
+(TransformerLens 3 and 4), without knowing which it is. Encoders (BERT, RoBERTa) have one too.
 """
 
-from mspgt_lens.models.adapter import (
-    ModelAdapter,
-    NormKind,
-    PatternHook,
-    SiteHook,
-    as_adapter,
-    cache_reader,
-    needed_hooks,
-)
+from mspgt_lens.models.access import as_adapter, cache_reader, needed_hooks
+from mspgt_lens.models.adapter import ModelAdapter, NormKind, PatternHook, SiteHook
 from mspgt_lens.models.building import (
     bridge_class,
     bridge_from_huggingface,

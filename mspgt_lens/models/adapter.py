@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,17 +31,25 @@ class ModelAdapter:
         d_vocab: Size of the vocabulary.
         n_ctx: Longest prompt in tokens.
         special_ids: Token ids that are no ordinary text (BOS, EOS, padding and the like).
-        bos_id: The id put before every prompt, or None where the model takes none.
+        prefix: Ids put before every prompt: BOS, where the model takes one.
+        suffix: Ids put after every prompt; none but for encoders.
+        mask_id: The id that stands for a hidden token; None but for encoders.
         norm_kind: ``"rms"`` or ``"layer"``: the kind of the model's final norm.
     """
 
+    reads_both_ways: ClassVar[bool] = False
+    parts: ClassVar[tuple[str, ...]] = (
+        "run_with_hooks",
+        "hook_dict",
+        "blocks",
+        "ln_final",
+        "unembed",
+        "W_E",
+    )
+
     def __init__(self, model: Any) -> None:
         cfg: Any = getattr(model, "cfg", None)
-        missing = [
-            f"model.{name}"
-            for name in ("run_with_hooks", "hook_dict", "blocks", "ln_final", "unembed", "W_E")
-            if getattr(model, name, None) is None
-        ]
+        missing = [f"model.{name}" for name in self.parts if getattr(model, name, None) is None]
         missing += [
             f"model.cfg.{name}"
             for name in ("n_layers", "d_model", "d_vocab", "n_ctx", "eps")
@@ -73,7 +81,11 @@ class ModelAdapter:
             int(i) for i in (getattr(tokenizer, "all_special_ids", None) or ())
         )
         bos = getattr(tokenizer, "bos_token_id", None)
-        self.bos_id = int(bos) if bos is not None and cfg.default_prepend_bos else None
+        self.prefix: tuple[int, ...] = ()
+        if bos is not None and getattr(cfg, "default_prepend_bos", False):
+            self.prefix = (int(bos),)
+        self.suffix: tuple[int, ...] = ()
+        self.mask_id: int | None = None
         self._scale, self._shift, self.norm_kind = self._probe_final_norm()
         self._logit_scale = 1.0
 
@@ -94,6 +106,19 @@ class ModelAdapter:
     def pattern_hooks(self) -> list[str]:
         """The hook of each block's attention pattern, 0 ... L - 1."""
         return [f"blocks.{block}.attn.hook_pattern" for block in range(self.n_layers)]
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights; one that serves twice (tied embeddings) counts once."""
+        count: int = sum(p.numel() for p in self.model.parameters())
+        return count
+
+    @property
+    def family(self) -> str | None:
+        """What the architecture calls itself, such as ``"Llama"``; None where it says nothing."""
+        names = (getattr(self.cfg, n, None) for n in ("original_architecture", "architecture"))
+        name = next((str(n) for n in names if n), None)
+        return None if name is None else re.sub(r"(For|LMHead|Model)[A-Za-z]*$", "", name)
 
     @property
     def n_forward_weights(self) -> int:
@@ -216,6 +241,7 @@ class ModelAdapter:
         def pattern_hook(block: int) -> Callable[..., None]:
             def read(activation: Tensor, hook: Any) -> None:
                 assert on_pattern is not None
+                seen.add(block)
                 on_pattern(block, activation)
 
             return read
@@ -224,14 +250,18 @@ class ModelAdapter:
         if on_pattern is not None:
             hooks += [(name, pattern_hook(block)) for block, name in enumerate(self.pattern_hooks)]
         device = self.device
+        seen: set[int] = set()
         try:
             self.model.run_with_hooks(
-                tokens.to(device),
-                attention_mask=mask.to(device, torch.long),
-                return_type=None,
-                fwd_hooks=hooks,
+                tokens.to(device), **self._run_arguments(mask), return_type=None, fwd_hooks=hooks
             )
         except _LastSiteReached:
+            if on_pattern is not None and len(seen) < self.n_layers:
+                raise RuntimeError(
+                    f"model: {self.name} never forms the attention pattern of block "
+                    f"{min(set(range(self.n_layers)) - seen)} under its hook; load it with "
+                    "attn_implementation='eager'"
+                ) from None
             return
         raise RuntimeError(
             f"model: {self.name} finished without reaching {self.site_hooks[-1]}; "
@@ -276,6 +306,7 @@ class ModelAdapter:
         with self.inference():
             logits = self.model.run_with_hooks(
                 tokens[None].to(self.device),
+                **self._run_arguments(torch.ones(1, len(tokens), dtype=torch.bool)),
                 return_type="logits",
                 fwd_hooks=[(self.site_hooks[-1], keep)],
             )[0].float()
@@ -293,6 +324,21 @@ class ModelAdapter:
             )
         if abs(factor - 1.0) > 0.01:
             self._logit_scale *= factor
+
+    def require_causal(self, what: str) -> None:
+        """Raise ``ValueError`` for a model that reads in both directions.
+
+        Args:
+            what: What needs a causal model, such as ``"patching"``.
+        """
+        if self.reads_both_ways or getattr(self.cfg, "attention_dir", "causal") != "causal":
+            raise ValueError(
+                f"model: {self.name} attends in both directions; {what} needs a causal model"
+            )
+
+    def _run_arguments(self, mask: Bool[Tensor, "prompt pos"]) -> dict[str, Tensor]:
+        """Keyword arguments of a forward pass that tell padding apart."""
+        return {"attention_mask": mask.to(self.device, torch.long)}
 
     def _probe_final_norm(self) -> tuple[Tensor, Tensor, NormKind]:
         """Scale, shift and kind of the final norm, read off its outputs.
@@ -322,41 +368,3 @@ class ModelAdapter:
             moved = final_norm(signs + 1.0) - final_norm(signs)
             kind: NormKind = "layer" if moved.norm() < 0.1 * scale.norm() else "rms"
         return scale, shift, kind
-
-
-def as_adapter(model: Any) -> ModelAdapter:
-    """The adapter of a TransformerLens model; an adapter is returned as it is."""
-    return model if isinstance(model, ModelAdapter) else ModelAdapter(model)
-
-
-def cache_reader(
-    adapter: ModelAdapter, cache: Mapping[str, Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Residuals of every site and patterns of every block from an ``ActivationCache``.
-
-    Returns:
-        ``(sites, patterns)``: ``L + 1`` tensors ``[prompt, pos, d_model]`` and ``L`` tensors
-        ``[prompt, head, query, key]``.
-
-    Raises:
-        KeyError: If the cache lacks a needed hook; the message gives the ``names_filter`` to use.
-    """
-    needed = adapter.site_hooks + adapter.pattern_hooks
-    absent = [name for name in needed if name not in cache]
-    if absent:
-        raise KeyError(
-            f"cache lacks {len(absent)} of {len(needed)} hooks, the first being {absent[0]!r}; "
-            "make it with model.run_with_cache(tokens, names_filter=mspgt_lens.needed_hooks(model))"
-        )
-    sites = [cache[name] for name in adapter.site_hooks]
-    patterns = [cache[name] for name in adapter.pattern_hooks]
-    # A cache made with remove_batch_dim=True holds one prompt.
-    if sites[0].ndim == 2:
-        sites, patterns = [site[None] for site in sites], [pattern[None] for pattern in patterns]
-    return sites, patterns
-
-
-def needed_hooks(model: Any) -> list[str]:
-    """Hook names that :func:`~mspgt_lens.profile_cache` reads, for ``names_filter``."""
-    adapter = as_adapter(model)
-    return adapter.site_hooks + adapter.pattern_hooks

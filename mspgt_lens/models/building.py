@@ -19,6 +19,8 @@ def bridge_from_huggingface(model: Any, tokenizer: Any, name: str) -> Any:
     """A ``TransformerBridge`` over a loaded Hugging Face model, without asking the hub."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
+    # Other implementations never form the attention patterns that hooks read.
+    model.set_attn_implementation("eager")
     # The bridge edits the configuration it is given.
     config = copy.deepcopy(model.config)
     architecture = (config.architectures or [type(model).__name__])[0]

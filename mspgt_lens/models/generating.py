@@ -231,6 +231,7 @@ def check_generation(
     Raises:
         ValueError: If an argument is out of range, or prompt and continuation exceed the context.
     """
+    adapter.require_causal("generating text")
     for name, value in (("n_new", n_new), ("batch_size", batch_size)):
         if value < 1 or value != int(value):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

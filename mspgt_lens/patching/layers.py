@@ -207,10 +207,7 @@ def check_sweep(
             f"pairs must hold tokens from 0 to {adapter.d_vocab - 1}, got "
             f"{int(ids.min())} to {int(ids.max())}"
         )
-    if getattr(adapter.cfg, "attention_dir", "causal") != "causal":
-        raise ValueError(
-            f"model: {adapter.name} attends in both directions; patching needs a causal model"
-        )
+    adapter.require_causal("patching")
     check_metric(metric)
     if direction not in get_args(Direction):
         raise ValueError(

@@ -171,7 +171,7 @@ class PromptPairs:
                 raise ValueError(
                     f"{name} must have one text per pair ({len(clean)}), got {len(texts)}"
                 )
-        prefix = [] if adapter.bos_id is None else [adapter.bos_id]
+        prefix = list(adapter.prefix)
         rows = {
             name: [prefix + adapter.tokenize(text) for text in given[name]]
             for name in ("clean", "corrupted")

@@ -166,7 +166,7 @@ def induction(model: Any, n_pairs: int = 16, seed: int = 0, length: int = 8) -> 
             f"induction: length must be below the {len(ordinary)} ordinary tokens, got {length}"
         )
     rng = np.random.default_rng(seed)
-    prefix = [] if adapter.bos_id is None else [adapter.bos_id]
+    prefix = list(adapter.prefix)
     rows: list[list[list[int]]] = [[], []]
     ends: list[list[int]] = [[], []]
     for _ in range(n_pairs):

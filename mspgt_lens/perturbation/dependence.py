@@ -123,6 +123,7 @@ def token_classes(
         FloatingPointError: If a loss is NaN or infinite.
     """
     adapter = as_adapter(model)
+    adapter.require_causal("telling tokens by their context")
     checked = check_bands(bands)
     ends = [b for _, b in checked.values()]
     if ends != sorted(set(ends)):
@@ -131,7 +132,7 @@ def token_classes(
         raise ValueError(f"threshold must be above 0 nats, got {threshold}")
     if n_tokens < 1:
         raise ValueError(f"n_tokens must be at least 1, got {n_tokens}")
-    prefix = [] if adapter.bos_id is None else [adapter.bos_id]
+    prefix = list(adapter.prefix)
     if ends[-1] + len(prefix) > adapter.n_ctx:
         raise ValueError(
             f"bands reach {ends[-1]} tokens back, more than the context of {adapter.name} "

@@ -99,6 +99,7 @@ def make_batches(
         ValueError: If a prompt does not fit the model, or fewer than ``min_groups`` groups have a
             position to measure.
     """
+    adapter.require_causal("perturbing predictions of the next token")
     if skip_first < 0:
         raise ValueError(f"skip_first must be 0 or more tokens, got {skip_first}")
     if batch_size is not None and batch_size < 1:
@@ -206,7 +207,7 @@ class CleanRun:
         require_acted(self.adapter, edits, counts)
         return self._scores(residual, "an edited run")
 
-    def losses(self, scores: Float[Tensor, "position vocab"]) -> Float[np.ndarray, " position"]:
+    def losses(self, scores: Float[Tensor, "position vocab"]) -> Float[np.ndarray, " known"]:
         """Cross-entropy of the next token at the ``next_known`` positions, in nats."""
         target = self.batch.tokens.roll(-1, dims=1)[self.batch.valid].to(scores.device)
         known = self.batch.next_known[self.batch.valid].to(scores.device)

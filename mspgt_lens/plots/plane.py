@@ -13,6 +13,7 @@ from mspgt_lens.plots.wording import (
     error_bars,
     future_words,
     interval_words,
+    is_masked,
     past_words,
     place_words,
     sample_words,
@@ -79,7 +80,11 @@ def plot_scale_map(profile: LayerProfile, *, unit: Unit = "nats") -> go.Figure:
     figure = make_subplots(
         rows=1,
         cols=2,
-        subplot_titles=["Retained: tokens already read", "Predicted: tokens to come"],
+        subplot_titles=(
+            ["Retained: visible tokens", "Predicted: hidden tokens"]
+            if is_masked(profile)
+            else ["Retained: tokens already read", "Predicted: tokens to come"]
+        ),
         horizontal_spacing=0.2,
     )
     sites = list(range(profile.n_layers + 1))
@@ -98,7 +103,7 @@ def plot_scale_map(profile: LayerProfile, *, unit: Unit = "nats") -> go.Figure:
             hover.append(
                 [
                     f"<b>{place_words(profile, site, True)}</b><br>"
-                    f"{digits(curve.values[site])} {unit} of {words(band)}<br>"
+                    f"{digits(curve.values[site])} {unit} of {words(profile, scale)}<br>"
                     f"{interval_words(curve, site)}"
                     for site in sites
                 ]
@@ -142,8 +147,8 @@ def _draw_path(figure: go.Figure, profile: LayerProfile, scale: str, unit: Unit,
     told = profile.predicted[scale].to(unit)
     hover = [
         f"<b>{place_words(profile, site, True)}</b><br>"
-        f"keeps {digits(kept.values[site])} {unit} of {past_words(profile.bands[scale])}<br>"
-        f"predicts {digits(told.values[site])} {unit} of {future_words(profile.bands[scale])}"
+        f"keeps {digits(kept.values[site])} {unit} of {past_words(profile, scale)}<br>"
+        f"predicts {digits(told.values[site])} {unit} of {future_words(profile, scale)}"
         for site in sites
     ]
     path = go.Scatter(
@@ -187,7 +192,7 @@ def _draw_frontiers(
             f"<b>{place_words(profile, site, True)}</b><br>at beta {digits(beta)}, a summary of "
             f"{digits(rate.values[point])} {unit}<br>predicts {digits(kept.values[point])} {unit} "
             f"({digits(kept.low[point])} to {digits(kept.high[point])}) of "
-            f"{future_words(profile.bands[scale])}<br>"
+            f"{future_words(profile, scale)}<br>"
             f"first worth its rate at beta {digits(first)} ({digits(low)} to {digits(high)})"
             for point, beta in enumerate(frontier.betas)
         ]

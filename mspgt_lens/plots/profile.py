@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -223,8 +223,8 @@ def _panel_title(profile: LayerProfile, quantity: str, scale: str) -> str:
         return _TITLES.get(quantity, quantity.replace("_", " ").capitalize())
     if quantity == "added":
         return f"Added, {escape(scale)}: {beyond_words(profile, scale)}"
-    words: Callable[[tuple[int, int]], str] = past_words if quantity == "retained" else future_words
-    return f"{quantity.capitalize()}, {escape(scale)}: {words(profile.bands[scale])}"
+    words = past_words if quantity == "retained" else future_words
+    return f"{quantity.capitalize()}, {escape(scale)}: {words(profile, scale)}"
 
 
 def _sentence(profile: LayerProfile, quantity: str, scale: str, curve: Curve, point: int) -> str:
@@ -235,10 +235,10 @@ def _sentence(profile: LayerProfile, quantity: str, scale: str, curve: Curve, po
         value = f"{digits(curve.values[point])} times"
         return f"the block's update is {value} the residual's length"
     if quantity == "retained":
-        return f"keeps {value} of {past_words(profile.bands[scale])}"
+        return f"keeps {value} of {past_words(profile, scale)}"
     if quantity == "predicted":
-        return f"predicts {value} of {future_words(profile.bands[scale])}"
+        return f"predicts {value} of {future_words(profile, scale)}"
     if quantity == "added":
         beyond = beyond_words(profile, scale)
-        return f"predicts {value} of {future_words(profile.bands[scale])}, {beyond}"
+        return f"predicts {value} of {future_words(profile, scale)}, {beyond}"
     return _WORDS[quantity].format(value=value)

@@ -32,8 +32,11 @@ def scale_title(profile: LayerProfile, scale: str) -> str:
     return f"{escape(scale.capitalize())}: {offsets}"
 
 
-def past_words(band: tuple[int, int]) -> str:
-    """What a band of the past holds."""
+def past_words(profile: LayerProfile, scale: str) -> str:
+    """What a scale's band holds of what was read."""
+    band = profile.bands[scale]
+    if is_masked(profile):
+        return f"visible tokens {_distance(*band)} away"
     if band == (1, 1):
         return "the current token"
     if band[0] == band[1]:
@@ -41,13 +44,27 @@ def past_words(band: tuple[int, int]) -> str:
     return f"tokens {band[0] - 1} to {band[1] - 1} back"
 
 
-def future_words(band: tuple[int, int]) -> str:
-    """What a band of the future holds."""
+def future_words(profile: LayerProfile, scale: str) -> str:
+    """What a scale's band holds of what is to be predicted."""
+    band = profile.bands[scale]
+    if is_masked(profile):
+        if band == (1, 1):
+            return "the hidden token"
+        return f"hidden tokens {_distance(band[0] - 1, band[1] - 1)} away"
     if band == (1, 1):
         return "the next token"
     if band[0] == band[1]:
         return f"the token {band[0]} ahead"
     return f"tokens {band[0]} to {band[1]} ahead"
+
+
+def is_masked(profile: LayerProfile) -> bool:
+    """Whether the model is an encoder, which was read where tokens were hidden from it."""
+    return bool(profile.settings.get("hidden_share"))
+
+
+def _distance(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first} to {last}"
 
 
 def beyond_words(profile: LayerProfile, scale: str) -> str:

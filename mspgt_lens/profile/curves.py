@@ -36,6 +36,25 @@ GUARANTEES = {
     "effective_rank": "Participation ratio of the spectrum after the block.",
 }
 
+# An encoder is read where tokens are hidden from it.
+_ENCODER_GUARANTEES = {
+    "relevance": "Held-out cross-entropy of a unigram model minus that of the ridge lens, for "
+    "hidden tokens: usable information; may rise with depth.",
+    "logit_lens": "Held-out cross-entropy of a unigram model minus that of the raw logit lens, for "
+    "hidden tokens.",
+    "retained": "Held-out information that a linear-Gaussian reader of a hidden token's place "
+    "finds about visible tokens around it: usable information, no bound on Shannon's.",
+    "predicted": "Held-out information that a linear-Gaussian reader of a hidden token's place "
+    "finds about hidden tokens: usable information, no bound on Shannon's.",
+    "added": "Held-out information about this scale's hidden tokens that a linear-Gaussian reader "
+    "adds to those of the coarser scales: usable information, no bound on Shannon's.",
+}
+
+
+def guarantee(name: str, masked: bool) -> str:
+    """What a curve's number is, and what it bounds."""
+    return _ENCODER_GUARANTEES.get(name, GUARANTEES[name]) if masked else GUARANTEES[name]
+
 
 def site_curves(
     moments: Moments, noise: float, coordinates: Coordinates
@@ -82,7 +101,7 @@ def site_curves(
     return jackknifed("compression", "nats", "compression"), signals
 
 
-def by_scale(reading: Reading, scales: list[str], first: int, name: str) -> dict[str, Curve]:
+def by_scale(reading: Reading, scales: list[str], first: int, guarantee: str) -> dict[str, Curve]:
     """Curves of successive targets from ``first`` on, one per scale."""
     return {
         scale: Curve(
@@ -90,21 +109,21 @@ def by_scale(reading: Reading, scales: list[str], first: int, name: str) -> dict
             reading.low[first + i],
             reading.high[first + i],
             "nats",
-            GUARANTEES[name],
+            guarantee,
             reading.by_fold[:, first + i],
         )
         for i, scale in enumerate(scales)
     }
 
 
-def token_curve(relevance: TokenRelevance, name: str) -> Curve:
+def token_curve(relevance: TokenRelevance, guarantee: str) -> Curve:
     """A lens's relevance as a curve."""
     return Curve(
         relevance.values,
         relevance.low,
         relevance.high,
         "nats",
-        GUARANTEES[name],
+        guarantee,
         relevance.by_fold,
     )
 

@@ -121,6 +121,8 @@ def profile_cache(
         ValueError: As :func:`profile_layers`, or if cache and tokens differ in shape.
     """
     adapter = as_adapter(model)
+    # An encoder is profiled on masked tokens, which a cache of plain ones does not hold.
+    adapter.require_causal("profile_cache (profile_layers does not)")
     sites, patterns = cache_reader(adapter, cache)
     tokens = torch.as_tensor(tokens)
     tokens = (tokens[None] if tokens.ndim == 1 else tokens).cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,14 +12,21 @@ import torch
 from jaxtyping import Int
 from tqdm.auto import tqdm
 
-from mspgt_lens.gathering import add_batch, calibrate, make_batch, make_batches
+from mspgt_lens.gathering import (
+    HIDDEN_SHARE,
+    add_batch,
+    calibrate,
+    make_batch,
+    make_batches,
+)
 from mspgt_lens.information.channel import check_noise
 from mspgt_lens.information.lens import logit_lens_relevance, ridge_lens_relevance
 from mspgt_lens.information.readers import read_targets
-from mspgt_lens.models import ModelAdapter
+from mspgt_lens.models import ModelAdapter, weight_digest
 from mspgt_lens.moments import MAX_WIDTH, Coordinates, Moments, plan_moments
 from mspgt_lens.profile.curves import (
     by_scale,
+    guarantee,
     site_curves,
     small_sample_warnings,
     token_curve,
@@ -175,8 +183,9 @@ class ProfileRun:
         raw_lens = logit_lens_relevance(moments, self.adapter) if logit_lens else None
         compression, signals = site_curves(moments, self.noise, self.coordinates)
         scales = list(self.bands)
-        retained = by_scale(reading.targets, scales, 0, "retained")
-        predicted = by_scale(reading.targets, scales, len(scales), "predicted")
+        said = partial(guarantee, masked=moments.plan.masked)
+        retained = by_scale(reading.targets, scales, 0, said("retained"))
+        predicted = by_scale(reading.targets, scales, len(scales), said("predicted"))
         notes = small_sample_warnings(retained, predicted)
         return LayerProfile(
             model_name=self.adapter.name + _CONTROL_WORDS[self.control],
@@ -185,14 +194,14 @@ class ProfileRun:
             n_groups=len(self.folds) + moments.n_groups,
             bands=self.bands,
             compression=compression,
-            relevance=token_curve(relevance, "relevance"),
+            relevance=token_curve(relevance, said("relevance")),
             retained=retained,
             predicted=predicted,
-            added=by_scale(reading.added, scales, 0, "added"),
+            added=by_scale(reading.added, scales, 0, said("added")),
             correlations=dict(zip(scales, reading.correlations.swapaxes(0, 1), strict=True)),
             fold_weights=tuple(moments.n_read.astype(float).tolist()),
             signals=signals,
-            logit_lens=None if raw_lens is None else token_curve(raw_lens, "logit_lens"),
+            logit_lens=None if raw_lens is None else token_curve(raw_lens, said("logit_lens")),
             settings={
                 "noise": self.noise,
                 "coordinates": self.coordinates,
@@ -208,7 +217,9 @@ class ProfileRun:
                 "unigram_cross_entropy": relevance.unigram,
                 "ridge": [[None if np.isinf(x) else x for x in row] for row in reading.ridge],
                 "weights": self.adapter.weight_processing,
+                "weights_digest": weight_digest(self.adapter),
                 "prompts_fingerprint": f"{moments.fingerprint:016x}",
+                **({"hidden_share": HIDDEN_SHARE} if moments.plan.masked else {}),
             },
             versions=package_versions(),
             warnings=tuple(notes),
@@ -220,9 +231,13 @@ class ProfileRun:
         n_read = np.zeros(self.n_folds, dtype=np.int64)
         n_valid = 0
         for prompt in prompts:
+            valid = max(0, len(prompt.tokens) - self.skip_first)
             first = max(self.skip_first, max(reach) - 1)
-            n_read[self.folds[prompt.group]] += max(0, len(prompt.tokens) - first - max(reach))
-            n_valid += max(0, len(prompt.tokens) - self.skip_first)
+            read = max(0, len(prompt.tokens) - first - max(reach))
+            if self.moments.plan.masked:
+                read = round(HIDDEN_SHARE * valid)
+            n_read[self.folds[prompt.group]] += read
+            n_valid += valid
         return n_read, n_valid
 
     def _check_enough(self, n_read: Int[np.ndarray, " fold"], n_valid: int) -> None:
@@ -235,8 +250,9 @@ class ProfileRun:
                 "bands= with smaller offsets"
             )
         if n_read.min() < 2 * n_features:
+            what = "hidden tokens" if self.moments.plan.masked else "positions with every band"
             raise ValueError(
-                f"prompts give {int(n_read.min())} positions with every band in one of "
+                f"prompts give {int(n_read.min())} {what} in one of "
                 f"{self.n_folds} folds; at least {2 * n_features} are needed: give more or longer "
                 "prompts, fewer folds, or smaller bands"
             )

@@ -197,7 +197,7 @@ def summarize_places(
 
 
 def _checked(
-    signals: Float[np.ndarray, "block signal"], names: Sequence[str] | None
+    signals: np.ndarray, names: Sequence[str] | None
 ) -> tuple[Float[np.ndarray, "block signal"], list[str]]:
     matrix = np.array(signals, dtype=np.float64)
     if matrix.ndim == 1:
@@ -253,7 +253,7 @@ def _bootstrap(
     ranks: Float[np.ndarray, "block signal"],
     n_jumps: int,
     n_bootstraps: int,
-    replicates: Float[np.ndarray, "draw block signal"] | None,
+    replicates: np.ndarray | None,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Where the boundaries fall on matrices regenerated from the fit."""

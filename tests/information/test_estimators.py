@@ -17,8 +17,6 @@ from mspgt_lens.estimators.linear import negentropy
 from mspgt_lens.estimators.neighbors import N_NEIGHBORS
 from mspgt_lens.estimators.samples import normal_scores
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TASK = {task.name: task for task in TASKS}
 TRAINED = ("vib", "infonce")
 

@@ -1,0 +1,260 @@
+"""What a report says of each kind of result: a heading, a few sentences, a table or a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+from mspgt_lens.generation.effects import GenerationEffects
+from mspgt_lens.hvib.results import HvibFit
+from mspgt_lens.patching.results import PatchSweep, ScalePatch
+from mspgt_lens.perturbation.brittleness import Brittleness, Mode
+from mspgt_lens.perturbation.dependence import TokenClasses
+from mspgt_lens.perturbation.dissociation import ScaleByClass
+from mspgt_lens.perturbation.effects import PerturbationEffects
+from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
+from mspgt_lens.plots.comparison import plot_comparison
+from mspgt_lens.plots.effects import plot_effects
+from mspgt_lens.plots.emergence import plot_emergence
+from mspgt_lens.plots.hvib import plot_hvib
+from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
+from mspgt_lens.plots.perturbation import plot_brittleness, plot_token_classes
+from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
+from mspgt_lens.plots.profile import plot_profile
+from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.report.page import heading, section, table
+from mspgt_lens.report.tables import (
+    ratio_rows,
+    slope_rows,
+    strongest_cells,
+    summary_rows,
+    verdict_rows,
+)
+from mspgt_lens.scales.detection import Stability
+from mspgt_lens.scales.partition import ScalePartition
+from mspgt_lens.theory.comparison import Comparison, records
+from mspgt_lens.theory.emergence import Emergence
+from mspgt_lens.theory.verdicts import Verdicts
+
+_MODES: Mapping[Mode, tuple[str, str]] = {
+    "equal_energy": (
+        "Brittleness of whole segments",
+        "Noise at the entries of all of a segment's blocks, with the same total variance for every "
+        "segment. Below, the slope of every block alone: KL over the squared level.",
+    ),
+    "per_block": (
+        "Brittleness, one block at a time",
+        "The same with noise at one block's entry, averaged over the segment's blocks.",
+    ),
+}
+
+
+def profile_sections(
+    profiles: Sequence[LayerProfile],
+    partition: ScalePartition | None,
+    scale_map: LayerProfile | None,
+) -> Iterator[str]:
+    """Summary, curves, plane and map; several profiles are overlaid."""
+    first = profiles[0]
+    for one in profiles:
+        title = "Values" if len(profiles) == 1 else f"Values of {one.model_name}"
+        yield heading(
+            title,
+            "With 95% intervals from resampling groups. Retained and predicted information is what "
+            "linear-Gaussian readers can use, in nats per token; it may rise with depth and is no "
+            "bound on Shannon's.",
+        ) + table(summary_rows(one))
+    yield section(
+        "Curves over depth",
+        "Site l is the residual stream before block l; the last site is after the last block. "
+        "Compression is what a noisy channel needs to carry the stream. Retained is what a linear "
+        "reader can still tell of the tokens already read, predicted what it can tell of the "
+        "tokens to come, both on documents it was not fitted on.",
+        plot_profile(first, partition) if len(profiles) == 1 else plot_profile(profiles),
+    )
+    yield section(
+        "Information plane",
+        "Each path follows one scale from the first site to the last. A step to the left forgets "
+        "the past; a step up predicts more of what is to come.",
+        plot_information_plane(first),
+    )
+    if scale_map is not None:
+        yield section(
+            "Scale map",
+            "At which depth each single token offset is read best. A row's label gives its largest "
+            "value; rows that cannot be told from 0 at any site stay blank.",
+            plot_scale_map(scale_map),
+        )
+
+
+def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartition]) -> str:
+    """The partition with its test, and what the controls give."""
+    shown = section(
+        "Scale boundaries",
+        f"{partition.summary()} Jumps that all signals share are tested against gradual drift "
+        "with depth: p says how often drift alone gives as much.",
+        plot_boundaries(partition),
+    )
+    if not controls:
+        return shown
+    rows = [("", "boundaries chosen", "p of two jumps", "best two places", "least error")]
+    for one in (partition, *controls):
+        best = min(one.sharpness, key=lambda name: one.sharpness[name])
+        places = ", ".join(map(str, one.boundaries))
+        name = one.model_name or "signals"
+        rows.append((name, str(one.n_boundaries), f"{one.p_value:.3g}", places, best))
+    return shown + (
+        "<p>What the architecture and the method give for free: the same measurement on controls, "
+        "which the theory says have no stages.</p>" + table(rows)
+    )
+
+
+def verdict_section(verdicts: Verdicts) -> str:
+    """The table of verdicts."""
+    reasons = [("prediction", "why"), *((v.name, f"{v.statement} {v.reason}") for v in verdicts)]
+    n = len(verdicts.models)
+    return (
+        heading(
+            "The theory's predictions",
+            f"From {n} model{'s' if n > 1 else ''}. A prediction is supported or refuted only if "
+            "the whole interval lies on that side of its threshold; thresholds were fixed before "
+            "anything was measured.",
+        )
+        + table(verdict_rows(verdicts), marked=1)
+        + table(reasons)
+    )
+
+
+def comparison_section(comparison: Comparison) -> str:
+    """Models side by side."""
+    rows = [("model", "family", "blocks", "boundaries", "chosen", "p of two jumps")]
+    for row in records(comparison.models):
+        family = row["family"]
+        rows.append(
+            (
+                str(row["model"]),
+                family if isinstance(family, str) else "",
+                str(row["n_blocks"]),
+                f"{row['first']}, {row['second']}",
+                str(row["n_boundaries"]),
+                f"{row['p_value']:.3g}",
+            )
+        )
+    return (
+        section(
+            "Models side by side",
+            "Profiles of different depth on relative depth, the segments of every model, and the "
+            "brittleness of each segment.",
+            plot_comparison(comparison),
+        )
+        + table(rows)
+        + "".join(f"<p>{escape(line)}</p>" for line in comparison.summary().split("\n"))
+    )
+
+
+def brittleness_sections(found: Brittleness) -> str:
+    """Response curves, slopes and ratios."""
+    figures = (
+        section(title, text, plot_brittleness(found, mode=mode))
+        for mode, (title, text) in _MODES.items()
+    )
+    return (
+        "".join(figures)
+        + heading("Slopes and half levels", "")
+        + table(slope_rows(found))
+        + heading("Ratios of slopes", "")
+        + table(ratio_rows(found))
+    )
+
+
+def dissociation_section(found: ScaleByClass) -> str:
+    """Segments by token classes."""
+    e = found.interaction
+    return section(
+        "Which tokens each scale's perturbation hurts",
+        f"Loss increase under {found.perturbation}. MSPGT predicts that the diagonal leads. "
+        f"Interaction of segments and classes: {e.value:.2f} ({e.low:.2f} to {e.high:.2f}; p "
+        f"{e.p_value:.3f}); above 0, the diagonal holds more than segments and classes on their "
+        "own explain.",
+        plot_token_classes(found),
+    )
+
+
+def classes_section(found: TokenClasses) -> str:
+    """How many tokens depend on each band."""
+    rows = [("longest band that the token depends on", "tokens")]
+    rows += [(name, f"{count:,}") for name, count in found.counts.items()]
+    return heading(
+        "Tokens by the context they depend on",
+        f"A token depends on a band if its loss falls by {found.threshold:g} nats or more when the "
+        "context grows to the band's end.",
+    ) + table(rows)
+
+
+def effects_section(found: PerturbationEffects | GenerationEffects) -> str:
+    """Every perturbation of every segment."""
+    if isinstance(found, GenerationEffects):
+        return section(
+            "Text written under interventions",
+            f"{found.summary()} Filled points are the effects that MSPGT's first version predicts.",
+            plot_effects(found),
+        )
+    return section(
+        "Every kind of perturbation",
+        "How far predictions move when every block of a segment is perturbed at full strength. "
+        "A longer segment gets more of it, so read each against random sets of as many blocks "
+        "(gray).",
+        plot_effects(found),
+    )
+
+
+def sweep_sections(
+    sweep: PatchSweep | None, by_scale: ScalePatch | None, partition: ScalePartition | None
+) -> Iterator[str]:
+    """Patching by block and position, and by scale."""
+    if sweep is not None:
+        yield heading("Strongest cells", "") + table(strongest_cells(sweep))
+        yield section(
+            "Patching by block and position",
+            "Each cell is one run with that one activation replaced. The effect is the share of "
+            "the way from the corrupted run (0) to the clean one (1). Dots: the change differs "
+            "from none by a sign-flip test over pairs, after Holm's correction over all cells.",
+            plot_patching(sweep, partition),
+        )
+    if by_scale is not None:
+        yield section(
+            "Patching by scale",
+            "What every block of a segment writes, replaced at once, against random sets of as "
+            "many blocks. p says whether it matters which blocks these are.",
+            plot_scale_patch(by_scale),
+        )
+
+
+def hvib_section(fit: HvibFit) -> str:
+    """The trained probe."""
+    return section(
+        "The trained H-VIB probe",
+        "Stochastic readers of every site, trained at several weights of relevance against rate: "
+        "what each keeps, and what it predicts with that, on groups it has not seen.",
+        plot_hvib(fit),
+    )
+
+
+def stability_section(found: Stability) -> str:
+    """The partition under conditions that should not matter."""
+    return section(
+        "Stability of the boundaries",
+        "The partition from halves of the prompts, other texts, seeds and bands. Boundaries that "
+        "are real stay where they are.",
+        plot_stability(found),
+    )
+
+
+def emergence_section(found: Emergence) -> str:
+    """Profiles along training."""
+    return section(
+        "Along training",
+        "What the model predicts at each checkpoint, and where the best two boundaries lie; filled "
+        "where the data support two.",
+        plot_emergence(found),
+    )

@@ -1,0 +1,127 @@
+"""Results as rows of text, for reports and for the terminal: a header row, then the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mspgt_lens.patching.results import PatchSweep
+from mspgt_lens.perturbation.brittleness import Brittleness, Mode
+from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.results import Curve
+from mspgt_lens.theory.comparison import records
+from mspgt_lens.theory.verdicts import Verdicts
+
+MODES: tuple[Mode, ...] = ("equal_energy", "per_block")
+_STRONGEST = 8
+
+
+def summary_rows(profile: LayerProfile) -> list[tuple[str, ...]]:
+    """A few sites and the best one per curve, as text: a header row, then one row per curve."""
+    last = profile.n_layers
+    sites = [0, round(last / 4), round(last / 2), round(3 * last / 4), last]
+    rows = [("nats per token", *(f"site {site}" for site in sites), "highest (95% interval)")]
+    for quantity, scale, curve in profile.curves():
+        if len(curve) <= profile.n_layers or curve.unit != "nats":
+            continue
+        name = f"{quantity} {scale}".strip().replace("_", " ")
+        rows.append((name, *(f"{curve.values[site]:.3g}" for site in sites), _best(curve)))
+    return rows
+
+
+def strongest_cells(sweep: PatchSweep) -> list[tuple[str, ...]]:
+    """The cells that move the answer most, as text: a header row, then one row per cell."""
+    start = 0.0 if sweep.direction == "denoise" else 1.0
+    order = np.argsort(-np.abs(sweep.effect - start), axis=None, kind="stable")[:_STRONGEST]
+    heads = ("head",) if sweep.effect.ndim == 3 else ()
+    rows = [("block", "token", *heads, "effect", "95% interval", "p (Holm)")]
+    for flat in order:
+        cell = np.unravel_index(int(flat), sweep.effect.shape)
+        block, pos, *head = (int(i) for i in cell)
+        place = int(sweep.positions[pos])
+        known = sweep.low is not None and sweep.high is not None
+        rows.append(
+            (
+                str(block),
+                f"{sweep.tokens[pos].strip()} ({'last' if place < 0 else place})",
+                *(str(i) for i in head),
+                f"{sweep.effect[cell]:.3g}",
+                f"{sweep.low[cell]:.3g} to {sweep.high[cell]:.3g}"  # type: ignore[index]
+                if known
+                else "",
+                "" if sweep.p_value is None else f"{sweep.p_value[cell]:.3g}",
+            )
+        )
+    return rows
+
+
+def slope_rows(found: Brittleness) -> list[tuple[str, ...]]:
+    """Initial slopes, and the levels that halve top-1 agreement: a header row first."""
+    rows: list[tuple[str, ...]] = [
+        ("noise", "segment", "mode", "slope (nats / level²)", "level that halves top 1")
+    ]
+    for shape in found.shapes:
+        for segment in found.segments:
+            for mode in MODES:
+                half = found.half_level(segment, shape, mode)
+                slope = found.slope(segment, shape, mode)
+                reached = "not reached"
+                if half is not None:
+                    reached = _interval(half.value, half.low, half.high)
+                words = mode.replace("_", " ")
+                rows.append(
+                    (
+                        shape,
+                        segment,
+                        words,
+                        _interval(slope.value, slope.low, slope.high),
+                        reached,
+                    )
+                )
+    return rows
+
+
+def ratio_rows(found: Brittleness) -> list[tuple[str, ...]]:
+    """Ratios of slopes between segments: a header row first."""
+    rows: list[tuple[str, ...]] = [("noise", "segments", "mode", "ratio of slopes", "p (Holm)")]
+    for row in records(found.ratios()):
+        rows.append(
+            (
+                str(row["shape"]),
+                f"{row['segment']} / {row['against']}",
+                str(row["mode"]).replace("_", " "),
+                _interval(row["ratio"], row["low"], row["high"]),
+                f"{row['p_value']:.3g}",
+            )
+        )
+    return rows
+
+
+def verdict_rows(verdicts: Verdicts) -> list[tuple[str, ...]]:
+    """Every prediction with its verdict and figures: a header row first."""
+    rows: list[tuple[str, ...]] = [
+        ("prediction", "verdict", "measured (95% interval)", "held against", "published")
+    ]
+    for v in verdicts:
+        value = "not measured"
+        if v.statistic is not None and v.interval is not None:
+            value = f"{_interval(v.statistic, *v.interval)}, {v.quantity}"
+        rows.append((v.name, v.verdict, value, f"{v.threshold:g}", v.published))
+    return rows
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Rows as lines of text, column under column."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _best(curve: Curve) -> str:
+    site = int(np.argmax(curve.values))
+    return f"{_interval(curve.values[site], curve.low[site], curve.high[site])} at site {site}"
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"

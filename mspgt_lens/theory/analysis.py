@@ -1,0 +1,348 @@
+"""Everything that the theory speaks of, measured on one model in one call."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from mspgt_lens.loading import load_model
+from mspgt_lens.models import ModelAdapter, as_adapter, weight_digest
+from mspgt_lens.perturbation.brittleness import Brittleness, measure_brittleness
+from mspgt_lens.perturbation.dependence import TokenClasses, token_classes
+from mspgt_lens.perturbation.dissociation import ScaleByClass, scale_by_class
+from mspgt_lens.perturbation.effects import PerturbationEffects, perturb_scales
+from mspgt_lens.profile.layers import profile_layers
+from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.profile.run import Control
+from mspgt_lens.prompts import Prompt, PromptDataset, load_passages, stable_hash
+from mspgt_lens.scales.detection import detect_scales
+from mspgt_lens.scales.partition import ScalePartition
+from mspgt_lens.storage import read_result, write_result
+from mspgt_lens.theory.effects import log_brittleness
+from mspgt_lens.theory.verdicts import ModelResults
+
+# What interventions run on: the first tokens of a document's first window.
+_PERTURBED_LENGTH = 64
+_CLASSES_LENGTH = 160
+_N_CONTROLS = 5
+_INDEX = "analysis"
+_KINDS: Mapping[str, Any] = {
+    "profile": LayerProfile,
+    "partition": ScalePartition,
+    "random_weights": ScalePartition,
+    "shuffled_tokens": ScalePartition,
+    "brittleness": Brittleness,
+    "token_classes": TokenClasses,
+    "dissociation": ScaleByClass,
+    "effects": PerturbationEffects,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What :func:`analyze` measured on one model.
+
+    Attributes:
+        profile: Its layer profile.
+        partition: Its partition into three segments.
+        random_weights: The partition of the same architecture with random weights, or None.
+        shuffled_tokens: The partition from shuffled text, or None.
+        brittleness: Response to noise in every block and segment, or None.
+        token_classes: Tokens by the longest context that they depend on, or None.
+        dissociation: Each segment's perturbation against those classes, or None.
+        effects: Every kind of perturbation of every segment, or None.
+        family: What the model shares with others, or None.
+        n_parameters: Number of its weights.
+        skipped: Step to why it could not be taken; its result is None.
+    """
+
+    profile: LayerProfile
+    partition: ScalePartition
+    random_weights: ScalePartition | None = None
+    shuffled_tokens: ScalePartition | None = None
+    brittleness: Brittleness | None = None
+    token_classes: TokenClasses | None = None
+    dissociation: ScaleByClass | None = None
+    effects: PerturbationEffects | None = None
+    family: str | None = None
+    n_parameters: int | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "skipped", MappingProxyType(dict(self.skipped)))
+
+    @property
+    def results(self) -> ModelResults:
+        """What :func:`~mspgt_lens.evaluate_predictions` and ``compare_models`` take."""
+        return ModelResults(
+            profile=self.profile,
+            partition=self.partition,
+            family=self.family,
+            n_parameters=self.n_parameters,
+            random_weights=self.random_weights,
+            shuffled_tokens=self.shuffled_tokens,
+            brittleness={} if self.brittleness is None else log_brittleness(self.brittleness),
+            dissociation=None if self.dissociation is None else self.dissociation.interaction,
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write one file per result, and one that lists them, into a folder; returns it."""
+        for name in _KINDS:
+            result = getattr(self, name)
+            if result is not None:
+                result.save(Path(folder) / name)
+        header = {
+            "family": self.family,
+            "n_parameters": self.n_parameters,
+            "skipped": dict(self.skipped),
+            "identity": "",
+        }
+        write_result(Path(folder) / _INDEX, "Analysis", header, {})
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Analysis:
+        """Read what :meth:`save` or :func:`analyze` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no analysis, or it was not finished.
+            ValueError: If the folder holds something else.
+        """
+        header, _ = read_result(Path(folder) / _INDEX, "Analysis")
+        found = {name: _saved(Path(folder), name) for name in _KINDS}
+        for name in ("profile", "partition"):
+            if found[name] is None:
+                raise FileNotFoundError(
+                    f"folder: the analysis in {folder} was not finished: it has no {name}; call "
+                    "analyze with the same folder again"
+                )
+        return cls(
+            **found,
+            **{name: header[name] for name in ("family", "n_parameters", "skipped")},
+        )
+
+
+def analyze(
+    model: Any,
+    prompts: PromptDataset | Iterable[str] | None = None,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    family: str | None = None,
+    max_length: int = 384,
+    n_documents: int = 24,
+    n_control_documents: int = 40,
+    seed: int = 0,
+    progress: bool = True,
+) -> Analysis:
+    """Measure on one model all that the theory's predictions need.
+
+    In this order: the profile; its scale boundaries; the same of random weights and of shuffled
+    text; brittleness of every block and segment; tokens by the context they depend on, and which
+    of them each segment's perturbation hurts; every kind of perturbation of every segment.
+    Segments are the two best places, whether or not the data support them. A step that the model
+    or the text does not admit (interventions on an encoder, prompts too short for the global band)
+    is skipped, and the result says why.
+
+    With a folder, every result is written as soon as it is there, and an interrupted analysis goes
+    on where it stopped. Prompts are read once and kept, as tokens.
+
+    Args:
+        model: A TransformerLens model, or a name for :func:`~mspgt_lens.load_model`.
+        prompts: A :class:`PromptDataset`, or texts; the built-in passages by default.
+        folder: Where results go; nowhere by default.
+        family: What the model shares with others (``"Llama"``); its architecture by default.
+        max_length: Longest window in tokens where texts are given; the model's context if shorter.
+        n_documents: Documents that interventions run on (their first 64 to 160 tokens), at most.
+        n_control_documents: Documents that the two controls are profiled on, at most.
+        seed: Decides everything that is drawn.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: If an argument is out of range, the prompts do not suffice for a profile, the
+            model has fewer than 6 blocks, or the folder holds an analysis of another model, other
+            prompts or other settings.
+    """
+    for name, value in (("n_documents", n_documents), ("n_control_documents", n_control_documents)):
+        if value < 3:
+            raise ValueError(f"{name} must be at least 3, got {value}")
+    adapter = as_adapter(load_model(model) if isinstance(model, str) else model)
+    rows = _rows(adapter, prompts, max_length)
+    place = None if folder is None else Path(folder)
+    steps = _Steps(adapter, rows, place, n_documents, n_control_documents, seed, progress)
+    steps.begin(family)
+    with tqdm(total=len(_KINDS), disable=not progress) as bar:
+        for name in _KINDS:
+            bar.set_description(f"{adapter.name}: {name.replace('_', ' ')}")
+            steps.take(name)
+            bar.update()
+    return Analysis(
+        **steps.found,
+        family=steps.family,
+        n_parameters=adapter.n_parameters,
+        skipped=steps.skipped,
+    )
+
+
+class _Steps:
+    """The steps of one analysis, each from what those before it found."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        rows: Sequence[Prompt],
+        folder: Path | None,
+        n_documents: int,
+        n_control_documents: int,
+        seed: int,
+        progress: bool,
+    ) -> None:
+        self.adapter, self.rows, self.folder = adapter, rows, folder
+        self.n_documents, self.n_control_documents = n_documents, n_control_documents
+        self.seed, self.progress = seed, progress
+        self.found: dict[str, Any] = {}
+        self.skipped: dict[str, str] = {}
+        self.family: str | None = None
+
+    def begin(self, family: str | None) -> None:
+        """See whether the folder holds the beginning of this analysis."""
+        self.family = self.adapter.family if family is None else family
+        if self.folder is None:
+            return
+        identity = self._identity()
+        if (self.folder / f"{_INDEX}.safetensors").exists():
+            header, _ = read_result(self.folder / _INDEX, "Analysis")
+            if header["identity"] != identity:
+                raise ValueError(
+                    f"folder: {self.folder} holds an analysis of another model, other prompts or "
+                    "other settings; choose another folder, or empty it"
+                )
+            self.skipped = dict(header["skipped"])
+        self._write_index()
+
+    def take(self, name: str) -> None:
+        """Take one step, unless the folder holds its result."""
+        self.found[name] = None if self.folder is None else _saved(self.folder, name)
+        if self.found[name] is not None or name in self.skipped:
+            return
+        steps: dict[str, Callable[[], Any]] = {
+            "profile": lambda: self._profile(self.rows, None),
+            "partition": lambda: detect_scales(profile=self.found["profile"], seed=self.seed),
+            "random_weights": lambda: self._control("random_weights"),
+            "shuffled_tokens": lambda: self._control("shuffled_tokens"),
+            "brittleness": self._brittleness,
+            "token_classes": self._token_classes,
+            "dissociation": self._dissociation,
+            "effects": self._effects,
+        }
+        try:
+            result = steps[name]()
+        except ValueError as error:
+            if name in ("profile", "partition"):
+                raise
+            self.skipped[name] = str(error)
+            self._write_index()
+            return
+        self.found[name] = result
+        if self.folder is not None:
+            result.save(self.folder / name)
+
+    def _profile(self, rows: Sequence[Prompt], control: Control | None) -> LayerProfile:
+        return profile_layers(
+            self.adapter, _dataset(rows), control=control, seed=self.seed, progress=self.progress
+        )
+
+    def _control(self, control: Control) -> ScalePartition:
+        rows = self._documents(self.n_control_documents, None)
+        return detect_scales(profile=self._profile(rows, control), seed=self.seed)
+
+    def _brittleness(self) -> Brittleness:
+        return measure_brittleness(
+            self.adapter,
+            _dataset(self._documents(self.n_documents, _PERTURBED_LENGTH)),
+            self.found["partition"],
+            seed=self.seed,
+            progress=self.progress,
+        )
+
+    def _token_classes(self) -> TokenClasses:
+        rows = self._documents(self.n_control_documents, _CLASSES_LENGTH)
+        return token_classes(self.adapter, _dataset(rows), seed=self.seed, progress=self.progress)
+
+    def _dissociation(self) -> ScaleByClass:
+        classes = self.found["token_classes"]
+        if classes is None:
+            raise ValueError("there are no classes of tokens")
+        rows = self._documents(self.n_control_documents, _CLASSES_LENGTH)
+        partition = self.found["partition"]
+        return scale_by_class(
+            self.adapter, _dataset(rows), partition, classes, progress=self.progress
+        )
+
+    def _effects(self) -> PerturbationEffects:
+        return perturb_scales(
+            self.adapter,
+            _dataset(self._documents(self.n_documents, _PERTURBED_LENGTH)),
+            self.found["partition"],
+            n_controls=_N_CONTROLS,
+            seed=self.seed,
+            progress=self.progress,
+        )
+
+    def _documents(self, count: int, length: int | None) -> list[Prompt]:
+        """Some documents, evenly spread: whole, or the beginning of each one's first window."""
+        groups = list(dict.fromkeys(row.group for row in self.rows))
+        chosen = set(groups[:: max(1, len(groups) // count)][:count])
+        if length is None:
+            return [row for row in self.rows if row.group in chosen]
+        first: dict[Hashable, Prompt] = {}
+        for row in self.rows:
+            if row.group in chosen:
+                first.setdefault(row.group, Prompt(row.tokens[:length], row.group))
+        return list(first.values())
+
+    def _identity(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(weight_digest(self.adapter).encode())
+        for row in self.rows:
+            digest.update(stable_hash(row.tokens.tobytes(), row.group).to_bytes(8, "little"))
+        settings = (self.n_documents, self.n_control_documents, self.seed)
+        digest.update(repr(settings).encode())
+        return digest.hexdigest()
+
+    def _write_index(self) -> None:
+        if self.folder is None:
+            return
+        header = {
+            "family": self.family,
+            "n_parameters": self.adapter.n_parameters,
+            "skipped": self.skipped,
+            "identity": self._identity(),
+        }
+        write_result(self.folder / _INDEX, "Analysis", header, {})
+
+
+def _rows(
+    adapter: ModelAdapter, prompts: PromptDataset | Iterable[str] | None, max_length: int
+) -> list[Prompt]:
+    if isinstance(prompts, PromptDataset):
+        return list(prompts)
+    texts = [passage.text for passage in load_passages()] if prompts is None else prompts
+    longest = min(max_length, adapter.n_ctx)
+    return list(PromptDataset.from_texts(texts, adapter, max_length=longest))
+
+
+def _dataset(rows: Sequence[Prompt]) -> PromptDataset:
+    return PromptDataset(lambda: iter(rows))
+
+
+def _saved(folder: Path, name: str) -> Any:
+    if not (folder / f"{name}.safetensors").exists():
+        return None
+    return _KINDS[name].load(folder / name)
