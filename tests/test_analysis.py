@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from browser import open_page
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
@@ -10,7 +11,7 @@ from mspgt_lens.theory import analysis as module
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be told from 0")
 N_TEXTS = 24
-SMALL = {"n_documents": 4, "n_control_documents": 12, "progress": False}
+SMALL = {"n_documents": 4, "n_control_documents": 12, "n_tokens": 200, "progress": False}
 
 
 def texts(n=N_TEXTS, length=130):
@@ -40,8 +41,8 @@ def test_every_step_is_taken(found, model):
     assert found.random_weights.model_name.endswith("(random weights)")
     assert found.shuffled_tokens.settings["n_groups"] == 12
     assert found.brittleness.settings["n_groups"] == 4
-    # BOS and the first four tokens are left alone; the rest of 64 is measured.
-    assert found.brittleness.settings["n_positions"] == 4 * (64 - 4)
+    # The first four tokens, BOS among them, are left alone.
+    assert found.brittleness.settings["n_positions"] == 4 * (48 - 4)
     assert found.effects.controls.shape[2] == 5
     assert (found.family, found.n_parameters) == (
         "Llama",
@@ -156,7 +157,7 @@ def test_the_report_of_an_analysis_holds_everything(found, tmp_path):
         "Scale boundaries",
         "tiny-llama (random weights)",
         "Curves over depth",
-        "Brittleness of whole segments",
+        "Slopes and half levels",
         "Every kind of perturbation",
         "weights_digest",
         "prompts_fingerprint",
@@ -179,3 +180,24 @@ def test_models_side_by_side_in_one_report(found, tmp_path):
         ml.write_report(tmp_path / "report.html", "profile")
     with pytest.raises(ValueError, match="at least one result"):
         ml.write_report(tmp_path / "report.html")
+
+
+def test_the_report_shows_hostile_names_as_text_and_works_in_a_browser(found, tmp_path):
+    name = "<script>alert(1)</script> \"quoted\" 'name' שלום &amp;"
+    hostile = replace(
+        found,
+        **{
+            step: replace(getattr(found, step), model_name=name)
+            for step in ("profile", "partition", "brittleness", "effects")
+        },
+        skipped={"dissociation": "<img src=x onerror=alert(2)>"},
+    )
+    verdicts = ml.evaluate_predictions(hostile.results)
+    page = open_page(ml.write_report(tmp_path / "r.html", hostile, verdicts), tmp_path)
+    assert page.console == []
+    assert page.requests == []
+    assert page.plots == page.drawn == page.hovered >= 5
+    assert "<script>alert(1)" not in page.html
+    assert "<img src=x" not in page.html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page.html
+    assert "שלום" in page.html

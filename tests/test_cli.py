@@ -9,6 +9,7 @@ from made_profile import made_profile
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
+from mspgt_lens.cli import analyze as analyze_command
 from mspgt_lens.cli import brittleness as brittleness_command
 from mspgt_lens.cli import command as cli
 from mspgt_lens.cli import patch as patch_command
@@ -184,3 +185,38 @@ def test_brittleness_prints_slopes_and_writes_its_figures(tiny_by_name, texts, t
     with pytest.raises(SystemExit):
         cli.main(["brittleness", "tiny", *files])
     assert "--partition --blocks" in capsys.readouterr().err
+
+
+def test_analyze_takes_models_one_after_the_other_and_compares_them(
+    texts, tmp_path, capsys, monkeypatch
+):
+    def load(name, device=None):
+        if name not in ("one", "two"):
+            raise OSError(f"{name} is no model here")
+        model = tiny_model("llama", n_layers=6, seed=len(name))
+        model.tokenizer, model.cfg.model_name = tiny_tokenizer(), name
+        return model
+
+    monkeypatch.setattr(analyze_command, "load_model", load)
+    prompts, out = tmp_path / "texts.txt", tmp_path / "out"
+    prompts.write_text("\n".join(texts))
+    files = ["--prompts", str(prompts), "--out", str(out), "--no-progress"]
+    sizes = ["--n-documents", "3", "--max-length", "140"]
+    families = ["--family", "A", "--family", "B"]
+    assert cli.main(["analyze", "one", "two", *files, *sizes, *families]) == 0
+    shown = capsys.readouterr().out
+    for words in ("P1 existence", "inconclusive", "one: 6 blocks", str(out / "report.html")):
+        assert words in shown
+    for path in ("one/report.html", "two/report.html", "report.html"):
+        assert (out / path).read_text().startswith("<!DOCTYPE html>")
+    assert ml.Analysis.load(out / "two").family == "B"
+    assert ml.Verdicts.load(out / "verdicts").models == ("one", "two")
+    # What is there is not measured again, and one model that fails does not take the others along.
+    assert cli.main(["analyze", "one", "two", "three", *files, *sizes]) == 2
+    shown = capsys.readouterr()
+    assert "three is no model here" in shown.err
+    assert "1 of 3 models failed" in shown.err
+    assert str(out / "report.html") in shown.out
+    assert cli.main(["analyze", "three", *files]) == 2
+    assert cli.main(["analyze", "one", "two", *files, "--family", "A"]) == 2
+    assert "--family must be given once per model (2)" in capsys.readouterr().err

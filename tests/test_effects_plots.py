@@ -101,3 +101,49 @@ def test_properties_share_a_row_and_controls_are_ticks():
 def test_hostile_names_are_shown_as_text(monkeypatch):
     monkeypatch.setattr(go.Figure, "show", lambda *_, **__: pytest.fail("a figure was shown"))
     assert "<script>" not in ml.plot_effects(made_effects("<script>x</script>")).to_json()
+
+
+def made_perturbations(name: str = "made") -> ml.PerturbationEffects:
+    """Two kinds of perturbation of three segments, four control sets each."""
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0.1, 2.0, (2, 3, 3))
+    return ml.PerturbationEffects(
+        model_name=name,
+        perturbations=("covariance noise 0.1", "skip"),
+        segments=SEGMENTS,
+        values=values,
+        low=values - 0.2,
+        high=values + 0.3,
+        p_values=rng.uniform(size=(2, 3)),
+        controls=rng.uniform(0.1, 2.0, (2, 3, 4, 3)),
+        p_controls=rng.uniform(0.1, 1.0, (2, 3, 3)),
+        settings={"n_groups": 12},
+    )
+
+
+def test_perturbations_are_drawn_with_intervals_controls_and_words():
+    effects = made_perturbations()
+    for column, measure in enumerate(("kl", "cross_entropy", "agreement")):
+        figure = ml.plot_effects(effects, measure=measure)
+        traces = points(figure)
+        assert [trace.name for trace in traces] == list(SEGMENTS)
+        for number, trace in enumerate(traces):
+            np.testing.assert_allclose(trace.x, effects.values[:, number, column])
+            np.testing.assert_allclose(trace.error_x.array, 0.3)
+            assert trace.marker.color == SCALE_COLORS[trace.name]
+        ticks = [t for t in figure.data if t.hoverinfo == "skip"]
+        assert sum(len(t.x) for t in ticks) == 2 * 3 * 4
+        assert ("after Holm" in traces[0].hovertext[0]) == (measure == "cross_entropy")
+        assert figure.layout.xaxis.type == ("log" if measure == "kl" else None)
+
+
+def test_what_reaches_zero_is_cut_on_a_logarithmic_axis_and_told_whole():
+    effects = made_perturbations()
+    trace = points(ml.plot_effects(effects))[0]
+    low = effects.low[0, 0, 0]
+    assert "rank p" in trace.hovertext[0]
+    assert (np.array(trace.x) - np.array(trace.error_x.arrayminus) > 0).all()
+    assert f"{low:.3g}" in trace.hovertext[0]
+    with pytest.raises(ValueError, match="measure must be one of kl, cross_entropy, agreement"):
+        ml.plot_effects(effects, measure="loss")
+    assert "<script>" not in ml.plot_effects(made_perturbations("<script>")).to_json()

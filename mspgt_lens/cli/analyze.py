@@ -58,9 +58,9 @@ def add_analyze_command(
     command.add_argument(
         "--n-documents",
         type=int,
-        default=24,
+        default=12,
         metavar="N",
-        help="documents that interventions run on (default: %(default)s)",
+        help="documents that perturbations run on (default: %(default)s)",
     )
     command.add_argument(
         "--out",

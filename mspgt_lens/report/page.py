@@ -27,14 +27,16 @@ th, td { padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); text-ali
 th:first-child, td:first-child { text-align: left; } td { overflow-wrap: anywhere; }
 .words td, .words th { text-align: left; vertical-align: top; }
 td.supported { color: var(--yes); } td.refuted { color: var(--no); }
-td.supported, td.refuted { font-weight: 600; }
+td.supported, td.refuted, td.inconclusive { font-weight: 600; white-space: nowrap; }
+td.inconclusive { font-weight: 400; }
 .wide { overflow-x: auto; } .note { border-left: 4px solid #d55e00; padding: 2px 12px; }
 figure { margin: 0; } summary { cursor: pointer; }
+@page { size: A3; margin: 14mm; }
 @media print {
   :root { --ink: #1d1d1f; --soft: #5c5c60; --paper: #fff; --line: #ddd;
     --yes: #00664b; --no: #a84300; }
-  body { max-width: none; padding: 0; font-size: 12px; } table { font-size: 10px; }
-  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } .modebar { display: none; }
+  body { max-width: none; padding: 0; }
+  section, tr { break-inside: avoid; } h2 { break-after: avoid; } .modebar { display: none; }
 }
 """
 # Ink follows the reader's light or dark setting, and so do the figures.
@@ -135,4 +137,4 @@ def section(title: str, text: str, figure: go.Figure) -> str:
     body = figure.to_html(
         full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}
     )
-    return f"{heading(title, text)}<figure>{body}</figure>"
+    return f"<section>{heading(title, text)}<figure>{body}</figure></section>"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from mspgt_lens.generation.effects import GenerationEffects
 from mspgt_lens.hvib.results import HvibFit
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
-from mspgt_lens.perturbation.brittleness import Brittleness, Mode
+from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import ScaleByClass
 from mspgt_lens.perturbation.effects import PerturbationEffects
@@ -35,18 +35,6 @@ from mspgt_lens.scales.partition import ScalePartition
 from mspgt_lens.theory.comparison import Comparison, records
 from mspgt_lens.theory.emergence import Emergence
 from mspgt_lens.theory.verdicts import Verdicts
-
-_MODES: Mapping[Mode, tuple[str, str]] = {
-    "equal_energy": (
-        "Brittleness of whole segments",
-        "Noise at the entries of all of a segment's blocks, with the same total variance for every "
-        "segment. Below, the slope of every block alone: KL over the squared level.",
-    ),
-    "per_block": (
-        "Brittleness, one block at a time",
-        "The same with noise at one block's entry, averaged over the segment's blocks.",
-    ),
-}
 
 
 def profile_sections(
@@ -111,18 +99,16 @@ def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartiti
 
 def verdict_section(verdicts: Verdicts) -> str:
     """The table of verdicts."""
-    reasons = [("prediction", "why"), *((v.name, f"{v.statement} {v.reason}") for v in verdicts)]
+    head, *rows = verdict_rows(verdicts)
+    reasons = (f"{v.statement} {v.reason}" for v in verdicts)
+    told = [(*head, "why"), *((*row, why) for row, why in zip(rows, reasons, strict=True))]
     n = len(verdicts.models)
-    return (
-        heading(
-            "The theory's predictions",
-            f"From {n} model{'s' if n > 1 else ''}. A prediction is supported or refuted only if "
-            "the whole interval lies on that side of its threshold; thresholds were fixed before "
-            "anything was measured.",
-        )
-        + table(verdict_rows(verdicts), marked=1)
-        + table(reasons)
-    )
+    return heading(
+        "The theory's predictions",
+        f"From {n} model{'s' if n > 1 else ''}. A prediction is supported or refuted only if "
+        "the whole interval lies on that side of its threshold; thresholds were fixed before "
+        "anything was measured.",
+    ) + table(told, marked=1)
 
 
 def comparison_section(comparison: Comparison) -> str:
@@ -154,13 +140,18 @@ def comparison_section(comparison: Comparison) -> str:
 
 def brittleness_sections(found: Brittleness) -> str:
     """Response curves, slopes and ratios."""
-    figures = (
-        section(title, text, plot_brittleness(found, mode=mode))
-        for mode, (title, text) in _MODES.items()
-    )
     return (
-        "".join(figures)
-        + heading("Slopes and half levels", "")
+        section(
+            "Brittleness",
+            "Noise at the entries of all of a segment's blocks, with the same total variance for "
+            "every segment. Below, the slope of every block alone: KL over the squared level.",
+            plot_brittleness(found),
+        )
+        + heading(
+            "Slopes and half levels",
+            "Of whole segments at equal energy, and of one block at a time, averaged over the "
+            "segment's blocks.",
+        )
         + table(slope_rows(found))
         + heading("Ratios of slopes", "")
         + table(ratio_rows(found))

@@ -29,8 +29,9 @@ from mspgt_lens.theory.effects import log_brittleness
 from mspgt_lens.theory.verdicts import ModelResults
 
 # What interventions run on: the first tokens of a document's first window.
-_PERTURBED_LENGTH = 64
+_PERTURBED_LENGTH = 48
 _CLASSES_LENGTH = 160
+_LEVELS = (0.05, 0.2, 1.0)
 _N_CONTROLS = 5
 _INDEX = "analysis"
 _KINDS: Mapping[str, Any] = {
@@ -136,8 +137,9 @@ def analyze(
     folder: str | os.PathLike[str] | None = None,
     family: str | None = None,
     max_length: int = 384,
-    n_documents: int = 24,
+    n_documents: int = 12,
     n_control_documents: int = 40,
+    n_tokens: int = 1000,
     seed: int = 0,
     progress: bool = True,
 ) -> Analysis:
@@ -159,8 +161,10 @@ def analyze(
         folder: Where results go; nowhere by default.
         family: What the model shares with others (``"Llama"``); its architecture by default.
         max_length: Longest window in tokens where texts are given; the model's context if shorter.
-        n_documents: Documents that interventions run on (their first 64 to 160 tokens), at most.
-        n_control_documents: Documents that the two controls are profiled on, at most.
+        n_documents: Documents that perturbations run on (their first 48 tokens), at most.
+        n_control_documents: Documents that the two controls are profiled on, and whose first 160
+            tokens are sorted by context, at most.
+        n_tokens: Tokens that are sorted by context, at most.
         seed: Decides everything that is drawn.
         progress: Show progress bars.
 
@@ -169,13 +173,18 @@ def analyze(
             model has fewer than 6 blocks, or the folder holds an analysis of another model, other
             prompts or other settings.
     """
-    for name, value in (("n_documents", n_documents), ("n_control_documents", n_control_documents)):
-        if value < 3:
-            raise ValueError(f"{name} must be at least 3, got {value}")
     adapter = as_adapter(load_model(model) if isinstance(model, str) else model)
     rows = _rows(adapter, prompts, max_length)
     place = None if folder is None else Path(folder)
-    steps = _Steps(adapter, rows, place, n_documents, n_control_documents, seed, progress)
+    sizes = {
+        "n_documents": n_documents,
+        "n_control_documents": n_control_documents,
+        "n_tokens": n_tokens,
+    }
+    for name, value in sizes.items():
+        if value < 3:
+            raise ValueError(f"{name} must be at least 3, got {value}")
+    steps = _Steps(adapter, rows, place, sizes, seed, progress)
     steps.begin(family)
     with tqdm(total=len(_KINDS), disable=not progress) as bar:
         for name in _KINDS:
@@ -198,13 +207,11 @@ class _Steps:
         adapter: ModelAdapter,
         rows: Sequence[Prompt],
         folder: Path | None,
-        n_documents: int,
-        n_control_documents: int,
+        sizes: Mapping[str, int],
         seed: int,
         progress: bool,
     ) -> None:
-        self.adapter, self.rows, self.folder = adapter, rows, folder
-        self.n_documents, self.n_control_documents = n_documents, n_control_documents
+        self.adapter, self.rows, self.folder, self.sizes = adapter, rows, folder, sizes
         self.seed, self.progress = seed, progress
         self.found: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
@@ -259,27 +266,34 @@ class _Steps:
         )
 
     def _control(self, control: Control) -> ScalePartition:
-        rows = self._documents(self.n_control_documents, None)
+        rows = self._documents(self.sizes["n_control_documents"], None)
         return detect_scales(profile=self._profile(rows, control), seed=self.seed)
 
     def _brittleness(self) -> Brittleness:
         return measure_brittleness(
             self.adapter,
-            _dataset(self._documents(self.n_documents, _PERTURBED_LENGTH)),
+            _dataset(self._documents(self.sizes["n_documents"], _PERTURBED_LENGTH)),
             self.found["partition"],
+            levels=_LEVELS,
             seed=self.seed,
             progress=self.progress,
         )
 
     def _token_classes(self) -> TokenClasses:
-        rows = self._documents(self.n_control_documents, _CLASSES_LENGTH)
-        return token_classes(self.adapter, _dataset(rows), seed=self.seed, progress=self.progress)
+        rows = self._documents(self.sizes["n_control_documents"], _CLASSES_LENGTH)
+        return token_classes(
+            self.adapter,
+            _dataset(rows),
+            n_tokens=self.sizes["n_tokens"],
+            seed=self.seed,
+            progress=self.progress,
+        )
 
     def _dissociation(self) -> ScaleByClass:
         classes = self.found["token_classes"]
         if classes is None:
             raise ValueError("there are no classes of tokens")
-        rows = self._documents(self.n_control_documents, _CLASSES_LENGTH)
+        rows = self._documents(self.sizes["n_control_documents"], _CLASSES_LENGTH)
         partition = self.found["partition"]
         return scale_by_class(
             self.adapter, _dataset(rows), partition, classes, progress=self.progress
@@ -288,7 +302,7 @@ class _Steps:
     def _effects(self) -> PerturbationEffects:
         return perturb_scales(
             self.adapter,
-            _dataset(self._documents(self.n_documents, _PERTURBED_LENGTH)),
+            _dataset(self._documents(self.sizes["n_documents"], _PERTURBED_LENGTH)),
             self.found["partition"],
             n_controls=_N_CONTROLS,
             seed=self.seed,
@@ -312,8 +326,7 @@ class _Steps:
         digest.update(weight_digest(self.adapter).encode())
         for row in self.rows:
             digest.update(stable_hash(row.tokens.tobytes(), row.group).to_bytes(8, "little"))
-        settings = (self.n_documents, self.n_control_documents, self.seed)
-        digest.update(repr(settings).encode())
+        digest.update(repr((sorted(self.sizes.items()), self.seed)).encode())
         return digest.hexdigest()
 
     def _write_index(self) -> None:
