@@ -15,7 +15,7 @@ demo: $(VENV)/.installed  ## Profile the demo model and write output/demo.html
 	$(BIN)/mspgt-lens profile demo --scales --scale-map --out output/demo.html
 
 test: lint  ## Lint, check types, run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-compat: $(VENV)/.installed .venv-tl3/.installed .venv-tl2/.installed  ## Same curves under TransformerLens 4, 3 and 2
 	rm -rf $(COMPAT)

@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import Any
 
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 # Shapes and dtypes that signatures promise are checked whenever a test calls them.
 with install_import_hook("mspgt_lens", "shapes.check_shapes"):
@@ -21,6 +21,12 @@ with install_import_hook("mspgt_lens", "shapes.check_shapes"):
     from mspgt_lens.loading import INSTALL, PACKAGE
 
 from tiny import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _shapes_are_checked(request: pytest.FixtureRequest) -> None:
+    """Except in simulations: they call the same functions thousands of times."""
+    config.update("jaxtyping_disable", request.node.get_closest_marker("simulation") is not None)
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,7 @@ def test_frontier_of_rows_is_the_true_one():
     assert at_one.low <= relevance_at_rate(correlations, 1.0) <= at_one.high
 
 
+@pytest.mark.simulation
 def test_intervals_of_the_frontier_cover():
     correlations, betas = np.array([0.8, 0.5, 0.2]), np.array([2.0, 6.0, 50.0])
     _, relevance = gaussian_frontier(correlations, betas)

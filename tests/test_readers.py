@@ -13,6 +13,7 @@ from mspgt_lens.information.ridge import FoldSums
 from mspgt_lens.statistics import jackknife_interval
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize(
     ("n", "width", "n_features", "power", "group_size"),
     [
@@ -62,6 +63,7 @@ def test_unrelated_targets_read_nothing():
         assert (reading.high >= 0).all()
 
 
+@pytest.mark.simulation
 def test_small_samples_never_read_far_below_zero():
     rng = np.random.default_rng(3)
     for _ in range(10):

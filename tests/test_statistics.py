@@ -61,6 +61,7 @@ def test_cluster_interval_of_single_positions_is_the_t_interval():
         np.testing.assert_allclose([low[point], high[point]], expected)
 
 
+@pytest.mark.simulation
 def test_cluster_interval_covers_when_positions_of_a_group_are_alike():
     rng = np.random.default_rng(4)
     groups = np.repeat(np.arange(40), 25)
@@ -146,6 +147,7 @@ def test_no_change_has_a_delta_of_exactly_zero_and_full_separation_is_no_certain
     assert cliffs_delta(x, x + 100) == (-1.0, -1.0, -low)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize(
     ("shift", "shared", "per_group"), [(0, 0, 1), (0.7, 0.8, 1), (0.7, 0.5, 4)]
 )

@@ -21,6 +21,8 @@ from mspgt_lens.theory.effects import (
 )
 from mspgt_lens.theory.judging import judge
 
+pytestmark = pytest.mark.simulation
+
 DRAWS = 20
 
 

@@ -12,6 +12,8 @@ from scipy.optimize import brentq
 
 import mspgt_lens as ml
 
+pytestmark = pytest.mark.simulation
+
 DEPTHS = np.array([16, 24, 28, 32, 40, 48, 64, 80])
 SHARES, OFFSETS = np.array([0.22, 0.33, 0.45]), np.array([3.0, 2.0, -5.0])
 positive = st.floats(0.05, 20.0)

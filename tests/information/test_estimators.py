@@ -18,6 +18,8 @@ from mspgt_lens.estimators.linear import negentropy
 from mspgt_lens.estimators.neighbors import N_NEIGHBORS
 from mspgt_lens.estimators.samples import normal_scores
 
+pytestmark = pytest.mark.simulation
+
 TASK = {task.name: task for task in TASKS}
 TRAINED = ("vib", "infonce")
 
