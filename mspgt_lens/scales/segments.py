@@ -17,7 +17,7 @@ from mspgt_lens.statistics import LEVEL
 
 SIGNIFICANCE = 0.05
 MIN_BLOCKS = 6
-# Against two jumps of twice the noise, power is 0.7 at 20 blocks and 8 signals, and 0.8 at 30
+# Against two jumps of twice the noise, power is 0.8 at 20 blocks and 8 signals, and 0.9 at 30
 # blocks and 4 signals (docs/boundaries.md).
 FEW_BLOCKS = 24
 FEW_SIGNALS = 6
