@@ -25,7 +25,8 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 import mspgt_lens as ml  # noqa: E402
-from mspgt_lens.scales.drift import rank_normalize, search_plan  # noqa: E402
+from mspgt_lens.scales.evidence import search_plan  # noqa: E402
+from mspgt_lens.scales.normalizing import rank_normalize  # noqa: E402
 from mspgt_lens.scales.segments import _sharpness, compare_with_drift  # noqa: E402
 from mspgt_lens.theory import boundaries as about_boundaries  # noqa: E402
 from mspgt_lens.theory import effects as about_effects  # noqa: E402
@@ -82,13 +83,12 @@ def evidence_pool(effect: float) -> list[dict[str, Any]]:
             drift="flat" if effect else "quadratic",
             seed=seed,
         )
-        ranks = rank_normalize(made.signals)
-        tested = compare_with_drift(ranks, 2, 99, np.random.default_rng(seed))
+        tested = compare_with_drift(made.signals, 2, 99, np.random.default_rng(seed))
         pool.append(
             {
                 "p_values": tested.p_values,
                 "n_boundaries": tested.n_boundaries,
-                "sharpness": _sharpness(plan, ranks, 2),
+                "sharpness": _sharpness(plan, rank_normalize(made.signals), 2),
             }
         )
     return pool

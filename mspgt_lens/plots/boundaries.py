@@ -16,7 +16,7 @@ from mspgt_lens.plots.look import (
     transparent,
 )
 from mspgt_lens.scales.detection import Stability
-from mspgt_lens.scales.drift import rank_normalize
+from mspgt_lens.scales.normalizing import rank_normalize
 from mspgt_lens.scales.partition import ScalePartition
 
 # Blue to orange through gray: told apart with any color vision, on light and on dark.

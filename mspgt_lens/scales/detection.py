@@ -18,7 +18,7 @@ from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
 from mspgt_lens.results import Curve
-from mspgt_lens.scales.drift import rank_normalize
+from mspgt_lens.scales.normalizing import rank_normalize
 from mspgt_lens.scales.partition import ScalePartition
 from mspgt_lens.scales.segments import MIN_BLOCKS, segment_blocks, summarize_places
 

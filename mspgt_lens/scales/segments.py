@@ -8,21 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from mspgt_lens.scales.drift import (
-    Fit,
-    Search,
-    SearchPlan,
-    legendre,
-    rank_normalize,
-    search_plan,
-    steps,
-)
+from mspgt_lens.scales.drift import Fit, legendre, steps
+from mspgt_lens.scales.evidence import Search, SearchPlan, search_plan
+from mspgt_lens.scales.mixture import Mixture, describe
+from mspgt_lens.scales.normalizing import Normalizer, choose_normalizer, rank_normalize
 from mspgt_lens.scales.partition import ScalePartition, Support
 from mspgt_lens.statistics import LEVEL
 
 SIGNIFICANCE = 0.05
 MIN_BLOCKS = 6
-# Against two jumps of twice the noise, power is 0.7 at 20 blocks and 8 signals, and 0.8 at 30
+# Against two jumps of twice the noise, power is 0.8 at 20 blocks and 8 signals, and 0.9 at 30
 # blocks and 4 signals (docs/boundaries.md).
 FEW_BLOCKS = 24
 FEW_SIGNALS = 6
@@ -43,11 +38,12 @@ def segment_blocks(
 ) -> ScalePartition:
     """Segments of blocks that share all signals, tested against gradual drift with depth.
 
-    Every column is replaced by its ranks. Drift (a polynomial or a logistic in depth, free for
-    every column) and jumps (shared in place by all columns) are fitted together; the boundaries are
-    the jumps' places, searched exactly. The p-values compare what jumps explain beyond the best
-    drift with the same on series regenerated from that drift, with noise of the same lag-one
-    autocorrelation and the same correlations between columns.
+    Columns enter in units of their noise, or by their ranks where noise is larger at some depths
+    than at others. Drift (a polynomial or a logistic in depth, free for every column), jumps
+    (shared in place by all columns) and noise (autoregressive, or wandering) are weighed together,
+    every placement of the jumps among them; the boundaries are the likeliest places. The p-values
+    compare the evidence for jumps with the same on series regenerated from what the matrix may be
+    without any, with the same correlations between columns.
 
     Args:
         signals: One row per block, one column per signal, in any units.
@@ -86,103 +82,132 @@ def segment_blocks(
             f"least {min_size}, got {place}: lower min_size or n_boundaries"
         )
     rng = np.random.default_rng(seed)
-    ranks = rank_normalize(matrix)
-    tested = compare_with_drift(ranks, min_size, n_draws, rng)
-    drift, fit = tested.drift, plan.describe(tested.search, ranks, place)
-    places = _bootstrap(plan, fit, ranks, place, n_bootstraps, replicates, rng)
+    tested = compare_with_drift(matrix, min_size, n_draws, rng)
+    drift, boundaries = tested.drift.best, tested.boundaries(place)
+    jumps = describe(plan, tested.matrix, boundaries)
+    # Jumps that are there make what drift leaves look correlated.
+    noise = (jumps.best if tested.n_boundaries else drift).noise
+    places = _bootstrap(plan, jumps, tested.normalize, replicates, n_bootstraps, rng)
     intervals, probability = summarize_places(places, n_blocks)
-    weights = _weights(fit, ranks)
+    weights = _weights(jumps.best, tested.matrix)
     return ScalePartition(
         model_name="",
         n_blocks=n_blocks,
-        boundaries=fit.boundaries,
+        boundaries=boundaries,
         intervals=tuple(
             (min(low, b), max(high, b))
-            for (low, high), b in zip(intervals, fit.boundaries, strict=True)
+            for (low, high), b in zip(intervals, boundaries, strict=True)
         ),
         p_values=tested.p_values,
         n_boundaries=tested.n_boundaries,
-        explained=_explained(drift, fit, ranks),
+        explained=_explained(drift, boundaries, tested.matrix),
         probability=probability,
-        sharpness=_sharpness(plan, ranks, place),
-        by_method={"fused": fit.boundaries},
+        sharpness=_sharpness(plan, rank_normalize(matrix), place),
+        by_method={"fused": boundaries},
         by_signal={
-            label: Support(float(weights[i]), *_without(ranks, i, min_size, seed))
+            label: Support(float(weights[i]), *_without(tested, i, min_size, seed))
             for i, label in enumerate(labels)
         },
         signals=matrix,
         drift=drift.drift,
-        autocorrelation=drift.correlation,
+        autocorrelation=drift.noise.autocorrelation(n_blocks),
         settings={
             "n_draws": n_draws,
             "n_bootstraps": n_bootstraps,
             "min_size": min_size,
             "seed": seed,
             "placed": place,
+            "by_ranks": tested.normalize is rank_normalize,
         },
-        warnings=tuple(_cautions(n_blocks, n_signals, drift.correlation)),
+        warnings=tuple(_cautions(n_blocks, n_signals, noise.autocorrelation(n_blocks))),
     )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Jumps against gradual drift, for one matrix of ranks.
+    """Jumps against gradual drift, for one matrix of signals.
 
     Attributes:
-        search: Every description of the matrix.
-        drift: The best gradual one.
+        normalize: How the signals were made comparable.
+        matrix: The signals so made.
+        search: The evidence in them.
+        drift: What they may be without jumps.
         p_values: Number of jumps to p-value against that drift.
         n_boundaries: The number of jumps that the data ask for.
     """
 
+    normalize: Normalizer
+    matrix: Float[np.ndarray, "block signal"]
     search: Search
-    drift: Fit
+    drift: Mixture
     p_values: dict[int, float]
     n_boundaries: int
 
+    def boundaries(self, n_jumps: int) -> tuple[int, ...]:
+        """The likeliest places of so many jumps."""
+        return tuple(int(b) for b in self.search.places[n_jumps][0])
+
 
 def compare_with_drift(
-    ranks: Float[np.ndarray, "block signal"], min_size: int, n_draws: int, rng: np.random.Generator
+    signals: Float[np.ndarray, "block signal"],
+    min_size: int,
+    n_draws: int,
+    rng: np.random.Generator,
 ) -> Comparison:
     """Test 1, 2 and 3 jumps against drift, then choose their number step by step.
 
-    The statistic is the gain of the best jumps and drift over the best drift alone (both by the
-    Bayesian information criterion); the reference is the same on series regenerated from the drift
-    alone, with either kind of noise. Jumps are asked for only if the best of all numbers beats the
-    drift. Then the smallest number is chosen that beats the drift itself and is not beaten by a
-    larger one, against series regenerated with so many jumps.
+    The statistic is the evidence for so many jumps over that for drift alone; the reference is the
+    same on series regenerated from the drift alone, with either kind of noise. Jumps are asked for
+    only if the best of all numbers beats the drift. Then the smallest number is chosen that beats
+    the drift itself and is not beaten by a larger one, against series regenerated with so many
+    jumps.
     """
-    plan = search_plan(len(ranks), min_size)
-    search = plan.search(ranks[None])
-    drift = plan.describe(search, ranks, 0, generous=True)
-    references = _references(plan, drift, ranks, n_draws, rng)
+    plan = search_plan(len(signals), min_size)
+    normalize = choose_normalizer(signals)
+    matrix = normalize(signals)
     every = range(1, plan.max_jumps + 1)
+    search = plan.search(matrix[None], place=every)
+    drift = describe(plan, matrix)
+    references = _references(plan, drift, normalize, n_draws, rng)
     p_values = {k: _p_value(search, references, 0, k) for k in every}
-    if _p_value(search, references, 0, *every) >= SIGNIFICANCE:
-        return Comparison(search, drift, p_values, 0)
-    for chosen in (k for k in every if p_values[k] < SIGNIFICANCE):
-        more = range(chosen + 1, plan.max_jumps + 1)
-        if not more:
-            return Comparison(search, drift, p_values, chosen)
-        fit = plan.describe(search, ranks, chosen)
-        references = _references(plan, fit, ranks, n_draws, rng)
-        if _p_value(search, references, chosen, *more) >= SIGNIFICANCE:
-            return Comparison(search, drift, p_values, chosen)
-    return Comparison(search, drift, p_values, 0)
+    n_boundaries = 0
+    if _p_value(search, references, 0, *every) < SIGNIFICANCE:
+        for chosen in (k for k in every if p_values[k] < SIGNIFICANCE):
+            more = range(chosen + 1, plan.max_jumps + 1)
+            places = tuple(int(b) for b in search.places[chosen][0])
+            if not more or not _beaten(plan, search, matrix, places, normalize, n_draws, rng):
+                n_boundaries = chosen
+                break
+    return Comparison(normalize, matrix, search, drift, p_values, n_boundaries)
+
+
+def _beaten(
+    plan: SearchPlan,
+    search: Search,
+    matrix: Float[np.ndarray, "block signal"],
+    places: tuple[int, ...],
+    normalize: Normalizer,
+    n_draws: int,
+    rng: np.random.Generator,
+) -> bool:
+    """Whether more jumps explain more than they do on series that have just these."""
+    references = _references(plan, describe(plan, matrix, places), normalize, n_draws, rng)
+    more = range(len(places) + 1, plan.max_jumps + 1)
+    return _p_value(search, references, len(places), *more) < SIGNIFICANCE
 
 
 def _references(
     plan: SearchPlan,
-    fit: Fit,
-    ranks: Float[np.ndarray, "block signal"],
+    mixture: Mixture,
+    normalize: Normalizer,
     n_draws: int,
     rng: np.random.Generator,
     max_jumps: int | None = None,
 ) -> list[Search]:
-    """Series regenerated from one fit, with either kind of noise."""
+    """Series regenerated from one mixture, with either kind of noise."""
     return [
-        plan.search(rank_normalize(drawn), max_jumps)
-        for drawn in (fit.regenerate(ranks, n_draws, rng), fit.flip(ranks, n_draws, rng))
+        plan.search(normalize(mixture.regenerate(n_draws, rng, flip=flip)), max_jumps)
+        for flip in (False, True)
     ]
 
 
@@ -231,7 +256,7 @@ def _named(labels: Sequence[str], chosen: np.ndarray) -> str:
 
 def _gain(search: Search, fewer: int, *more: int) -> Float[np.ndarray, " draw"]:
     """What the best of some larger numbers of jumps adds."""
-    gain: np.ndarray = np.max([search.best(k) for k in more], axis=0) - search.best(fewer)
+    gain: np.ndarray = np.max([search.evidence[k] for k in more], axis=0) - search.evidence[fewer]
     return gain
 
 
@@ -249,63 +274,67 @@ def _p_value(search: Search, references: Sequence[Search], fewer: int, *more: in
 
 def _bootstrap(
     plan: SearchPlan,
-    fit: Fit,
-    ranks: Float[np.ndarray, "block signal"],
-    n_jumps: int,
-    n_bootstraps: int,
+    jumps: Mixture,
+    normalize: Normalizer,
     replicates: np.ndarray | None,
+    n_bootstraps: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Where the boundaries fall on matrices regenerated from the fit."""
-    drawn = fit.regenerate(ranks, n_bootstraps, rng)
+    """Where the boundaries fall on matrices regenerated with jumps."""
+    drawn = jumps.regenerate(n_bootstraps, rng)
     if replicates is not None:
         replicates = np.asarray(replicates, dtype=np.float64)
-        if replicates.ndim != 3 or replicates.shape[1:] != ranks.shape:
+        if replicates.ndim != 3 or replicates.shape[1:] != jumps.matrix.shape:
+            n_blocks, n_signals = jumps.matrix.shape
             raise ValueError(
-                f"replicates must have shape [draw, {ranks.shape[0]}, {ranks.shape[1]}], got "
+                f"replicates must have shape [draw, {n_blocks}, {n_signals}], got "
                 f"{replicates.shape}"
             )
         if not np.isfinite(replicates).all():
             raise ValueError("replicates must be finite")
         which = rng.integers(len(replicates), size=n_bootstraps)
-        drawn = drawn + rank_normalize(replicates[which]) - ranks
-    return plan.search(rank_normalize(drawn), max_jumps=n_jumps).boundaries(n_jumps)
+        drawn = drawn + normalize(replicates[which]) - jumps.matrix
+    n_jumps = len(jumps.best.boundaries)
+    return plan.search(normalize(drawn), n_jumps, place=(n_jumps,)).places[n_jumps]
 
 
-def _weights(fit: Fit, ranks: Float[np.ndarray, "block signal"]) -> Float[np.ndarray, " signal"]:
+def _weights(fit: Fit, matrix: Float[np.ndarray, "block signal"]) -> Float[np.ndarray, " signal"]:
     """Each signal's share of what the jumps explain."""
-    drift = Fit(fit.basis[:, : -len(fit.boundaries)], (), fit.correlation, fit.drift)
-    gain = ((ranks - drift.fitted(ranks)) ** 2).sum(0) - ((ranks - fit.fitted(ranks)) ** 2).sum(0)
+    drift = Fit(fit.basis[:, : -len(fit.boundaries)], (), fit.noise, fit.drift)
+    gain = ((matrix - drift.fitted(matrix)) ** 2).sum(axis=0)
     # Generalized least squares may raise a column's plain error: then it carries nothing.
-    gain = gain.clip(min=0.0)
+    gain = (gain - ((matrix - fit.fitted(matrix)) ** 2).sum(axis=0)).clip(min=0.0)
     share: np.ndarray = gain / gain.sum() if gain.sum() > 0 else np.full(len(gain), 1 / len(gain))
     return share
 
 
-def _explained(drift: Fit, fit: Fit, ranks: Float[np.ndarray, "block signal"]) -> float:
+def _explained(
+    drift: Fit, boundaries: tuple[int, ...], matrix: Float[np.ndarray, "block signal"]
+) -> float:
     """Share of the drift's residual that jumps beside the same drift take."""
-    n_blocks = len(ranks)
-    left = ranks - Fit(drift.basis, (), 0.0, "").fitted(ranks)
-    basis = np.column_stack([drift.basis, steps(n_blocks, fit.boundaries)])
-    both = ranks - Fit(basis, (), 0.0, "").fitted(ranks)
-    total = float((left**2).sum())
-    return 1.0 - float((both**2).sum()) / total if total > 1e-9 * ranks.size else 0.0
+    both = np.column_stack([drift.basis, steps(len(matrix), boundaries)])
+    total, left = (
+        float(((matrix - basis @ np.linalg.lstsq(basis, matrix, rcond=None)[0]) ** 2).sum())
+        for basis in (drift.basis, both)
+    )
+    return 1.0 - left / total if total > 1e-9 * matrix.size else 0.0
 
 
 def _without(
-    ranks: Float[np.ndarray, "block signal"], left_out: int, min_size: int, seed: int
+    tested: Comparison, left_out: int, min_size: int, seed: int
 ) -> tuple[float | None, tuple[int, ...] | None]:
     """p-value of two jumps and the boundaries with one signal left out."""
-    if ranks.shape[1] == 1:
+    if tested.matrix.shape[1] == 1:
         return None, None
-    rest = np.delete(ranks, left_out, axis=1)
+    rest = np.delete(tested.matrix, left_out, axis=1)
     plan = search_plan(len(rest), min_size)
-    search = plan.search(rest[None], max_jumps=2)
-    drift = plan.describe(search, rest, 0, generous=True)
+    search = plan.search(rest[None], max_jumps=2, place=(2,))
     rng = np.random.default_rng([seed, left_out])
-    references = _references(plan, drift, rest, _DRAWS_PER_SIGNAL, rng, max_jumps=2)
+    references = _references(
+        plan, describe(plan, rest), tested.normalize, _DRAWS_PER_SIGNAL, rng, max_jumps=2
+    )
     p_value = _p_value(search, references, 0, 2)
-    return p_value, tuple(int(b) for b in search.boundaries(2)[0])
+    return p_value, tuple(int(b) for b in search.places[2][0])
 
 
 def _cautions(n_blocks: int, n_signals: int, correlation: float) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from mspgt_lens.scales.drift import rank_normalize, steps
+from mspgt_lens.scales.drift import steps
 from mspgt_lens.scales.segments import MIN_BLOCKS, SIGNIFICANCE, compare_with_drift
 
 Drift = Literal["flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk"]
@@ -192,11 +192,11 @@ def power(
             seed=seed + number,
         )
         rng = np.random.default_rng([seed, number])
-        tested = compare_with_drift(rank_normalize(made.signals), min_size, n_draws, rng)
+        tested = compare_with_drift(made.signals, min_size, n_draws, rng)
         rejected += tested.p_values[2] < SIGNIFICANCE
         chosen.append(tested.n_boundaries)
         if n_boundaries in tested.p_values:
-            found = tested.search.boundaries(n_boundaries)[0]
+            found = np.array(tested.boundaries(n_boundaries))
             located += bool((np.abs(found - made.boundaries) <= 1).all())
     counts = np.bincount(chosen, minlength=4) / n_simulations
     return Power(
