@@ -16,6 +16,8 @@ from mspgt_lens.scales.normalizing import has_even_noise, noise_normalize, rank_
 from mspgt_lens.scales.segments import compare_with_drift, summarize_places
 from mspgt_lens.scales.synthetic import DRIFTS
 
+pytestmark = pytest.mark.simulation
+
 FAST = {"n_draws": 199, "n_bootstraps": 50}
 
 
