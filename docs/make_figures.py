@@ -33,8 +33,9 @@ INK = {"light": ("#ffffff", "#4a4a4e"), "dark": ("#0d1117", "#b4b4ba")}
 def draw_profile(saved: str) -> None:
     figure = ml.plot_profile(ml.LayerProfile.load(saved))
     height = figure.layout.height
-    # The README shows the information curves; the signals are below the cut.
-    picture(figure, "profile", 105 + round((height - 130) * ROWS / 5) + 6)
+    all_rows = len({axis.domain for axis in figure.select_yaxes()})
+    # The README shows the first rows; what scales add and the signals are below the cut.
+    picture(figure, "profile", 105 + round((height - 130) * ROWS / all_rows) + 6)
 
 
 def draw_boundaries(path: str) -> None:
