@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from made_profile import made_profile
@@ -198,6 +199,8 @@ def test_analyze_takes_models_one_after_the_other_and_compares_them(
         return model
 
     monkeypatch.setattr(analyze_command, "load_model", load)
+    fewer = partial(ml.analyze, n_control_documents=12, n_tokens=100)
+    monkeypatch.setattr(analyze_command, "analyze", fewer)
     prompts, out = tmp_path / "texts.txt", tmp_path / "out"
     prompts.write_text("\n".join(texts))
     files = ["--prompts", str(prompts), "--out", str(out), "--no-progress"]
