@@ -138,10 +138,12 @@ class _Chooser:
         if self.temperature == 0:
             return logits.argmax(dim=1)
         # The noise is drawn on the CPU, so that a seed means the same on every device.
-        waits = torch.stack(
-            [torch.empty(logits.shape[1]).exponential_(generator=g) for g in self.generators]
-        )
-        return (logits / self.temperature - waits.log().to(logits.device)).argmax(dim=1)
+        drawn = torch.empty(logits.shape)
+        for row, generator in zip(drawn, self.generators, strict=True):
+            row.uniform_(generator=generator)
+        # Never 1; a draw of 0 makes its token wait forever.
+        waits = drawn.log_().neg_().log_().to(logits.device)
+        return (logits / self.temperature - waits).argmax(dim=1)
 
 
 Step = Callable[[Tensor, Tensor], Tensor]
