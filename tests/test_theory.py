@@ -83,6 +83,20 @@ def test_few_models_give_no_verdict_and_say_how_many_are_needed(n_families):
         assert "needed" in verdict.reason
 
 
+def test_one_model_s_figures_are_shown_without_an_interval():
+    (one,) = ml.synthetic_models(1, 1, seed=3)
+    verdicts = ml.evaluate_predictions(one)
+    shown = {
+        v.name: v.statistic for v in verdicts if v.interval is None and v.statistic is not None
+    }
+    logs = one.brittleness["isotropic"]
+    rest = (logs["intermediate"].value + logs["global"].value) / 2
+    ratio = np.exp(logs["local"].value - rest)
+    assert shown["P4 brittleness between segments, isotropic noise"] == pytest.approx(ratio)
+    assert shown["P5 dissociation"] == one.dissociation.value
+    assert {v.verdict for v in verdicts if v.name in shown} == {"inconclusive"}
+
+
 def test_a_verdict_needs_the_whole_interval_on_one_side():
     def verdict(low, high, below=False):
         estimate = (low + high) / 2, low, high
@@ -93,6 +107,7 @@ def test_a_verdict_needs_the_whole_interval_on_one_side():
     assert verdict(0.9, 1.1) == "inconclusive"
     assert verdict(1.1, 2.0, below=True) == "refuted"
     assert verdict(0.1, 0.9, below=True) == "supported"
+    assert judge("n", "s", "q", 9.0, 1.0, "p", "words", 9, None).verdict == "inconclusive"
 
 
 def test_stages_that_random_weights_show_too_do_not_count():

@@ -103,8 +103,9 @@ def verdict_rows(verdicts: Verdicts) -> list[tuple[str, ...]]:
     ]
     for v in verdicts:
         value = "not measured"
-        if v.statistic is not None and v.interval is not None:
-            value = f"{_interval(v.statistic, *v.interval)}, {v.quantity}"
+        if v.statistic is not None:
+            figure = _interval(v.statistic, *v.interval) if v.interval else f"{v.statistic:.3g}"
+            value = f"{figure}, {v.quantity}"
         rows.append((v.name, v.verdict, value, f"{v.threshold:g}", v.published))
     return rows
 

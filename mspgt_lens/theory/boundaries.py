@@ -148,7 +148,7 @@ def dominance(
                 None,
                 strong,
                 PUBLISHED["P3"],
-                f"the largest family has {largest} models",
+                f"the largest family has {largest} model{'' if largest == 1 else 's'}",
                 len(results),
                 f"at least {MIN_FAMILY} models of one family are needed",
             ),

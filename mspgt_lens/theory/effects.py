@@ -88,12 +88,16 @@ def brittleness_between_segments(
         r.brittleness[shape] for r in results if set(SCALES) <= set(r.brittleness.get(shape, {}))
     ]
     logs = np.array([[b[s].value for s in SCALES] for b in measured]).reshape(-1, len(SCALES))
-    estimate, words = None, "no interval over models"
+    estimate: Interval | float | None = None
+    words = "no interval over models"
     short = too_few(len(logs), MIN_MODELS, "models with brittleness")
+    apart = logs[:, 0] - logs[:, 1:].mean(axis=1)
     if not short:
-        mean, low, high = np.exp(over_models(logs[:, 0] - logs[:, 1:].mean(axis=1)))
+        mean, low, high = np.exp(over_models(apart))
         estimate = float(mean), float(low), float(high)
         words = f"the local segment is {mean:.3g} times as brittle as the others"
+    elif len(logs):
+        estimate = float(np.exp(apart.mean()))
     return judge(
         f"P4 brittleness between segments, {shape} noise",
         f"The local segment is at least {ratio:g} times as brittle under {shape} noise as the "
@@ -120,7 +124,8 @@ def dissociation(results: Sequence[ModelResults], *, excess: float = 0.1) -> Ver
         excess: What it must exceed.
     """
     values = np.array([r.dissociation.value for r in results if r.dissociation is not None])
-    estimate, words = None, "no interval over models"
+    estimate: Interval | float | None = None
+    words = "no interval over models"
     short = too_few(len(values), MIN_MODELS, "models with a table of token classes")
     if not short:
         estimate = over_models(values)
@@ -128,6 +133,8 @@ def dissociation(results: Sequence[ModelResults], *, excess: float = 0.1) -> Ver
             f"the diagonal holds {100 * estimate[0]:.0f}% of the mean increase more than segments "
             "and token classes on their own explain"
         )
+    elif len(values):
+        estimate = float(values.mean())
     return judge(
         "P5 dissociation",
         "Perturbing a segment raises the loss most for tokens that depend on its own scale.",
@@ -153,7 +160,8 @@ def order(results: Sequence[ModelResults], *, gap: float = 0.05) -> Verdict:
     """
     found = [[half_depth(r.profile.predicted[s]) for s in SCALES] for r in results if _bands(r)]
     known = np.array([[e.value for e in row if e] for row in found if all(row)]).reshape(-1, 3)
-    estimate, words = None, f"{len(known)} of {len(results)} models have all three curves above 0"
+    estimate: Interval | float | None = None
+    words = f"{len(known)} of {len(results)} models have all three curves above 0"
     short = too_few(len(known), MIN_MODELS, "models with all three curves above 0")
     if not short:
         gaps = np.diff(known, axis=1)
@@ -172,6 +180,8 @@ def order(results: Sequence[ModelResults], *, gap: float = 0.05) -> Verdict:
             for scale, depth in zip(SCALES, known.mean(axis=0), strict=True)
         )
         words = f"half of the maximum is reached at {places} of the depth"
+    elif len(known):
+        estimate = float(np.diff(known, axis=1).mean(axis=0).min())
     return judge(
         "P6 order",
         "Predicted information reaches half its maximum at the local scale first, then at the "

@@ -33,7 +33,7 @@ def judge(
     name: str,
     statement: str,
     quantity: str,
-    estimate: Interval | None,
+    estimate: Interval | float | None,
     threshold: float,
     published: str,
     words: str,
@@ -42,9 +42,12 @@ def judge(
     *,
     below: bool = False,
 ) -> Verdict:
-    """The verdict of an interval against a threshold; ``below``: the prediction lies under it."""
+    """The verdict of an interval against a threshold; ``below``: the prediction lies under it.
+
+    A number alone, of models too few for an interval, is shown and judges nothing.
+    """
     judged: Judgment = "inconclusive"
-    if short or estimate is None:
+    if short or not isinstance(estimate, tuple):
         reason = f"{words}, {short}"
     else:
         _, low, high = estimate
@@ -57,14 +60,16 @@ def judge(
         if judged == "inconclusive":
             reason += f"; the interval holds the threshold of {threshold:g}"
     reason = f"{reason[0].upper()}{reason[1:]}."
-    value, interval = (None, None) if estimate is None else (estimate[0], estimate[1:])
+    value, interval = (
+        (estimate[0], estimate[1:]) if isinstance(estimate, tuple) else (estimate, None)
+    )
     return Verdict(
         name, statement, quantity, value, interval, threshold, published, judged, reason, n_models
     )
 
 
 def too_few(n: int, needed: int, what: str) -> str | None:
-    return None if n >= needed else f"at least {needed} {what} are needed, there are {n}"
+    return None if n >= needed else f"at least {needed} {what} are needed, not {n}"
 
 
 def by_family(results: Sequence[ModelResults]) -> dict[str, list[ModelResults]]:

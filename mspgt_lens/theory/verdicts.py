@@ -85,7 +85,7 @@ class Verdict:
         statement: The prediction, as it was tested.
         quantity: What ``statistic``, ``interval`` and ``threshold`` are, with their unit.
         statistic: The measured value; None where there is none.
-        interval: Its 95% interval; None where there is none.
+        interval: Its 95% interval over models; None where there is none, or too few models for one.
         threshold: What the interval is held against.
         published: What was published, with its source.
         verdict: ``"supported"`` or ``"refuted"`` only if the whole interval lies on that side of
