@@ -236,6 +236,22 @@ def test_no_boundary_is_found_in_gradual_drift(null):
     assert seen.chosen[0] >= 53 / 60
 
 
+@pytest.mark.parametrize("made", [{"effect": 4.0}, {"n_boundaries": 0}], ids=["jumps", "flat"])
+def test_deciding_early_decides_the_same(made):
+    signals = ml.synthetic_signals(24, 6, seed=1, **made).signals
+    full, early = (
+        compare_with_drift(signals, 2, 399, np.random.default_rng(0), decide_only=only)
+        for only in (False, True)
+    )
+    assert early.n_boundaries == full.n_boundaries == made.get("n_boundaries", 2)
+    for k, p_value in early.p_values.items():
+        assert (p_value < 0.05) == (full.p_values[k] < 0.05)
+        # Of some of the draws: at least significant, and otherwise no larger than of all.
+        assert p_value <= full.p_values[k] + 0.05
+    if not early.n_boundaries:
+        assert max(early.p_values.values()) < 0.7 * max(full.p_values.values())
+
+
 def test_smooth_curves_without_noise_hold_no_boundary():
     """A network without any sharp change has curves that are exact to many digits."""
     depth = np.linspace(0, 1, 30)[:, None]
@@ -322,6 +338,14 @@ def test_few_blocks_and_wandering_signals_are_warned_of():
     wandering = ml.synthetic_signals(40, 8, n_boundaries=0, autocorrelation=0.7, seed=0)
     assert any("wander" in n for n in ml.segment_blocks(wandering.signals, **FAST).warnings)
     assert not ml.segment_blocks(ml.synthetic_signals(30, 8, seed=2).signals, **FAST).warnings
+
+
+def test_drift_that_bends_is_warned_of_where_blocks_are_few():
+    bent = ml.synthetic_signals(30, 8, n_boundaries=0, drift="quadratic", seed=0)
+    (note,) = ml.segment_blocks(bent.signals, **FAST).warnings
+    assert "bend gradually with depth (quadratic)" in note
+    many = ml.synthetic_signals(48, 8, n_boundaries=0, drift="quadratic", seed=0)
+    assert not ml.segment_blocks(many.signals, **FAST).warnings
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,11 @@ MIN_BLOCKS = 6
 # blocks and 4 signals (docs/boundaries.md).
 FEW_BLOCKS = 24
 FEW_SIGNALS = 6
+FEW_BLOCKS_WHERE_DRIFT_BENDS = 48
 HIGH_CORRELATION = 0.35
+_STRAIGHT = ("none", "linear")
 _DRAWS_PER_SIGNAL = 200
+_DRAWS_PER_LOOK = 25
 
 
 def segment_blocks(
@@ -86,7 +89,7 @@ def segment_blocks(
     drift, boundaries = tested.drift.best, tested.boundaries(place)
     jumps = describe(plan, tested.matrix, boundaries)
     # Jumps that are there make what drift leaves look correlated.
-    noise = (jumps.best if tested.n_boundaries else drift).noise
+    described = jumps.best if tested.n_boundaries else drift
     places = _bootstrap(plan, jumps, tested.normalize, replicates, n_bootstraps, rng)
     intervals, probability = summarize_places(places, n_blocks)
     weights = _weights(jumps.best, tested.matrix)
@@ -119,7 +122,7 @@ def segment_blocks(
             "placed": place,
             "by_ranks": tested.normalize is rank_normalize,
         },
-        warnings=tuple(_cautions(n_blocks, n_signals, noise.autocorrelation(n_blocks))),
+        warnings=tuple(_cautions(described, n_signals)),
     )
 
 
@@ -153,6 +156,8 @@ def compare_with_drift(
     min_size: int,
     n_draws: int,
     rng: np.random.Generator,
+    *,
+    decide_only: bool = False,
 ) -> Comparison:
     """Test 1, 2 and 3 jumps against drift, then choose their number step by step.
 
@@ -161,6 +166,9 @@ def compare_with_drift(
     only if the best of all numbers beats the drift. Then the smallest number is chosen that beats
     the drift itself and is not beaten by a larger one, against series regenerated with so many
     jumps.
+
+    With ``decide_only``, no more series are drawn once no p-value can be significant any more;
+    p-values from 0.05 on are then lower bounds.
     """
     plan = search_plan(len(signals), min_size)
     normalize = choose_normalizer(signals)
@@ -168,47 +176,79 @@ def compare_with_drift(
     every = range(1, plan.max_jumps + 1)
     search = plan.search(matrix[None], place=every)
     drift = describe(plan, matrix)
-    references = _references(plan, drift, normalize, n_draws, rng)
-    p_values = {k: _p_value(search, references, 0, k) for k in every}
+    reference = _Reference(plan, drift, normalize, n_draws, rng)
+    *single, of_any = reference.p_values(
+        search, [*((k,) for k in every), tuple(every)], decide_only=decide_only
+    )
+    p_values = dict(zip(every, single, strict=True))
     n_boundaries = 0
-    if _p_value(search, references, 0, *every) < SIGNIFICANCE:
+    if of_any < SIGNIFICANCE:
         for chosen in (k for k in every if p_values[k] < SIGNIFICANCE):
-            more = range(chosen + 1, plan.max_jumps + 1)
+            more = tuple(range(chosen + 1, plan.max_jumps + 1))
             places = tuple(int(b) for b in search.places[chosen][0])
-            if not more or not _beaten(plan, search, matrix, places, normalize, n_draws, rng):
+            # Whether more jumps explain more than they do on series that have just these.
+            with_jumps = _Reference(plan, describe(plan, matrix, places), normalize, n_draws, rng)
+            if not more or (
+                with_jumps.p_values(search, [more], fewer=chosen, decide_only=True)[0]
+                >= SIGNIFICANCE
+            ):
                 n_boundaries = chosen
                 break
     return Comparison(normalize, matrix, search, drift, p_values, n_boundaries)
 
 
-def _beaten(
-    plan: SearchPlan,
-    search: Search,
-    matrix: Float[np.ndarray, "block signal"],
-    places: tuple[int, ...],
-    normalize: Normalizer,
-    n_draws: int,
-    rng: np.random.Generator,
-) -> bool:
-    """Whether more jumps explain more than they do on series that have just these."""
-    references = _references(plan, describe(plan, matrix, places), normalize, n_draws, rng)
-    more = range(len(places) + 1, plan.max_jumps + 1)
-    return _p_value(search, references, len(places), *more) < SIGNIFICANCE
-
-
-def _references(
-    plan: SearchPlan,
-    mixture: Mixture,
-    normalize: Normalizer,
-    n_draws: int,
-    rng: np.random.Generator,
-    max_jumps: int | None = None,
-) -> list[Search]:
+@dataclass(frozen=True)
+class _Reference:
     """Series regenerated from one mixture, with either kind of noise."""
-    return [
-        plan.search(normalize(mixture.regenerate(n_draws, rng, flip=flip)), max_jumps)
-        for flip in (False, True)
-    ]
+
+    plan: SearchPlan
+    mixture: Mixture
+    normalize: Normalizer
+    n_draws: int
+    rng: np.random.Generator
+
+    def p_values(
+        self,
+        search: Search,
+        tests: Sequence[tuple[int, ...]],
+        *,
+        fewer: int = 0,
+        decide_only: bool = False,
+    ) -> list[float]:
+        """Share of draws whose gain reaches the observed one; the larger of both kinds of noise.
+
+        Noise that is as large at every block gives more power, noise that keeps each block's size
+        is right where a few blocks (often the first and the last) are unlike the rest.
+
+        Args:
+            search: The evidence observed.
+            tests: Numbers of jumps, the best of which has to beat ``fewer``; one p-value each.
+            fewer: Number of jumps of the mixture.
+            decide_only: Stop as soon as every p-value is known to be at least 0.05; they are then
+                lower bounds.
+        """
+        most = max(max(test) for test in tests)
+        # Matrices are searched in float32; what it cannot tell apart counts as equal.
+        observed = np.array([_gain(search, fewer, *test)[0] - 1e-3 for test in tests])
+        reached = np.zeros((2, len(tests)))
+        p_values = np.zeros(len(tests))
+        for count in self._portions(decide_only):
+            for flip in (0, 1):
+                drawn = self.mixture.regenerate(count, self.rng, flip=bool(flip))
+                found = self.plan.search(self.normalize(drawn), most)
+                gains = np.array([_gain(found, fewer, *test) for test in tests])
+                reached[flip] += (gains >= observed[:, None]).sum(axis=1)
+            p_values = ((1 + reached) / (1 + self.n_draws)).max(axis=0)
+            if decide_only and (p_values >= SIGNIFICANCE).all():
+                break
+        return [float(p) for p in p_values]
+
+    def _portions(self, decide_only: bool) -> list[int]:
+        """Numbers of draws between two looks."""
+        if not decide_only:
+            return [self.n_draws]
+        full, rest = divmod(self.n_draws, _DRAWS_PER_LOOK)
+        return [_DRAWS_PER_LOOK] * full + [rest] * (rest > 0)
 
 
 def summarize_places(
@@ -258,18 +298,6 @@ def _gain(search: Search, fewer: int, *more: int) -> Float[np.ndarray, " draw"]:
     """What the best of some larger numbers of jumps adds."""
     gain: np.ndarray = np.max([search.evidence[k] for k in more], axis=0) - search.evidence[fewer]
     return gain
-
-
-def _p_value(search: Search, references: Sequence[Search], fewer: int, *more: int) -> float:
-    """Share of reference draws whose gain reaches the observed one; the larger of all references.
-
-    Noise that is as large at every block gives more power, noise that keeps each block's size is
-    right where a few blocks (often the first and the last) are unlike the rest.
-    """
-    # Matrices are searched in float32; what it cannot tell apart counts as equal.
-    observed = _gain(search, fewer, *more)[0] - 1e-3
-    reached = [_gain(reference, fewer, *more) >= observed for reference in references]
-    return max(float((1 + r.sum()) / (1 + len(r))) for r in reached)
 
 
 def _bootstrap(
@@ -330,19 +358,24 @@ def _without(
     plan = search_plan(len(rest), min_size)
     search = plan.search(rest[None], max_jumps=2, place=(2,))
     rng = np.random.default_rng([seed, left_out])
-    references = _references(
-        plan, describe(plan, rest), tested.normalize, _DRAWS_PER_SIGNAL, rng, max_jumps=2
-    )
-    p_value = _p_value(search, references, 0, 2)
+    reference = _Reference(plan, describe(plan, rest), tested.normalize, _DRAWS_PER_SIGNAL, rng)
+    (p_value,) = reference.p_values(search, [(2,)])
     return p_value, tuple(int(b) for b in search.places[2][0])
 
 
-def _cautions(n_blocks: int, n_signals: int, correlation: float) -> list[str]:
-    notes = []
+def _cautions(described: Fit, n_signals: int) -> list[str]:
+    n_blocks, notes = len(described.basis), []
+    correlation = described.noise.autocorrelation(n_blocks)
     if n_blocks < FEW_BLOCKS or n_signals < FEW_SIGNALS:
         notes.append(
             f"{n_blocks} blocks and {n_signals} signals leave little power: not finding boundaries "
             "says little (see mspgt_lens.power)"
+        )
+    if n_blocks < FEW_BLOCKS_WHERE_DRIFT_BENDS and described.drift not in _STRAIGHT:
+        notes.append(
+            f"the signals bend gradually with depth ({described.drift}), which hides jumps at "
+            f"{n_blocks} blocks: two are found less often, or only one of them, and one place in "
+            "ten is off by more than a block"
         )
     if correlation >= HIGH_CORRELATION:
         notes.append(

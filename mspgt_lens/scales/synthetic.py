@@ -175,7 +175,7 @@ def power(
             :func:`synthetic_signals`.
         min_size: Fewest blocks of a segment.
         n_simulations: Draws.
-        n_draws: Series regenerated for each test.
+        n_draws: Series regenerated for each test, fewer where it is decided before.
         seed: Decides every draw.
     """
     rejected, located, chosen = 0, 0, []
@@ -192,7 +192,7 @@ def power(
             seed=seed + number,
         )
         rng = np.random.default_rng([seed, number])
-        tested = compare_with_drift(made.signals, min_size, n_draws, rng)
+        tested = compare_with_drift(made.signals, min_size, n_draws, rng, decide_only=True)
         rejected += tested.p_values[2] < SIGNIFICANCE
         chosen.append(tested.n_boundaries)
         if n_boundaries in tested.p_values:
