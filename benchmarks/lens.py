@@ -76,7 +76,7 @@ def gather(adapter: ModelAdapter) -> tuple[Moments, list[Tensor], list[Tensor]]:
     held_out = [torch.cat(parts)[pick] for parts in tested]
     run.moments.sample = Sample(
         priority=np.arange(N_TESTED, dtype=np.uint64),
-        rows=adapter.normalize(torch.stack(held_out, dim=1)),
+        rows=tuple(adapter.normalize(torch.stack(held_out, dim=1))),
         next_token=np.concatenate(tokens)[pick],
         fold=np.full(N_TESTED, HELD_OUT),
         group=np.concatenate(groups)[pick],

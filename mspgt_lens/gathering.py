@@ -31,6 +31,8 @@ from mspgt_lens.targets import BatchTargets, batch_targets, masked_targets
 HIDDEN_SHARE = 0.15
 # A head whose non-sink keys share less than this carries no distribution that float32 resolves.
 MIN_KEY_MASS = 1e-6
+# Few enough that an attention pattern's intermediate results stay in the processor's cache.
+_QUERIES_AT_ONCE = 64
 # Residuals of every site and attention patterns of every block, read from a cache.
 Source = tuple[Sequence[Tensor], Sequence[Tensor]]
 
@@ -181,7 +183,8 @@ class _BatchReader:
         prompt, position = self.index.numpy()[self.chosen].T
         return Sample(
             priority=self.priority,
-            rows=torch.stack(self.sampled, dim=1),
+            # Each with its own memory, so that none keeps its whole batch.
+            rows=tuple(row.clone() for row in torch.stack(self.sampled, dim=1)),
             next_token=self.targets.answers.numpy()[prompt, position],
             fold=np.full(len(self.chosen), self.batch.fold),
             group=self.batch.groups[prompt],
@@ -209,29 +212,39 @@ class _BatchReader:
         self.rows.append(rows)
 
     def _on_pattern(self, block: int, pattern: Tensor) -> None:
-        pattern = pattern.detach().float()
+        n_queries = pattern.shape[2]
+        for start in range(0, n_queries, _QUERIES_AT_ONCE):
+            stop = min(start + _QUERIES_AT_ONCE, n_queries)
+            # Where the model is causal, a query attends to no later key.
+            reach = n_queries if self.plan.masked else stop
+            some = pattern.detach()[:, :, start:stop, :reach].float()
+            self._add_attention(block, some, range(start, stop))
+
+    def _add_attention(self, block: int, pattern: Tensor, at: range) -> None:
+        """Add the span and the entropy of some queries."""
         keys = torch.arange(pattern.shape[-1], device=pattern.device, dtype=torch.float32)
+        queries = keys[at.start : at.stop]
         if self.plan.masked:
             # Separators draw attention that is not needed elsewhere, as a first key does.
             pattern = pattern * self.ordinary[:, None, None, :]
         # Key 0 is the attention sink; the others are renormalized to one.
         sink = pattern[..., 0]
         mass = pattern.sum(dim=-1) - sink
-        counted = self.valid[:, None, :] & (mass > MIN_KEY_MASS)
+        counted = self.valid[:, None, at.start : at.stop] & (mass > MIN_KEY_MASS)
         mass = torch.where(counted, mass, 1.0)
         if self.plan.masked:
-            apart = (keys[:, None] - keys).abs()
+            apart = (queries[:, None] - keys).abs()
             distance = torch.einsum("p h q k, q k -> p h q", pattern, apart) / mass
-            distance -= sink * keys / mass
+            distance -= sink * queries / mass
         else:
-            distance = keys - (pattern @ keys) / mass
-        # In place, since patterns are the largest arrays here; a key of weight 0 adds 0.
+            distance = queries - (pattern @ keys) / mass
+        # A key of weight 0 adds 0.
         log_share = pattern.clamp(min=torch.finfo(pattern.dtype).tiny).log_().mul_(pattern)
         surprise = log_share[..., 0] - log_share.sum(dim=-1)
         entropy = surprise / mass + torch.log(mass)
-        self.span[block] = float(distance[counted].double().sum())
-        self.entropy[block] = float(entropy[counted].double().sum())
-        self.n_attended[block] = int(counted.sum())
+        self.span[block] += float(distance[counted].double().sum())
+        self.entropy[block] += float(entropy[counted].double().sum())
+        self.n_attended[block] += int(counted.sum())
 
 
 def _inputs_and_targets(
@@ -276,9 +289,9 @@ def _reduce(moments: Moments, reference: Reference, reader: _BatchReader) -> Non
         moments.z_read[fold, site] += read.double().sum(dim=0)
         moments.z_rest[fold, site] += rest.double().sum(dim=0)
         moments.zy[fold, site] += read.T @ values
-        moments.z_final[fold, site] += z[:n_final].T @ final
+        moments.z_final[fold, site].addmm_(z[:n_final].T, final)
         if before is not None:
-            moments.z_next[fold, site - 1] += before.T @ z
+            moments.z_next[fold, site - 1].addmm_(before.T, z)
         before = z
     moments.y[fold] += values.double().sum(dim=0)
     moments.yy[fold] += values.T @ values

@@ -82,14 +82,15 @@ class Sample:
 
     Attributes:
         priority: Positions with the lowest priorities are kept, so samples merge.
-        rows: Normalized residual at every site, shape ``[position, site, d_model]``.
+        rows: Normalized residual at every site, one tensor per position: the largest that is kept,
+            and so never copied on merging.
         next_token: The token to be predicted (the hidden one where tokens are masked).
         fold: The fold of each position's group.
         group: A hash of each position's group.
     """
 
     priority: UInt[np.ndarray, " position"]
-    rows: Float[Tensor, "position site d_model"]
+    rows: tuple[Float[Tensor, "site d_model"], ...]
     next_token: Int[np.ndarray, " position"]
     fold: Int[np.ndarray, " position"]
     group: UInt[np.ndarray, " position"]
@@ -137,7 +138,7 @@ class Moments:
         self.update = np.zeros((n_folds, n_blocks))
         self.sample = Sample(
             priority=np.zeros(0, dtype=np.uint64),
-            rows=torch.zeros(0, n_sites, d_model),
+            rows=(),
             next_token=np.zeros(0, dtype=np.int64),
             fold=np.zeros(0, dtype=np.int64),
             group=np.zeros(0, dtype=np.uint64),
@@ -247,10 +248,10 @@ def merge_samples(first: Sample, second: Sample) -> Sample:
         return first
     priority = np.concatenate([first.priority, second.priority])
     keep = np.argsort(priority, kind="stable")[:SAMPLE_CAPACITY]
-    index = torch.from_numpy(keep)
+    every = first.rows + second.rows
     return Sample(
         priority=priority[keep],
-        rows=torch.cat([first.rows, second.rows])[index],
+        rows=tuple(every[index] for index in keep),
         next_token=np.concatenate([first.next_token, second.next_token])[keep],
         fold=np.concatenate([first.fold, second.fold])[keep],
         group=np.concatenate([first.group, second.group])[keep],

@@ -60,7 +60,9 @@ def _plain_relevance(adapter, tokens, moments, site):
             centered.T @ (targets - mean_target) / len(rows),
         )
         mine = sample.fold == k
-        asked = sample.rows[torch.from_numpy(mine), site].double() / pooled.std(0, correction=0)
+        asked = torch.stack(sample.rows)[torch.from_numpy(mine), site].double() / pooled.std(
+            0, correction=0
+        )
         logits = adapter.decode((mean_target + (asked - mean) @ weights).float())
         scores[mine] = (
             logits.log_softmax(-1)[torch.arange(mine.sum()), sample.next_token[mine]]
@@ -93,9 +95,9 @@ def test_both_lenses_end_at_the_model_itself(gathered, which):
     final = adapter.normalize(_last_site(adapter, tokens))
     sample = moments.sample
     scores = []
-    for row, token in zip(sample.rows[:, -1], sample.next_token, strict=True):
+    for row, token in zip(sample.rows, sample.next_token, strict=True):
         prompt, position = np.unravel_index(
-            int((final - row).abs().sum(-1).argmin()), final.shape[:2]
+            int((final - row[-1]).abs().sum(-1).argmin()), final.shape[:2]
         )
         scores.append(float(logits[prompt, position, token]))
     gain = np.mean(scores[: relevance.n_positions]) + relevance.unigram

@@ -62,7 +62,7 @@ def ridge_lens_relevance(
     count = _positions_to_decode(moments, adapter)
     sample, reference = moments.sample, moments.reference
     assert reference is not None
-    rows, folds = sample.rows[:count], sample.fold[:count]
+    rows, folds = torch.stack(sample.rows[:count]), sample.fold[:count]
     n_sites = moments.z_read.shape[1]
     device = moments.zz_read.device
     strengths = _choose_strength(moments, coordinates)
@@ -87,7 +87,7 @@ def ridge_lens_relevance(
 def logit_lens_relevance(moments: Moments, adapter: ModelAdapter) -> TokenRelevance:
     """Relevance of every site decoded as if it were the last: the raw logit lens."""
     count = _positions_to_decode(moments, adapter)
-    rows, tokens = moments.sample.rows[:count], moments.sample.next_token[:count]
+    rows, tokens = torch.stack(moments.sample.rows[:count]), moments.sample.next_token[:count]
     scores = [_log_likelihood(adapter, rows[:, site], tokens) for site in range(rows.shape[1])]
     return _relevance(moments, np.stack(scores, axis=1))
 
