@@ -48,7 +48,7 @@ def judge(
     """
     judged: Judgment = "inconclusive"
     if short or not isinstance(estimate, tuple):
-        reason = f"{words}, {short}"
+        reason = f"{words}; {short}"
     else:
         _, low, high = estimate
         sides: dict[Judgment, bool] = {
@@ -69,7 +69,7 @@ def judge(
 
 
 def too_few(n: int, needed: int, what: str) -> str | None:
-    return None if n >= needed else f"at least {needed} {what} are needed, not {n}"
+    return None if n >= needed else f"at least {needed} {what} are needed (here: {n})"
 
 
 def by_family(results: Sequence[ModelResults]) -> dict[str, list[ModelResults]]:
