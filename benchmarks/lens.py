@@ -116,7 +116,6 @@ def main() -> None:
     parser.add_argument("--sites", type=int, default=8, help="sites compared, evenly spread")
     parser.add_argument("--batch-size", type=int, default=128, help="tokens per step of SGD")
     options = parser.parse_args()
-    torch.set_num_threads(2)
     adapter = as_adapter(ml.load_demo_model())
     for parameter in adapter.model.parameters():
         parameter.requires_grad_(False)
