@@ -94,8 +94,8 @@ def print_calibration(n_simulations: int, n_planted: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calibration", action="store_true")
-    parser.add_argument("--simulations", type=int, default=400, help="draws of each null")
-    parser.add_argument("--planted", type=int, default=200, help="draws of each planted case")
+    parser.add_argument("--simulations", type=int, default=1000, help="draws of each null")
+    parser.add_argument("--planted", type=int, default=500, help="draws of each planted case")
     options = parser.parse_args()
     if options.calibration:
         print_calibration(options.simulations, options.planted)
