@@ -17,10 +17,10 @@ from mspgt_lens.statistics import LEVEL
 
 SIGNIFICANCE = 0.05
 MIN_BLOCKS = 6
-# Against two jumps of twice the noise, power is 0.8 at 20 blocks and 8 signals, and 0.9 at 30
-# blocks and 4 signals (docs/boundaries.md).
+# Against two jumps of twice the noise, power stays under 0.9 below so many blocks, and below so
+# many blocks times signals (docs/boundaries.md).
 FEW_BLOCKS = 24
-FEW_SIGNALS = 6
+FEW_VALUES = 170
 FEW_BLOCKS_WHERE_DRIFT_BENDS = 48
 HIGH_CORRELATION = 0.35
 _STRAIGHT = ("none", "linear")
@@ -366,7 +366,7 @@ def _without(
 def _cautions(described: Fit, n_signals: int) -> list[str]:
     n_blocks, notes = len(described.basis), []
     correlation = described.noise.autocorrelation(n_blocks)
-    if n_blocks < FEW_BLOCKS or n_signals < FEW_SIGNALS:
+    if n_blocks < FEW_BLOCKS or n_blocks * n_signals < FEW_VALUES:
         notes.append(
             f"{n_blocks} blocks and {n_signals} signals leave little power: not finding boundaries "
             "says little (see mspgt_lens.power)"
