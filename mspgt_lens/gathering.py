@@ -183,8 +183,7 @@ class _BatchReader:
         prompt, position = self.index.numpy()[self.chosen].T
         return Sample(
             priority=self.priority,
-            # Each with its own memory, so that none keeps its whole batch.
-            rows=tuple(row.clone() for row in torch.stack(self.sampled, dim=1)),
+            rows=tuple(torch.stack(self.sampled, dim=1)),
             next_token=self.targets.answers.numpy()[prompt, position],
             fold=np.full(len(self.chosen), self.batch.fold),
             group=self.batch.groups[prompt],
@@ -303,7 +302,7 @@ def _reduce(moments: Moments, reference: Reference, reader: _BatchReader) -> Non
     moments.entropy[fold] += reader.entropy
     moments.n_attended[fold] += reader.n_attended
     moments.update[fold] += reader.update
-    moments.sample = merge_samples(moments.sample, reader.sample())
+    moments.sample = merge_samples(moments.sample, reader.sample(), in_place=True)
 
 
 def _count(moments: Moments, batch: Batch) -> None:

@@ -82,8 +82,7 @@ class Sample:
 
     Attributes:
         priority: Positions with the lowest priorities are kept, so samples merge.
-        rows: Normalized residual at every site, one tensor per position: the largest that is kept,
-            and so never copied on merging.
+        rows: Normalized residual at every site, one tensor per position.
         next_token: The token to be predicted (the hidden one where tokens are masked).
         fold: The fold of each position's group.
         group: A hash of each position's group.
@@ -242,16 +241,29 @@ def _equal(first: object, second: object) -> bool:
     return all(same(value, vars(second)[name]) for name, value in vars(first).items())
 
 
-def merge_samples(first: Sample, second: Sample) -> Sample:
-    """The positions of both with the lowest priorities."""
+def merge_samples(first: Sample, second: Sample, *, in_place: bool = False) -> Sample:
+    """The positions of both with the lowest priorities.
+
+    Rows are the largest arrays that are kept. With ``in_place``, those of ``second`` take the
+    memory of those of ``first`` that are left out, and ``first`` must not be used again.
+    """
     if not len(second.priority):
         return first
     priority = np.concatenate([first.priority, second.priority])
     keep = np.argsort(priority, kind="stable")[:SAMPLE_CAPACITY]
-    every = first.rows + second.rows
+    n_first = len(first.priority)
+    left_out = set(range(n_first)).difference(keep.tolist()) if in_place else ()
+    free = [first.rows[index] for index in left_out]
+
+    def row(index: int) -> Tensor:
+        if index < n_first:
+            return first.rows[index] if in_place else first.rows[index].clone()
+        new = second.rows[index - n_first]
+        return free.pop().copy_(new) if free else new.clone()
+
     return Sample(
         priority=priority[keep],
-        rows=tuple(every[index] for index in keep),
+        rows=tuple(row(index) for index in keep),
         next_token=np.concatenate([first.next_token, second.next_token])[keep],
         fold=np.concatenate([first.fold, second.fold])[keep],
         group=np.concatenate([first.group, second.group])[keep],

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from mspgt_lens.moments import PROJECTED_WIDTH, SAMPLE_CAPACITY, MomentPlan, Moments
+from mspgt_lens.moments import (
+    PROJECTED_WIDTH,
+    SAMPLE_CAPACITY,
+    MomentPlan,
+    Moments,
+    Sample,
+    merge_samples,
+)
 from mspgt_lens.profile.run import TOKENS_PER_BATCH, ProfileRun
 from mspgt_lens.prompts import Prompt
 from mspgt_lens.targets import DEFAULT_BANDS, batch_targets
@@ -51,3 +59,25 @@ def test_positions_are_counted_before_the_pass_as_the_pass_finds_them(length, ba
     run = SimpleNamespace(bands=bands, skip_first=4, n_folds=1, folds={0: 0}, moments=moments)
     n_read, n_valid = ProfileRun._most_positions(run, [Prompt(tokens[0].numpy(), 0)])
     assert (n_read.tolist(), n_valid) == ([int(targets.read.sum())], int(targets.valid.sum()))
+
+
+def test_samples_merged_in_place_are_those_merged_apart():
+    def sample(seed, n):
+        rng = np.random.default_rng(seed)
+        rows = torch.from_numpy(rng.standard_normal((n, 2, 3)))
+        priority = np.sort(rng.integers(2**64, size=n, dtype=np.uint64))
+        token, fold, group = np.arange(3 * n).reshape(3, n)
+        return Sample(priority, tuple(rows), token, fold, group.astype(np.uint64))
+
+    first, others = sample(0, 700), [sample(seed, 600) for seed in (1, 2, 3)]
+    apart = together = first
+    for other in others:
+        apart = merge_samples(apart, other)
+        before = {row.data_ptr() for row in together.rows}
+        together = merge_samples(together, other, in_place=True)
+    assert len(apart.priority) == SAMPLE_CAPACITY
+    np.testing.assert_array_equal(together.priority, apart.priority)
+    np.testing.assert_array_equal(together.group, apart.group)
+    torch.testing.assert_close(together.rows, apart.rows, rtol=0, atol=0)
+    # Once full, no memory is added.
+    assert {row.data_ptr() for row in together.rows} == before
