@@ -20,7 +20,7 @@ MIN_BLOCKS = 6
 # Against two jumps of twice the noise, power stays under 0.9 below so many blocks, and below so
 # many blocks times signals (docs/boundaries.md).
 FEW_BLOCKS = 24
-FEW_VALUES = 170
+FEW_VALUES = 140
 FEW_BLOCKS_WHERE_DRIFT_BENDS = 48
 HIGH_CORRELATION = 0.35
 _STRAIGHT = ("none", "linear")
