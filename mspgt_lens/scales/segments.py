@@ -186,14 +186,15 @@ def compare_with_drift(
         for chosen in (k for k in every if p_values[k] < SIGNIFICANCE):
             more = tuple(range(chosen + 1, plan.max_jumps + 1))
             places = tuple(int(b) for b in search.places[chosen][0])
-            # Whether more jumps explain more than they do on series that have just these.
-            with_jumps = _Reference(plan, describe(plan, matrix, places), normalize, n_draws, rng)
-            if not more or (
-                with_jumps.p_values(search, [more], fewer=chosen, decide_only=True)[0]
-                >= SIGNIFICANCE
-            ):
-                n_boundaries = chosen
-                break
+            # More jumps have to explain more than they do on series that have just these.
+            if more:
+                jumps = describe(plan, matrix, places)
+                against = _Reference(plan, jumps, normalize, n_draws, rng)
+                (beaten,) = against.p_values(search, [more], fewer=chosen, decide_only=True)
+                if beaten < SIGNIFICANCE:
+                    continue
+            n_boundaries = chosen
+            break
     return Comparison(normalize, matrix, search, drift, p_values, n_boundaries)
 
 
