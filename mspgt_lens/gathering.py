@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt
+from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor
 
 from mspgt_lens.models import ModelAdapter
@@ -33,6 +33,7 @@ HIDDEN_SHARE = 0.15
 MIN_KEY_MASS = 1e-6
 # Few enough that an attention pattern's intermediate results stay in the processor's cache.
 _QUERIES_AT_ONCE = 64
+_GRAM_BLOCKS = 4
 # Residuals of every site and attention patterns of every block, read from a cache.
 Source = tuple[Sequence[Tensor], Sequence[Tensor]]
 
@@ -228,7 +229,8 @@ class _BatchReader:
             pattern = pattern * self.ordinary[:, None, None, :]
         # Key 0 is the attention sink; the others are renormalized to one.
         sink = pattern[..., 0]
-        mass = pattern.sum(dim=-1) - sink
+        total, reach = (pattern @ torch.stack([torch.ones_like(keys), keys], dim=1)).unbind(dim=-1)
+        mass = total - sink
         counted = self.valid[:, None, at.start : at.stop] & (mass > MIN_KEY_MASS)
         mass = torch.where(counted, mass, 1.0)
         if self.plan.masked:
@@ -236,10 +238,10 @@ class _BatchReader:
             distance = torch.einsum("p h q k, q k -> p h q", pattern, apart) / mass
             distance -= sink * queries / mass
         else:
-            distance = queries - (pattern @ keys) / mass
+            distance = queries - reach / mass
         # A key of weight 0 adds 0.
-        log_share = pattern.clamp(min=torch.finfo(pattern.dtype).tiny).log_().mul_(pattern)
-        surprise = log_share[..., 0] - log_share.sum(dim=-1)
+        log_share = pattern.clamp(min=torch.finfo(pattern.dtype).tiny).log_()
+        surprise = log_share[..., 0] * sink - torch.linalg.vecdot(log_share, pattern)
         entropy = surprise / mass + torch.log(mass)
         self.span[block] += float(distance[counted].double().sum())
         self.entropy[block] += float(entropy[counted].double().sum())
@@ -283,8 +285,8 @@ def _reduce(moments: Moments, reference: Reference, reader: _BatchReader) -> Non
         # The first batch was read before there was a reference.
         z = (reference.apply(site, rows) if reader.reference is None else rows).to(device)
         read, rest = z[:n_read], z[n_read:]
-        moments.zz_read[fold, site] += read.T @ read
-        moments.zz_rest[fold, site] += rest.T @ rest
+        moments.zz_read[fold, site] += _gram(read)
+        moments.zz_rest[fold, site] += _gram(rest)
         moments.z_read[fold, site] += read.double().sum(dim=0)
         moments.z_rest[fold, site] += rest.double().sum(dim=0)
         moments.zy[fold, site] += read.T @ values
@@ -303,6 +305,18 @@ def _reduce(moments: Moments, reference: Reference, reader: _BatchReader) -> Non
     moments.n_attended[fold] += reader.n_attended
     moments.update[fold] += reader.update
     moments.sample = merge_samples(moments.sample, reader.sample(), in_place=True)
+
+
+def _gram(rows: Float[Tensor, "row width"]) -> Float[Tensor, "width width"]:
+    """``rows.T @ rows``, no pair of blocks multiplied twice: a third of the work is saved."""
+    width = rows.shape[1]
+    gram = rows.new_empty(width, width)
+    step = -(-width // _GRAM_BLOCKS)
+    for start in range(0, width, step):
+        block = slice(start, start + step)
+        torch.mm(rows[:, block].T, rows[:, start:], out=gram[block, start:])
+        gram[start + step :, block] = gram[block, start + step :].T
+    return gram
 
 
 def _count(moments: Moments, batch: Batch) -> None:

@@ -131,9 +131,10 @@ def test_fits_equal_ridge_regression_on_the_rows():
         fit.predict(0.3, torch.from_numpy(z[:5])), mean + (z[:5] - z[kept].mean(0)) @ expected
     )
     tested = z[rows[3]] - z[kept].mean(0)
-    zz, zt = fit.about(3)
-    np.testing.assert_allclose(zz, tested.T @ tested / len(tested), rtol=1e-10)
-    np.testing.assert_allclose(zt, tested.T @ (t[rows[3]] - mean) / len(tested), rtol=1e-9)
+    about = fit.about(3)
+    zz = about.zz_times(torch.eye(7, dtype=torch.float64))
+    np.testing.assert_allclose(zz, tested.T @ tested / len(tested), rtol=1e-9)
+    np.testing.assert_allclose(about.zt, tested.T @ (t[rows[3]] - mean) / len(tested), rtol=1e-9)
 
 
 @pytest.mark.parametrize("distinct", [3, 40])

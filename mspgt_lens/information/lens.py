@@ -23,8 +23,8 @@ MIN_POSITIONS = 256
 # Share of the forward pass's operations that decoding sampled positions may take.
 DECODING_SHARE = 0.06
 UNIGRAM_GRID = tuple(10.0 ** np.arange(-4.0, 1.0, 0.5))
-# Fewer, larger products are faster; this many logits are 200 MB.
-_LOGITS_PER_CHUNK = 50_000_000
+# Products as large as can be while their 30 MB come from memory that the process already holds.
+_LOGITS_PER_CHUNK = 7_500_000
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,15 @@ def _choose_strength(moments: Moments, coordinates: Coordinates) -> Float[np.nda
         for pair in ring(n_folds):
             fit = sums.fit(pair)
             for outer, inner in (pair, pair[::-1]):
-                zz, zf = fit.about(inner)
-                zf = zf[:, list(outputs)]
+                about = fit.about(inner)
+                zf = about.zt[:, list(outputs)]
                 mean = moments.final[inner] / sums.count[inner]
                 power = moments.final_square[inner] / sums.count[inner] - mean**2
                 unit = torch.where(power > 0, power, 1.0)[list(outputs)]
                 for index, strength in enumerate(LENS_GRID):
                     weights = fit.weights(strength, outputs)
                     # The part of the squared error that depends on the weights.
-                    change = (weights * (zz @ weights - 2 * zf)).sum(dim=0)
+                    change = (weights * (about.zz_times(weights) - 2 * zf)).sum(dim=0)
                     cost[outer, index] += float((change / unit).mean())
     chosen: np.ndarray = np.array(LENS_GRID)[cost.argmin(axis=1)]
     return chosen
@@ -152,7 +152,11 @@ def _log_likelihood(
         logits = adapter.decode(final[start : start + size])
         wanted = torch.from_numpy(tokens[start : start + size]).to(logits.device)
         chosen = logits.gather(1, wanted[:, None])[:, 0]
-        scores.append((chosen - logits.logsumexp(dim=1)).double().cpu().numpy())
+        # In place: as large a temporary again would cost more than the exponentials.
+        highest = logits.amax(dim=1)
+        total = logits.sub_(highest[:, None]).exp_().sum(dim=1)
+        scores.append((chosen - highest - total.log()).double().cpu().numpy())
+        del logits  # Freed before the next are made.
     return np.concatenate(scores)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,15 +42,36 @@ class FoldSums:
     ) -> None:
         self.count, self.z, self.zz, self.t, self.zt = count, z, zz, t, zt
         self._total = z.sum(0), zz.sum(0), t.sum(0), zt.sum(0)
+        self._covariances: dict[int, tuple[Tensor, Tensor]] = {}
 
     def fit(self, left_out: Sequence[int]) -> RidgeFit:
-        """Ridge readers fitted on all folds but those left out."""
+        """Ridge readers fitted on all folds but those left out, which are one at least."""
+        first, *others = left_out
+        kept = [
+            total - part[first]
+            for total, part in zip(self._total, (self.z, self.zz, self.t, self.zt), strict=True)
+        ]
+        for k in others:
+            for sums, part in zip(kept, (self.z, self.zz, self.t, self.zt), strict=True):
+                sums -= part[k]
         count = self.count.sum() - self.count[list(left_out)].sum()
-        z, zz, t, zt = self._total
-        for k in left_out:
-            z, zz, t, zt = z - self.z[k], zz - self.zz[k], t - self.t[k], zt - self.zt[k]
+        # In place: these are large, and made for every fit.
+        z, zz, t, zt = (sums.div_(count) for sums in kept)
         folds = [k for k in range(len(self.count)) if k not in left_out]
-        return RidgeFit(self, folds, z / count, zz / count, t / count, zt / count)
+        return RidgeFit(self, folds, z, zz.addr_(z, z, alpha=-1), t, zt.addr_(z, t, alpha=-1))
+
+    def covariances(
+        self, fold: int
+    ) -> tuple[Float[Tensor, "width width"], Float[Tensor, "width column"]]:
+        """Of z, and of z with t, within one fold."""
+        if fold not in self._covariances:
+            count = self.count[fold]
+            z, t = self.z[fold] / count, self.t[fold] / count
+            self._covariances[fold] = (
+                (self.zz[fold] / count).addr_(z, z, alpha=-1),
+                (self.zt[fold] / count).addr_(z, t, alpha=-1),
+            )
+        return self._covariances[fold]
 
 
 class RidgeFit:
@@ -67,11 +89,11 @@ class RidgeFit:
         self, sums: FoldSums, folds: list[int], z: Tensor, zz: Tensor, t: Tensor, zt: Tensor
     ) -> None:
         self.mean_z, self.mean_t, self.folds = z, t, folds
-        self.zz, self.zt = zz - torch.outer(z, z), zt - torch.outer(z, t)
+        self.zz, self.zt = zz, zt
         self._sums = sums
         self._roots: dict[float, Tensor] = {}
         self._weights: dict[tuple[float, tuple[int, ...] | None], Tensor] = {}
-        self._tests: dict[int, tuple[Tensor, Tensor]] = {}
+        self._tests: dict[int, FoldAbout] = {}
 
     def weights(
         self, strength: float, columns: tuple[int, ...] | None = None
@@ -100,7 +122,7 @@ class RidgeFit:
         return self._roots[strength]
 
     def _factor(self, strength: float) -> Float[Tensor, "width width"]:
-        if not torch.isfinite(self.zz).all():
+        if not torch.isfinite(self.zz.sum()):
             raise FloatingPointError(
                 "second moments of a site are not finite; nothing can be fitted"
             )
@@ -111,16 +133,36 @@ class RidgeFit:
         factor: Tensor = root
         return factor
 
-    def about(self, fold: int) -> tuple[Float[Tensor, "width width"], Float[Tensor, "width c"]]:
-        """Second moments of one fold about the training means: of z, and of z with t."""
+    def about(self, fold: int) -> FoldAbout:
+        """Second moments of one fold about the training means."""
         if fold not in self._tests:
-            s, count = self._sums, self._sums.count[fold]
-            z, t = s.z[fold] / count, s.t[fold] / count
-            self._tests[fold] = (
-                moment_about(s.zz[fold] / count, z, z, self.mean_z, self.mean_z),
-                moment_about(s.zt[fold] / count, z, t, self.mean_z, self.mean_t),
-            )
+            sums, count = self._sums, self._sums.count[fold]
+            zz, zt = sums.covariances(fold)
+            off_z, off_t = sums.z[fold] / count - self.mean_z, sums.t[fold] / count - self.mean_t
+            self._tests[fold] = FoldAbout(zz, off_z, torch.addr(zt, off_z, off_t))
         return self._tests[fold]
+
+
+@dataclass(frozen=True)
+class FoldAbout:
+    """Second moments of one fold about means that are not its own.
+
+    Attributes:
+        covariance: Of z within the fold, shape ``[width, width]``.
+        offset: The fold's mean of z less the mean taken, shape ``[width]``.
+        zt: Of z with t about the means taken, shape ``[width, column]``.
+    """
+
+    covariance: Float[Tensor, "width width"]
+    offset: Float[Tensor, " width"]
+    zt: Float[Tensor, "width column"]
+
+    def zz_times(
+        self, weights: Float[Tensor, "*batch width column"]
+    ) -> Float[Tensor, "*batch width column"]:
+        """Second moment of z about the mean taken, times weights; the moment is never formed."""
+        shifted = self.offset[:, None] * (self.offset @ weights)[..., None, :]
+        return self.covariance @ weights + shifted
 
 
 def plus_diagonal(matrix: Float[Tensor, "d d"], value: float) -> Float[Tensor, "d d"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,11 +130,14 @@ class SiteReader:
         self, fit: RidgeFit, fold: int, strengths: Float[np.ndarray, " target"]
     ) -> Residuals:
         """Residuals of readers of the given strengths on a fold that they were not fitted on."""
-        return self._residuals(fit, strengths, self._targets_about(fit, fold), *fit.about(fold))
+        about = fit.about(fold)
+        yy = self._targets_about(fit, fold)
+        return self._residuals(fit, strengths, yy, about.zz_times, about.zt)
 
     def trained(self, fit: RidgeFit, strengths: Float[np.ndarray, " target"]) -> Residuals:
         """Residuals of readers of the given strengths on the folds that they were fitted on."""
-        return self._residuals(fit, strengths, self._trained_targets(fit), fit.zz, fit.zt)
+        yy = self._trained_targets(fit)
+        return self._residuals(fit, strengths, yy, fit.zz.matmul, fit.zt)
 
     def score(
         self, strengths: Strengths, chain: Sequence[int]
@@ -203,10 +206,10 @@ class SiteReader:
         directions = torch.linalg.eigh((whitened + whitened.mT) / 2).eigenvectors.flip(-1)
         y_axes = torch.linalg.solve_triangular(root.mT, directions, upper=True)
         z_axes = split @ y_axes
-        zz, zt = fit.about(fold)
-        tested = rearrange(zt, "d (t f) -> t d f", f=self.n_features)[chosen]
+        about = fit.about(fold)
+        tested = rearrange(about.zt, "d (t f) -> t d f", f=self.n_features)[chosen]
         together = (z_axes * (tested @ y_axes)).sum(dim=1)
-        power_z = (z_axes * (zz @ z_axes)).sum(dim=1)
+        power_z = (z_axes * about.zz_times(z_axes)).sum(dim=1)
         power_y = (y_axes * (blocks(self._targets_about(fit, fold)) @ y_axes)).sum(dim=1)
         power = power_z * power_y
         correlation = torch.where(power > 0, together / power.sqrt(), 0.0)
@@ -227,7 +230,7 @@ class SiteReader:
         fit: RidgeFit,
         strengths: Float[np.ndarray, " target"],
         yy: Float[Tensor, "column column"],
-        zz: Float[Tensor, "width width"],
+        zz_times: Callable[[Tensor], Tensor],
         zt: Float[Tensor, "width column"],
     ) -> Residuals:
         null_floor = _floor(_diagonal_blocks(yy, self.n_features))
@@ -236,7 +239,7 @@ class SiteReader:
         weights = self._weights(fit, strengths)
         # E (y - W z)(y - W z)^T = yy - W^T zy - (W^T zy)^T + W^T zz W. The null reader has no
         # weights, and is left exactly as it is.
-        change = weights.T @ (zz @ weights / 2 - zt)
+        change = weights.T @ (zz_times(weights) / 2 - zt)
         residual = yy + change + change.T
         lengths = rearrange(weights, "d (t f) -> t d f", f=self.n_features).pow(2).sum(dim=1)
         reader_floor = null_floor + RESOLUTION * lengths.amax(dim=-1)

@@ -285,7 +285,9 @@ class ModelAdapter:
         weight_dtype = next(self.model.parameters()).dtype
         scaled = normalized.to(self.device, torch.float32) * self._scale + self._shift
         # A position axis of its own: unembedding modules expect [prompt, pos, d_model].
-        logits = self.model.unembed(scaled.to(weight_dtype)[None])[0].float() * self._logit_scale
+        logits = self.model.unembed(scaled.to(weight_dtype)[None])[0].float()
+        if self._logit_scale != 1.0:
+            logits = logits * self._logit_scale
         cap = getattr(self.cfg, "output_logits_soft_cap", None) or -1.0
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
