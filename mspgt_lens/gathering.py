@@ -229,8 +229,8 @@ class _BatchReader:
             pattern = pattern * self.ordinary[:, None, None, :]
         # Key 0 is the attention sink; the others are renormalized to one.
         sink = pattern[..., 0]
-        total, reach = (pattern @ torch.stack([torch.ones_like(keys), keys], dim=1)).unbind(dim=-1)
-        mass = total - sink
+        moments = pattern @ torch.stack([torch.ones_like(keys), keys], dim=1)
+        mass = moments[..., 0] - sink
         counted = self.valid[:, None, at.start : at.stop] & (mass > MIN_KEY_MASS)
         mass = torch.where(counted, mass, 1.0)
         if self.plan.masked:
@@ -238,7 +238,7 @@ class _BatchReader:
             distance = torch.einsum("p h q k, q k -> p h q", pattern, apart) / mass
             distance -= sink * queries / mass
         else:
-            distance = queries - reach / mass
+            distance = queries - moments[..., 1] / mass
         # A key of weight 0 adds 0.
         log_share = pattern.clamp(min=torch.finfo(pattern.dtype).tiny).log_()
         surprise = log_share[..., 0] * sink - torch.linalg.vecdot(log_share, pattern)
