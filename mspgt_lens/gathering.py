@@ -7,6 +7,7 @@ grow with the number of prompts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,12 @@ HIDDEN_SHARE = 0.15
 # A head whose non-sink keys share less than this carries no distribution that float32 resolves.
 MIN_KEY_MASS = 1e-6
 # Few enough that an attention pattern's intermediate results stay in the processor's cache.
-_QUERIES_AT_ONCE = 64
+_QUERIES_AT_ONCE = 32
 _GRAM_BLOCKS = 4
+# Less than the 32 MB from which glibc never puts an allocation on the heap; 1 GB in all, which
+# are addresses only until something is written there.
+_HEAP_BLOCK = 31 * 2**20
+_HEAP_BLOCKS = 32
 # Residuals of every site and attention patterns of every block, read from a cache.
 Source = tuple[Sequence[Tensor], Sequence[Tensor]]
 
@@ -78,6 +83,25 @@ def make_batches(
             size = batch_size or max(1, tokens_per_batch // len(rows[-1][0].tokens))
             chosen, rows = rows[-size:], rows[:-size]
             yield make_batch([p for p, _ in chosen], fold, [first_number + i for _, i in chosen])
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """While open, memory that one block of the model frees stays with the process for the next.
+
+    An allocator that gives freed memory at the heap's end back to the system (glibc's does) takes
+    it anew, page by page, in every block: a tenth of a forward pass. So the heap's end is held
+    meanwhile by an allocation that is never written to. Elsewhere this changes nothing.
+    """
+    # Freeing a block of its own raises the size from which glibc keeps allocations off the heap.
+    torch.empty(_HEAP_BLOCK + 4096, dtype=torch.uint8)
+    blocks = [torch.empty(_HEAP_BLOCK, dtype=torch.uint8) for _ in range(_HEAP_BLOCKS)]
+    end = blocks.pop()
+    del blocks
+    try:
+        yield
+    finally:
+        del end
 
 
 def add_batch(
@@ -140,6 +164,7 @@ class _BatchReader:
         self.index = torch.cat([torch.nonzero(self.targets.read), torch.nonzero(rest)])
         self.n_read, self.n_valid = int(self.targets.read.sum()), len(self.index)
         self.prompt, self.position = self.index.to(device).unbind(dim=1)
+        self.flat = self.prompt * batch.tokens.shape[1] + self.position
         self.valid = self.targets.valid.to(device)
         special = torch.tensor(sorted(adapter.special_ids), dtype=torch.long)
         self.ordinary = (batch.mask & ~torch.isin(batch.tokens, special)).to(device)
@@ -147,7 +172,7 @@ class _BatchReader:
         self.sampled: list[Tensor] = []
         self.chosen = np.zeros(0, dtype=np.int64)
         self.priority = np.zeros(0, dtype=np.uint64)
-        self.previous: Tensor | None = None
+        self.previous: tuple[Tensor, Tensor] | None = None
         self.span, self.entropy, self.n_attended, self.update = np.zeros((4, adapter.n_layers))
 
     def choose_sample(self, so_far: Sample) -> None:
@@ -191,18 +216,20 @@ class _BatchReader:
         )
 
     def _on_site(self, site: int, residual: Tensor) -> None:
-        raw = residual.detach()[self.prompt, self.position].float()
-        rows = self.adapter.normalize(raw)
-        if not bool(torch.isfinite(rows.sum())):
-            bad = int(self.prompt[~torch.isfinite(rows).all(dim=1)][0])
+        raw = residual.detach().flatten(0, 1).index_select(0, self.flat).float()
+        length = raw.norm(dim=1)
+        if not bool(torch.isfinite(length.sum())):
+            bad = int(self.prompt[~torch.isfinite(length)][0])
             raise FloatingPointError(
                 f"activations at site {site} are NaN or infinite, first in prompt "
                 f"{self.batch.numbers[bad]}; load the model in float32 or leave it out"
             )
         if self.previous is not None:
-            change = (raw - self.previous).norm(dim=1) / self.previous.norm(dim=1)
+            before, length_before = self.previous
+            change = (raw - before).norm(dim=1) / length_before
             self.update[site - 1] = float(change.double().sum())
-        self.previous = raw
+        self.previous = raw, length
+        rows = self.adapter.normalize(raw)
         self.sampled.append(rows[torch.from_numpy(self.chosen).to(rows.device)].cpu())
         if site == self.adapter.n_layers:
             self.final = rows
@@ -212,40 +239,56 @@ class _BatchReader:
         self.rows.append(rows)
 
     def _on_pattern(self, block: int, pattern: Tensor) -> None:
-        n_queries = pattern.shape[2]
-        for start in range(0, n_queries, _QUERIES_AT_ONCE):
-            stop = min(start + _QUERIES_AT_ONCE, n_queries)
+        """Add the span and the entropy of every query of one block."""
+        n_keys = pattern.shape[3]
+        keys = torch.arange(n_keys, device=pattern.device, dtype=torch.float32)
+        apart = (keys[:, None] - keys).abs() if self.plan.masked else None
+        parts = []
+        for start in range(0, n_keys, _QUERIES_AT_ONCE):
+            at = slice(start, min(start + _QUERIES_AT_ONCE, n_keys))
             # Where the model is causal, a query attends to no later key.
-            reach = n_queries if self.plan.masked else stop
-            some = pattern.detach()[:, :, start:stop, :reach].float()
-            self._add_attention(block, some, range(start, stop))
-
-    def _add_attention(self, block: int, pattern: Tensor, at: range) -> None:
-        """Add the span and the entropy of some queries."""
-        keys = torch.arange(pattern.shape[-1], device=pattern.device, dtype=torch.float32)
-        queries = keys[at.start : at.stop]
-        if self.plan.masked:
+            reach = n_keys if self.plan.masked else at.stop
+            some = pattern.detach()[:, :, at, :reach].float()
+            if apart is None:
+                parts.append(_sums_over_keys(some, keys[:reach]))
+                continue
             # Separators draw attention that is not needed elsewhere, as a first key does.
-            pattern = pattern * self.ordinary[:, None, None, :]
-        # Key 0 is the attention sink; the others are renormalized to one.
-        sink = pattern[..., 0]
-        moments = pattern @ torch.stack([torch.ones_like(keys), keys], dim=1)
-        mass = moments[..., 0] - sink
-        counted = self.valid[:, None, at.start : at.stop] & (mass > MIN_KEY_MASS)
+            some = some * self.ordinary[:, None, None, :]
+            parts.append(_sums_over_keys(some, apart[at]))
+        mass, weighted, surprise = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+        counted = self.valid[:, None] & (mass > MIN_KEY_MASS)
+        # The keys' shares are renormalized to one.
         mass = torch.where(counted, mass, 1.0)
-        if self.plan.masked:
-            apart = (queries[:, None] - keys).abs()
-            distance = torch.einsum("p h q k, q k -> p h q", pattern, apart) / mass
-            distance -= sink * queries / mass
-        else:
-            distance = queries - moments[..., 1] / mass
-        # A key of weight 0 adds 0.
-        log_share = pattern.clamp(min=torch.finfo(pattern.dtype).tiny).log_()
-        surprise = log_share[..., 0] * sink - torch.linalg.vecdot(log_share, pattern)
+        distance = weighted / mass if self.plan.masked else keys - weighted / mass
         entropy = surprise / mass + torch.log(mass)
         self.span[block] += float(distance[counted].double().sum())
         self.entropy[block] += float(entropy[counted].double().sum())
         self.n_attended[block] += int(counted.sum())
+
+
+def _sums_over_keys(
+    pattern: Float[Tensor, "prompt head query key"], along: Float[Tensor, "*query key"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``sum p``, ``sum p * along`` and ``-sum p log p`` of all keys but the first, the sink.
+
+    Args:
+        pattern: Attention patterns.
+        along: One value per key, the same for every query or not.
+
+    Returns:
+        Three tensors of shape ``[prompt, head, query]``.
+    """
+    sink = pattern[..., 0]
+    if along.ndim == 1:
+        moments = pattern @ torch.stack([torch.ones_like(along), along], dim=1)
+        mass, weighted = moments.unbind(dim=-1)
+    else:
+        mass = pattern.sum(dim=-1)
+        weighted = torch.einsum("p h q k, q k -> p h q", pattern, along)
+    # A key of weight 0 adds 0.
+    log_share = pattern.clamp(min=torch.finfo(pattern.dtype).tiny).log_()
+    surprise = log_share[..., 0] * sink - torch.linalg.vecdot(log_share, pattern)
+    return mass - sink, weighted - sink * along[..., 0], surprise
 
 
 def _inputs_and_targets(
@@ -287,8 +330,8 @@ def _reduce(moments: Moments, reference: Reference, reader: _BatchReader) -> Non
         read, rest = z[:n_read], z[n_read:]
         moments.zz_read[fold, site] += _gram(read)
         moments.zz_rest[fold, site] += _gram(rest)
-        moments.z_read[fold, site] += read.double().sum(dim=0)
-        moments.z_rest[fold, site] += rest.double().sum(dim=0)
+        moments.z_read[fold, site] += read.sum(dim=0)
+        moments.z_rest[fold, site] += rest.sum(dim=0)
         moments.zy[fold, site] += read.T @ values
         moments.z_final[fold, site].addmm_(z[:n_final].T, final)
         if before is not None:

@@ -102,14 +102,14 @@ class RidgeFit:
         key = (strength, columns)
         if key not in self._weights:
             wanted = self.zt if columns is None else self.zt[:, list(columns)]
-            self._weights[key] = torch.cholesky_solve(wanted, self._root(strength))
+            self._weights[key] = _solve(self._root(strength), wanted)
         return self._weights[key]
 
     def predict(
         self, strength: float, rows: Float[Tensor, "row width"]
     ) -> Float[Tensor, "row column"]:
         """All columns of t at some rows of z; cheaper than weights where rows are few."""
-        solved = torch.cholesky_solve((rows - self.mean_z).T, self._root(strength))
+        solved = _solve(self._root(strength), (rows - self.mean_z).T)
         return self.mean_t + solved.T @ self.zt
 
     def _root(self, strength: float) -> Float[Tensor, "width width"]:
@@ -163,6 +163,15 @@ class FoldAbout:
         """Second moment of z about the mean taken, times weights; the moment is never formed."""
         shifted = self.offset[:, None] * (self.offset @ weights)[..., None, :]
         return self.covariance @ weights + shifted
+
+
+def _solve(
+    root: Float[Tensor, "width width"], wanted: Float[Tensor, "width column"]
+) -> Float[Tensor, "width column"]:
+    """``(root root^T)^-1 wanted``; faster than ``cholesky_solve``, which copies both."""
+    half = torch.linalg.solve_triangular(root, wanted, upper=False)
+    solved: Tensor = torch.linalg.solve_triangular(root.mT, half, upper=True)
+    return solved
 
 
 def plus_diagonal(matrix: Float[Tensor, "d d"], value: float) -> Float[Tensor, "d d"]:

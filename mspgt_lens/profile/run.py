@@ -16,6 +16,7 @@ from mspgt_lens.gathering import (
     HIDDEN_SHARE,
     add_batch,
     calibrate,
+    kept_memory,
     make_batch,
     make_batches,
 )
@@ -96,6 +97,7 @@ class ProfileRun:
         per_batch = TOKENS_PER_BATCH.get(adapter.device.type, TOKENS_PER_BATCH["cuda"])
         with (
             adapter.inference(),
+            kept_memory(),
             tqdm(
                 total=total, unit="tok", unit_scale=True, desc=adapter.name, disable=not progress
             ) as bar,
