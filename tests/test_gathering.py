@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,3 +85,35 @@ def test_samples_merged_in_place_are_those_merged_apart():
     torch.testing.assert_close(together.rows, apart.rows, rtol=0, atol=0)
     # Once full, no memory is added.
     assert {row.data_ptr() for row in together.rows} == before
+
+
+_FAULTS = """
+import contextlib, resource, sys
+import torch
+from mspgt_lens.gathering import kept_memory
+
+def work():
+    for _ in range(20):
+        blocks = [torch.ones(5_000_000) for _ in range(5)]
+        del blocks
+
+with kept_memory() if sys.argv[1] == "kept" else contextlib.nullcontext():
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    work()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+print(after.ru_minflt - before.ru_minflt, after.ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_memory_that_is_freed_is_used_again_and_none_is_taken_in_advance():
+    def run(how: str) -> tuple[int, int]:
+        command = [sys.executable, "-c", _FAULTS, how]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        faults, peak = map(int, out.split())
+        return faults, peak
+
+    pages = 5 * 4 * 5_000_000 // mmap.PAGESIZE
+    (faults, peak), (_, bare_peak) = run("kept"), run("bare")
+    assert faults < 1.5 * pages  # Each page once; far more often if freed memory went back.
+    assert peak < bare_peak + 64
