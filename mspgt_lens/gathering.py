@@ -163,8 +163,8 @@ class _BatchReader:
         # Rows in one order everywhere: first those that are read, then the rest.
         self.index = torch.cat([torch.nonzero(self.targets.read), torch.nonzero(rest)])
         self.n_read, self.n_valid = int(self.targets.read.sum()), len(self.index)
-        self.prompt, self.position = self.index.to(device).unbind(dim=1)
-        self.flat = self.prompt * batch.tokens.shape[1] + self.position
+        self.prompt, position = self.index.to(device).unbind(dim=1)
+        self.flat = self.prompt * batch.tokens.shape[1] + position
         self.valid = self.targets.valid.to(device)
         special = torch.tensor(sorted(adapter.special_ids), dtype=torch.long)
         self.ordinary = (batch.mask & ~torch.isin(batch.tokens, special)).to(device)
@@ -249,12 +249,10 @@ class _BatchReader:
             # Where the model is causal, a query attends to no later key.
             reach = n_keys if self.plan.masked else at.stop
             some = pattern.detach()[:, :, at, :reach].float()
-            if apart is None:
-                parts.append(_sums_over_keys(some, keys[:reach]))
-                continue
-            # Separators draw attention that is not needed elsewhere, as a first key does.
-            some = some * self.ordinary[:, None, None, :]
-            parts.append(_sums_over_keys(some, apart[at]))
+            if self.plan.masked:
+                # Separators draw attention that is not needed elsewhere, as a first key does.
+                some = some * self.ordinary[:, None, None, :]
+            parts.append(_sums_over_keys(some, keys[:reach] if apart is None else apart[at]))
         mass, weighted, surprise = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
         counted = self.valid[:, None] & (mass > MIN_KEY_MASS)
         # The keys' shares are renormalized to one.

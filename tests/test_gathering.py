@@ -105,7 +105,7 @@ print(after.ru_minflt - before.ru_minflt, after.ru_maxrss // 1024)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="counts what glibc's heap takes anew")
 def test_memory_that_is_freed_is_used_again_and_none_is_taken_in_advance():
     def run(how: str) -> tuple[int, int]:
         command = [sys.executable, "-c", _FAULTS, how]
