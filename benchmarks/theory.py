@@ -28,8 +28,8 @@ import mspgt_lens as ml  # noqa: E402
 from mspgt_lens.scales.evidence import search_plan  # noqa: E402
 from mspgt_lens.scales.normalizing import rank_normalize  # noqa: E402
 from mspgt_lens.scales.segments import _sharpness, compare_with_drift  # noqa: E402
-from mspgt_lens.theory import boundaries as about_boundaries  # noqa: E402
-from mspgt_lens.theory import effects as about_effects  # noqa: E402
+from mspgt_lens.theory import effect_predictions as about_effects  # noqa: E402
+from mspgt_lens.theory import partition_predictions as about_boundaries  # noqa: E402
 
 Judge = Callable[[Sequence[ml.ModelResults]], ml.Verdict]
 _POOL = 100

@@ -1,15 +1,16 @@
 """Multi-Scale Probabilistic Generation Theory for TransformerLens: how layers divide the work."""
 
 from mspgt_lens.estimators.interface import mutual_information
-from mspgt_lens.generation.effects import GenerationEffects
+from mspgt_lens.generation.results import GenerationEffects
 from mspgt_lens.generation.writing import generation_effects
 from mspgt_lens.hvib.probe import HVIB_BETAS, fit_hvib, fit_hvib_arrays
 from mspgt_lens.hvib.results import Grid, HvibFit
 from mspgt_lens.information.bottleneck import bottleneck_frontier
 from mspgt_lens.information.channel import channel_rate
 from mspgt_lens.information.frontier import Frontier
-from mspgt_lens.loading import load_demo_model, load_model
 from mspgt_lens.models import needed_hooks
+from mspgt_lens.models.loading import load_demo_model, load_model
+from mspgt_lens.partition import ScalePartition, Support
 from mspgt_lens.patching import tasks
 from mspgt_lens.patching.layers import patch_layers
 from mspgt_lens.patching.pairs import PromptPairs
@@ -18,13 +19,13 @@ from mspgt_lens.patching.scales import patch_scales
 from mspgt_lens.perturbation.brittleness import Brittleness, measure_brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses, token_classes
 from mspgt_lens.perturbation.dissociation import ScaleByClass, scale_by_class
-from mspgt_lens.perturbation.effects import PerturbationEffects, perturb_scales
 from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.perturbing import PerturbationEffects, perturb_scales
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
 from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
 from mspgt_lens.plots.comparison import plot_comparison
-from mspgt_lens.plots.effects import plot_effects
 from mspgt_lens.plots.emergence import plot_emergence
+from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_token_classes
@@ -36,15 +37,14 @@ from mspgt_lens.prompts import Passage, Prompt, PromptDataset, load_passages
 from mspgt_lens.report.writing import write_report
 from mspgt_lens.results import Curve, Estimate
 from mspgt_lens.scales.detection import Stability, boundary_signals, detect_scales, stability
-from mspgt_lens.scales.partition import ScalePartition, Support
 from mspgt_lens.scales.segments import segment_blocks
 from mspgt_lens.scales.synthetic import Power, SyntheticSignals, power, synthetic_signals
+from mspgt_lens.studies.analysis import Analysis, analyze
+from mspgt_lens.studies.comparison import Comparison, compare_models
+from mspgt_lens.studies.emergence import Emergence, emergence
 from mspgt_lens.targets import DEFAULT_BANDS, OFFSET_BANDS
-from mspgt_lens.theory.analysis import Analysis, analyze
-from mspgt_lens.theory.comparison import Comparison, compare_models
 from mspgt_lens.theory.dominance import VarianceShares, depth_variation, variance_shares
-from mspgt_lens.theory.effects import half_depth, log_brittleness
-from mspgt_lens.theory.emergence import Emergence, emergence
+from mspgt_lens.theory.effect_predictions import half_depth, log_brittleness
 from mspgt_lens.theory.evaluation import evaluate_predictions
 from mspgt_lens.theory.synthetic_models import synthetic_models
 from mspgt_lens.theory.verdicts import ModelResults, Verdict, Verdicts

@@ -18,7 +18,7 @@ from jaxtyping import config, install_import_hook
 # Shapes and dtypes that signatures promise are checked whenever a test calls them.
 with install_import_hook("mspgt_lens", "shapes.check_shapes"):
     import mspgt_lens
-    from mspgt_lens.loading import INSTALL, PACKAGE
+    from mspgt_lens.models.loading import INSTALL, PACKAGE
 
 from tiny import tiny_model
 

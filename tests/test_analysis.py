@@ -7,7 +7,7 @@ from browser import open_page
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
-from mspgt_lens.theory import analysis as module
+from mspgt_lens.studies import analysis as module
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be told from 0")
 N_TEXTS = 24

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 
 import mspgt_lens as ml
-from mspgt_lens.generation.effects import GenerationEffects, compare_texts, text_deltas
+from mspgt_lens.generation.results import GenerationEffects, compare_texts, text_deltas
 from mspgt_lens.plots.look import SCALE_COLORS
 
 METRICS = {

@@ -9,7 +9,7 @@ import pytest
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
-from mspgt_lens.generation.effects import GenerationEffects, compare_texts, text_deltas
+from mspgt_lens.generation.results import GenerationEffects, compare_texts, text_deltas
 from mspgt_lens.generation.writing import DEFAULT_KINDS, generation_effects
 from mspgt_lens.models import as_adapter
 from mspgt_lens.perturbation.dosing import match_doses

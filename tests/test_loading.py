@@ -10,8 +10,7 @@ import transformers
 from tiny import tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
-from mspgt_lens import loading
-from mspgt_lens.models import as_adapter
+from mspgt_lens.models import as_adapter, loading
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import mspgt_lens as ml
 from mspgt_lens.models import RecordedRun, as_adapter
-from mspgt_lens.patching import statistics as patch_statistics
+from mspgt_lens.patching import significance as patch_statistics
 from mspgt_lens.patching import sweeping
 
 N_LAYERS, N_POS, N_PAIRS = 4, 7, 3

@@ -10,8 +10,8 @@ from tiny import ARCHITECTURES, random_tokens, tiny_model
 
 import mspgt_lens as ml
 from mspgt_lens.models import Edit, as_adapter, edited_logits
-from mspgt_lens.perturbation import effects as effects_module
-from mspgt_lens.perturbation.effects import perturbed
+from mspgt_lens.perturbation import perturbing as effects_module
+from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.probing import (
     MEASURES,
     as_segments,

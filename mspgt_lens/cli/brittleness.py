@@ -7,7 +7,8 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-from mspgt_lens.loading import load_model
+from mspgt_lens.models.loading import load_model
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.perturbation.brittleness import (
     DEFAULT_LEVELS,
     measure_brittleness,
@@ -16,7 +17,6 @@ from mspgt_lens.perturbation.probing import Segments
 from mspgt_lens.prompts import Prompt, PromptDataset
 from mspgt_lens.report.tables import aligned, ratio_rows, slope_rows
 from mspgt_lens.report.writing import write_report
-from mspgt_lens.scales.partition import ScalePartition
 
 
 def add_brittleness_command(

@@ -14,8 +14,8 @@ from typing import Any, get_args
 from mspgt_lens.cli.analyze import add_analyze_command
 from mspgt_lens.cli.brittleness import add_brittleness_command
 from mspgt_lens.cli.patch import add_patch_command
-from mspgt_lens.loading import load_model
 from mspgt_lens.models import as_adapter
+from mspgt_lens.models.loading import load_model
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import Control

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from mspgt_lens.loading import load_model
 from mspgt_lens.models import Site
+from mspgt_lens.models.loading import load_model
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.layers import Method, patch_layers
 from mspgt_lens.patching.metrics import DEFAULT_METRIC, MetricName
 from mspgt_lens.patching.pairs import PromptPairs
@@ -17,7 +18,6 @@ from mspgt_lens.patching.sweeping import Direction
 from mspgt_lens.patching.tasks import TASKS
 from mspgt_lens.report.tables import aligned, strongest_cells
 from mspgt_lens.report.writing import write_report
-from mspgt_lens.scales.partition import ScalePartition
 
 _STRONGEST = 8
 

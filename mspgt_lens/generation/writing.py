@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
-from mspgt_lens.generation.effects import GenerationEffects, compare_texts, text_deltas
 from mspgt_lens.generation.metrics import Embed, TextMetric, text_metrics
+from mspgt_lens.generation.results import GenerationEffects, compare_texts, text_deltas
 from mspgt_lens.models import (
     Edit,
     ModelAdapter,

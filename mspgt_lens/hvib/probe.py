@@ -18,9 +18,9 @@ from mspgt_lens.hvib.data import split_groups, token_classes
 from mspgt_lens.hvib.fitting import FitJob, FitPlan, digest_of, run_fit
 from mspgt_lens.hvib.results import HvibFit
 from mspgt_lens.models import ModelAdapter, as_adapter, unembedding_rows, weight_digest
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.run import LOOKAHEAD
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, check_prompt, stable_hash
-from mspgt_lens.scales.partition import ScalePartition
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 
 HVIB_BETAS = (1.5, 3.0, 6.0, 12.0, 25.0, 50.0)

@@ -18,7 +18,7 @@ from mspgt_lens.patching.metrics import (
 )
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.results import PatchSweep
-from mspgt_lens.patching.statistics import patch_p_values, summarize_effects
+from mspgt_lens.patching.significance import patch_p_values, summarize_effects
 from mspgt_lens.patching.sweeping import Direction, Sweep, mean_over_pairs
 from mspgt_lens.storage import package_versions
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mspgt_lens.models import as_adapter
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.layers import check_sweep
 from mspgt_lens.patching.metrics import DEFAULT_METRIC, LogitMetric, MetricName
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.results import ScalePatch
-from mspgt_lens.patching.statistics import LEVEL, summarize_effects
+from mspgt_lens.patching.significance import LEVEL, summarize_effects
 from mspgt_lens.patching.sweeping import Direction, Sweep, all_columns, mean_over_pairs
 from mspgt_lens.patching.walking import rows_per_call
-from mspgt_lens.scales.partition import ScalePartition
 from mspgt_lens.statistics import holm
 from mspgt_lens.storage import package_versions
 

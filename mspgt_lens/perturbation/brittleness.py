@@ -12,8 +12,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from mspgt_lens.models import as_adapter
-from mspgt_lens.perturbation.effects import perturbed
 from mspgt_lens.perturbation.kinds import Perturbation, Shape
+from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.probing import (
     MEASURES,
     Segments,

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.models import as_adapter
 from mspgt_lens.perturbation.dependence import TokenClasses
-from mspgt_lens.perturbation.effects import perturbed
 from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.probing import (
     Batches,
     CleanRun,

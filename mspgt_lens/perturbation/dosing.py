@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mspgt_lens.models import ModelAdapter
-from mspgt_lens.perturbation.effects import perturbed
 from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.probing import MEASURES, Batches, respond
 from mspgt_lens.perturbation.residuals import ResidualStatistics
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mspgt_lens.models import Edit, ModelAdapter, RecordedRun, edited, require_acted
+from mspgt_lens.partition import ScalePartition, segment_names
 from mspgt_lens.prompts import (
     Prompt,
     PromptDataset,
@@ -24,7 +25,6 @@ from mspgt_lens.prompts import (
     stable_hash,
     stack_rows,
 )
-from mspgt_lens.scales.partition import ScalePartition, segment_names
 from mspgt_lens.statistics import LEVEL
 
 MEASURES = ("kl", "cross_entropy", "agreement")

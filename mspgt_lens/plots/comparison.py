@@ -15,7 +15,7 @@ from mspgt_lens.plots.look import (
     style_figure,
     transparent,
 )
-from mspgt_lens.theory.comparison import Comparison, records
+from mspgt_lens.studies.comparison import Comparison, records
 
 _PANELS = (
     ("relevance", "", "Relevance"),

@@ -10,7 +10,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from mspgt_lens.plots.look import DEPTH_SCALE, digits, segment_color, style_figure, transparent
-from mspgt_lens.theory.emergence import Emergence
+from mspgt_lens.studies.emergence import Emergence
 
 
 def plot_emergence(emergence: Emergence) -> go.Figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from mspgt_lens.scales.partition import ScalePartition
+from mspgt_lens.partition import ScalePartition
 
 # Okabe and Ito's colors: told apart with any color vision, on light and on dark.
 SCALE_COLORS = {"local": "#0072B2", "intermediate": "#D55E00", "global": "#009E73"}

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.plots.look import (
     NEUTRAL,
@@ -17,7 +18,6 @@ from mspgt_lens.plots.look import (
     style_figure,
     transparent,
 )
-from mspgt_lens.scales.partition import ScalePartition
 
 # Blue to orange through gray: told apart with any color vision, on light and on dark.
 _CHANGE_SCALE = [[0.0, "#1f66a8"], [0.5, "#c9c9c9"], [1.0, "#c65a11"]]

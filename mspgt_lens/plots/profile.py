@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.plots.look import (
     NEUTRAL,
     OTHER_COLORS,
@@ -31,7 +32,6 @@ from mspgt_lens.plots.wording import (
 )
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Curve, Unit
-from mspgt_lens.scales.partition import ScalePartition
 
 # Their changes with depth are small against their size.
 _FAR_FROM_ZERO = {"compression", "inter_layer_information"}

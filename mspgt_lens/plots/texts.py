@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mspgt_lens.generation.effects import GenerationEffects
+from mspgt_lens.generation.results import GenerationEffects
 from mspgt_lens.plots.look import NEUTRAL, OTHER_COLORS, SCALE_COLORS, style_figure, transparent
 
 _WORDS = {

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dissociation import ScaleByClass
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Curve
-from mspgt_lens.scales.partition import ScalePartition
-from mspgt_lens.theory.comparison import records
+from mspgt_lens.studies.comparison import records
 from mspgt_lens.theory.verdicts import Verdicts
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from mspgt_lens.generation.effects import GenerationEffects
+from mspgt_lens.generation.results import GenerationEffects
 from mspgt_lens.hvib.results import HvibFit
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import ScaleByClass
-from mspgt_lens.perturbation.effects import PerturbationEffects
+from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
 from mspgt_lens.plots.comparison import plot_comparison
-from mspgt_lens.plots.effects import plot_effects
 from mspgt_lens.plots.emergence import plot_emergence
+from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_token_classes
@@ -31,9 +32,8 @@ from mspgt_lens.report.tables import (
     verdict_rows,
 )
 from mspgt_lens.scales.detection import Stability
-from mspgt_lens.scales.partition import ScalePartition
-from mspgt_lens.theory.comparison import Comparison, records
-from mspgt_lens.theory.emergence import Emergence
+from mspgt_lens.studies.comparison import Comparison, records
+from mspgt_lens.studies.emergence import Emergence
 from mspgt_lens.theory.verdicts import Verdicts
 
 

@@ -8,7 +8,7 @@ from mspgt_lens.patching.results import PatchSweep
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Curve
-from mspgt_lens.theory.comparison import records
+from mspgt_lens.studies.comparison import records
 from mspgt_lens.theory.verdicts import Verdicts
 
 MODES: tuple[Mode, ...] = ("equal_energy", "per_block")

@@ -8,22 +8,22 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mspgt_lens.generation.effects import GenerationEffects
+from mspgt_lens.generation.results import GenerationEffects
 from mspgt_lens.hvib.results import HvibFit
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import ScaleByClass
-from mspgt_lens.perturbation.effects import PerturbationEffects
+from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.report import sections
 from mspgt_lens.report.findings import findings
 from mspgt_lens.report.page import heading, table, write_page
 from mspgt_lens.scales.detection import Stability
-from mspgt_lens.scales.partition import ScalePartition
-from mspgt_lens.theory.analysis import Analysis
-from mspgt_lens.theory.comparison import Comparison
-from mspgt_lens.theory.emergence import Emergence
+from mspgt_lens.studies.analysis import Analysis
+from mspgt_lens.studies.comparison import Comparison
+from mspgt_lens.studies.emergence import Emergence
 from mspgt_lens.theory.verdicts import Verdicts
 
 _One = TypeVar("_One")

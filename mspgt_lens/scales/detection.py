@@ -14,12 +14,12 @@ from jaxtyping import Float
 from scipy.signal import find_peaks
 
 from mspgt_lens.models import as_adapter
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
 from mspgt_lens.results import Curve
 from mspgt_lens.scales.normalizing import rank_normalize
-from mspgt_lens.scales.partition import ScalePartition
 from mspgt_lens.scales.segments import MIN_BLOCKS, segment_blocks, summarize_places
 
 Method = Literal["fused", "stages", "attention_span", "mi_peaks", "hvib", "thirds", "quarters"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from mspgt_lens.partition import ScalePartition, Support
 from mspgt_lens.scales.drift import Fit, legendre, steps
 from mspgt_lens.scales.evidence import Search, SearchPlan, search_plan
 from mspgt_lens.scales.mixture import Mixture, describe
 from mspgt_lens.scales.normalizing import Normalizer, choose_normalizer, rank_normalize
-from mspgt_lens.scales.partition import ScalePartition, Support
 from mspgt_lens.statistics import LEVEL
 
 SIGNIFICANCE = 0.05

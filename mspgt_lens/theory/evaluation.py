@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mspgt_lens.theory.boundaries import dominance, existence, family_share, position
-from mspgt_lens.theory.effects import (
+from mspgt_lens.theory.effect_predictions import (
     SHAPES,
     brittleness_between_families,
     brittleness_between_segments,
     dissociation,
     order,
 )
+from mspgt_lens.theory.partition_predictions import dominance, existence, family_share, position
 from mspgt_lens.theory.verdicts import ModelResults, Verdicts
 
 

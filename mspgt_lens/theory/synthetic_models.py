@@ -6,11 +6,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from mspgt_lens.partition import SCALES, ScalePartition
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Curve, Estimate
-from mspgt_lens.scales.partition import SCALES, ScalePartition
 from mspgt_lens.targets import DEFAULT_BANDS
-from mspgt_lens.theory.effects import SHAPES
+from mspgt_lens.theory.effect_predictions import SHAPES
 from mspgt_lens.theory.verdicts import ModelResults
 from mspgt_lens.theory.waterfilling import water_fill
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Estimate
-from mspgt_lens.scales.partition import ScalePartition
 from mspgt_lens.storage import read_result, write_result
 
 Judgment = Literal["supported", "refuted", "inconclusive"]

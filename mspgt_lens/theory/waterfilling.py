@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from scipy import stats
 from scipy.optimize import least_squares
 
-from mspgt_lens.scales.partition import segment_names
+from mspgt_lens.partition import segment_names
 from mspgt_lens.statistics import LEVEL
 
 MIN_FITTED = 3

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 import mspgt_lens
-from mspgt_lens import loading, models
+from mspgt_lens import models
+from mspgt_lens.models import loading
 
 N_PASSAGES = 10
 N_TOKENS = 160

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from mspgt_lens.scales.partition import ScalePartition
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.statistics import LEVEL
 from mspgt_lens.theory.dominance import depth_variation, variance_shares
 from mspgt_lens.theory.judging import MIN_FAMILY, PUBLISHED, Interval, by_family, judge, too_few

@@ -12,20 +12,20 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mspgt_lens.loading import load_model
 from mspgt_lens.models import ModelAdapter, as_adapter, weight_digest
+from mspgt_lens.models.loading import load_model
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.perturbation.brittleness import Brittleness, measure_brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses, token_classes
 from mspgt_lens.perturbation.dissociation import ScaleByClass, scale_by_class
-from mspgt_lens.perturbation.effects import PerturbationEffects, perturb_scales
+from mspgt_lens.perturbation.perturbing import PerturbationEffects, perturb_scales
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import Control
 from mspgt_lens.prompts import Prompt, PromptDataset, load_passages, stable_hash
 from mspgt_lens.scales.detection import detect_scales
-from mspgt_lens.scales.partition import ScalePartition
 from mspgt_lens.storage import read_result, write_result
-from mspgt_lens.theory.effects import log_brittleness
+from mspgt_lens.theory.effect_predictions import log_brittleness
 from mspgt_lens.theory.verdicts import ModelResults
 
 # What interventions run on: the first tokens of a document's first window.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mspgt_lens.models import (
+from mspgt_lens.models.building import (
     bridge_class,
     bridge_from_huggingface,
     hooked_llama_from_huggingface,

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from mspgt_lens.partition import SCALES
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
 from mspgt_lens.results import Curve, Estimate
-from mspgt_lens.scales.partition import SCALES
 from mspgt_lens.statistics import LEVEL, jackknife_interval
 from mspgt_lens.theory.judging import (
     MIN_FAMILY,

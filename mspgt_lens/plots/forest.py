@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from mspgt_lens.generation.effects import GenerationEffects
-from mspgt_lens.perturbation.effects import PerturbationEffects
+from mspgt_lens.generation.results import GenerationEffects
+from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.plots.look import (
     NEUTRAL,
     OTHER_COLORS,

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.scales.detection import detect_scales
-from mspgt_lens.scales.partition import ScalePartition
 from mspgt_lens.scales.segments import MIN_BLOCKS
 from mspgt_lens.storage import read_result, write_result
 
