@@ -1,5 +1,7 @@
 """Loading: hub names, folders, GGUF files, and what is said of wrong ones."""
 
+import copy
+import json
 import sys
 from types import SimpleNamespace
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
@@ -44,6 +47,86 @@ def test_folders_of_save_pretrained_are_loaded(tmp_path, architecture):
     tokens = torch.arange(5, 15)[None]
     with torch.no_grad():
         torch.testing.assert_close(found(tokens), clean.eval()(tokens).logits)
+
+
+def saved(architecture, folder, change=lambda weights, config: None):
+    """A folder whose weights and config were changed after saving."""
+    inner = tiny_model(architecture).original_model
+    config = copy.deepcopy(inner.config)
+    clean = getattr(transformers, type(inner).__name__)(config)
+    clean.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    written = json.loads((folder / "config.json").read_text())
+    change(weights, written)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(written))
+    return str(folder)
+
+
+def without(*names):
+    """Weights whose names hold one of these are not on file."""
+
+    def change(weights, config):
+        for key in [key for key in weights if any(name in key for name in names)]:
+            del weights[key]
+
+    return change
+
+
+def one_block_less(weights, config):
+    config["num_hidden_layers"] = 3
+
+
+def biases_that_config_does_not_know(weights, config):
+    weights["model.layers.1.self_attn.q_proj.bias"] = torch.ones(32)
+
+
+def a_vocabulary_of_another_size(weights, config):
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        weights[name] = weights[name][:50].clone()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change", "named"),
+    [
+        ("llama", without("lm_head"), "has no lm_head.weight, so random numbers"),
+        ("neox", without("embed_out", "lm_head"), "has no (embed_out|lm_head).weight"),
+        ("qwen2", without("layers.2.self_attn.k_proj.bias"), "has no model.layers.2.*k_proj.bias"),
+        ("llama", without("layers.3."), "has no model.layers.3.*, .* and 5 more"),
+        ("bert", without("cls.predictions.transform"), "has no cls.predictions.transform"),
+        ("llama", one_block_less, "holds model.layers.3.*config.json has no place"),
+        ("llama", biases_that_config_does_not_know, "holds model.layers.1.self_attn.q_proj.bias"),
+        ("llama", a_vocabulary_of_another_size, "embed_tokens|mismatch"),
+    ],
+)
+def test_weights_that_are_not_there_are_named(tmp_path, architecture, change, named):
+    with pytest.raises((ValueError, RuntimeError), match=named):
+        ml.load_model(saved(architecture, tmp_path, change))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma", "roberta", "bert"])
+def test_tied_heads_need_no_weights_of_their_own(tmp_path, architecture):
+    names = []
+    place = saved(architecture, tmp_path, lambda weights, _: names.extend(weights))
+    assert not [name for name in names if name.startswith("lm_head.weight")]
+    tokens = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(ml.load_model(place)(tokens), ml.load_model(place)(tokens))
+
+
+def test_models_of_the_hub_are_held_to_it_too(tmp_path, monkeypatch):
+    """TransformerLens loads them by transformers, and says nothing of what was missing."""
+    place = saved("llama", tmp_path, without("lm_head"))
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    found = transformers.PreTrainedModel.__dict__["from_pretrained"]
+    bridge = SimpleNamespace(boot_transformers=lambda name, **given: load(place))
+    monkeypatch.setattr(loading, "bridge_class", lambda: bridge)
+    with pytest.raises(ValueError, match="weights of some/name .* has no lm_head.weight"):
+        ml.load_model("some/name")
+    # Nothing of it is left behind.
+    assert transformers.PreTrainedModel.__dict__["from_pretrained"] is found
+    load(place)
 
 
 @pytest.mark.real_model

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,8 +53,8 @@ def load_model(name: str, *, revision: str | None = None, device: str | None = N
 
     Raises:
         FileNotFoundError: If ``name`` looks like a path and there is nothing.
-        ValueError: If a revision of a local model is asked for, or a folder holds several GGUF
-            files.
+        ValueError: If a revision of a local model is asked for, a folder holds several GGUF files,
+            or the weights on file are not all of the model's, or more.
         RuntimeError: If a folder or file is given under TransformerLens 2, which cannot load it.
         ModuleNotFoundError: If a GGUF file is given and gguf is missing.
     """
@@ -71,11 +74,12 @@ def load_model(name: str, *, revision: str | None = None, device: str | None = N
     if revision is not None:
         settings["revision"] = revision
     bridge = bridge_class()
-    if bridge is None:
-        from transformer_lens import HookedTransformer
+    with _whole_weights(name):
+        if bridge is None:
+            from transformer_lens import HookedTransformer
 
-        return HookedTransformer.from_pretrained_no_processing(name, **settings)
-    return bridge.boot_transformers(name, **settings)
+            return HookedTransformer.from_pretrained_no_processing(name, **settings)
+        return bridge.boot_transformers(name, **settings)
 
 
 def load_demo_model(cache_dir: str | os.PathLike[str] | None = None) -> Any:
@@ -120,10 +124,71 @@ def _load_path(path: Path, device: str | None) -> Any:
     place = str(folder)
     classes = getattr(AutoConfig.from_pretrained(place, **settings), "architectures", None) or [""]
     loader = AutoModelForMaskedLM if classes[0].endswith("MaskedLM") else AutoModelForCausalLM
-    model = loader.from_pretrained(place, dtype=torch.float32, **settings).eval()
+    with _whole_weights(str(path)):
+        model = loader.from_pretrained(place, dtype=torch.float32, **settings).eval()
     tokenizer = AutoTokenizer.from_pretrained(place, **settings)
     name = files[0].stem if settings else folder.resolve().name
     return bridge_from_huggingface(model.to(device) if device else model, tokenizer, name)
+
+
+@contextmanager
+def _whole_weights(name: str) -> Iterator[None]:
+    """Models that transformers loads inside find all of their weights on file, or it raises.
+
+    transformers fills what is missing with random numbers, which differ from one time to the next.
+    """
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.__dict__["from_pretrained"]
+
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = original.__func__(cls, *args, output_loading_info=True, **kwargs)
+        _require_whole(name, model, info)
+        return (model, info) if with_info else model
+
+    # TransformerLens calls it for models of the hub, and hands no such information on.
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    try:
+        yield
+    finally:
+        PreTrainedModel.from_pretrained = original
+
+
+def _require_whole(name: str, model: Any, info: Mapping[str, Iterable[Any]]) -> None:
+    """Raise ``ValueError`` if weights are missing, of another shape, or left over."""
+    weights = {key for key, _ in model.named_parameters()}
+    missing = sorted(weights & set(info["missing_keys"]))
+    # Each with the shape on file and the model's; older versions give the names alone.
+    shapes = sorted(
+        str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]
+    )
+    leaves = {key for key, module in model.named_modules() if not list(module.children())}
+    kinds = {_kind(key) for key in weights}
+    # Other leftovers are no part of this model: pooling layers, masks that are computed today.
+    left_over = sorted(
+        key
+        for key in info["unexpected_keys"]
+        if _kind(key) in kinds
+        or (key.endswith((".weight", ".bias")) and key.rpartition(".")[0] in leaves)
+    )
+    for keys, words in (
+        (missing, "has no {}, so random numbers would stand in"),
+        (shapes, "has {} in another shape than config.json says, so random numbers would stand in"),
+        (left_over, "holds {}, for which config.json has no place"),
+    ):
+        if keys:
+            named = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+            raise ValueError(
+                f"name: the weights of {name} are not those of a {type(model).__name__}: the file "
+                f"{words.format(named)}; save or download the model again, whole, with its own "
+                "config.json"
+            )
+
+
+def _kind(key: str) -> str:
+    """A weight's name without the numbers of blocks."""
+    return re.sub(r"\.\d+\.", ".*.", key)
 
 
 def _require_gguf() -> None:
@@ -183,9 +248,10 @@ def _convert(source: Path, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(
-        str(source.parent), gguf_file=source.name, dtype=torch.float32
-    )
+    with _whole_weights(str(source)):
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source.parent), gguf_file=source.name, dtype=torch.float32
+        )
     tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
     config = {
         name: getattr(model.config, name)
