@@ -122,7 +122,7 @@ def test_models_of_the_hub_are_held_to_it_too(tmp_path, monkeypatch):
     found = transformers.PreTrainedModel.__dict__["from_pretrained"]
     bridge = SimpleNamespace(boot_transformers=lambda name, **given: load(place))
     monkeypatch.setattr(loading, "bridge_class", lambda: bridge)
-    with pytest.raises(ValueError, match="weights of some/name .* has no lm_head.weight"):
+    with pytest.raises(ValueError, match=r"weights of some/name .* has no lm_head.weight"):
         ml.load_model("some/name")
     # Nothing of it is left behind.
     assert transformers.PreTrainedModel.__dict__["from_pretrained"] is found
