@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
@@ -102,3 +103,29 @@ def test_the_report_opens_in_a_real_browser(tmp_path, dark):
     assert page.html.count('class="hm"') == 2
     ink = "rgb(180, 180, 186)" if dark else "rgb(74, 74, 78)"
     assert f"fill: {ink}" in page.html
+
+
+def test_signals_from_elsewhere_are_drawn_in_words_of_their_own(tmp_path):
+    made = made_profile()
+    foreign = "slope <b>of</b> mine"
+    span = made.signals["attention_span"]
+    joined = replace(made, signals={foreign: span})
+    figure = ml.plot_profile(joined)
+    drawn = [t for t in figure.data if t.hovertext is not None and "slope" in t.hovertext[2]]
+    assert len(drawn) == 1
+    assert (
+        f"slope &lt;b&gt;of&lt;/b&gt; mine is {span.values[2]:.3g} tokens" in drawn[0].hovertext[2]
+    )
+    titles = [a.text for a in figure.layout.annotations]
+    assert "Slope &lt;b&gt;of&lt;/b&gt; mine" in titles
+    html = ml.write_report(tmp_path / "r.html", joined).read_text()
+    assert "slope <b>of</b> mine" not in html
+
+
+def test_overlaid_profiles_may_have_other_signals():
+    one, two = made_profile("one"), replace(made_profile("two"), added={})
+    more = replace(one, signals={**one.signals, "mine": one.signals["novelty"]})
+    for overlaid in ([more, two], [two, more]):
+        figure = ml.plot_profile(overlaid)
+        drawn = [t for t in figure.data if t.hovertext is not None]
+        assert len(drawn) == len(list(more.curves())) + len(list(two.curves()))

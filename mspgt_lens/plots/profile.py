@@ -88,12 +88,18 @@ def plot_profile(
             f"partition is of {partition.n_blocks} blocks, but the profiles have "
             f"{sorted({p.n_layers for p in profiles})}"
         )
+    # Profiles need not have the same signals: theirs may have been joined by others.
+    signals = list(dict.fromkeys(name for one in profiles for name in one.signals))
     groups = [
-        [("compression", ""), ("relevance", ""), ("effective_rank", "")],
+        [
+            ("compression", ""),
+            ("relevance", ""),
+            *[(name, "") for name in signals if name == "effective_rank"],
+        ],
         [("retained", scale) for scale in first.scales],
         [("predicted", scale) for scale in first.scales],
-        [("added", scale) for scale in first.added],
-        [(name, "") for name in first.signals if name != "effective_rank"],
+        [("added", scale) for scale in first.scales if any(scale in p.added for p in profiles)],
+        [(name, "") for name in signals if name != "effective_rank"],
     ]
     panels: list[tuple[str, str] | None] = []
     for group in groups:
@@ -116,8 +122,12 @@ def plot_profile(
             for item in trace.draw(*panel):
                 figure.add_trace(item, row=row, col=col)
         quantity, scale = panel
-        shown = in_unit(_curve(first, quantity, scale), unit)
-        axis = "site" if len(shown) > first.n_layers else "block"
+        shown, owner = next(
+            (in_unit(curve, unit), one)
+            for one in profiles
+            if (curve := _curve(one, quantity, scale)) is not None
+        )
+        axis = "site" if len(shown) > owner.n_layers else "block"
         if partition is not None:
             # Block l lies between sites l and l + 1.
             shift = 0.0 if axis == "site" else -0.5
@@ -126,7 +136,7 @@ def plot_profile(
             title_text=f"relative depth ({axis})" if relative else axis, row=row, col=col
         )
         figure.update_yaxes(
-            title_text=_axis_unit(shown.unit),
+            title_text=escape(_axis_unit(shown.unit)),
             rangemode="normal" if quantity in _FAR_FROM_ZERO else "tozero",
             type="log" if quantity == "update_ratio" else "linear",
             dtick=1 if quantity == "update_ratio" else None,
@@ -167,7 +177,10 @@ class _Trace:
         return traces
 
     def _curve(self, quantity: str, scale: str, color: str) -> list[go.Scatter]:
-        curve = in_unit(_curve(self.profile, quantity, scale), self.unit)
+        found = _curve(self.profile, quantity, scale)
+        if found is None:
+            return []
+        curve = in_unit(found, self.unit)
         at_sites = len(curve) > self.profile.n_layers
         x = np.arange(len(curve)) / (self.profile.n_layers if self.relative else 1)
         who = f"<b>{escape(self.profile.model_name)}</b><br>" if self.named else ""
@@ -207,11 +220,10 @@ def _as_list(profile: LayerProfile | Sequence[LayerProfile]) -> list[LayerProfil
     return profiles
 
 
-def _curve(profile: LayerProfile, quantity: str, scale: str) -> Curve:
-    for name, at, curve in profile.curves():
-        if (name, at) == (quantity, scale):
-            return curve
-    raise KeyError(f"profile has no {quantity} {scale}")
+def _curve(profile: LayerProfile, quantity: str, scale: str) -> Curve | None:
+    """The profile's curve, or None where it has no such one."""
+    found = (c for name, at, c in profile.curves() if (name, at) == (quantity, scale))
+    return next(found, None)
 
 
 def _axis_unit(unit: str) -> str:
@@ -220,7 +232,7 @@ def _axis_unit(unit: str) -> str:
 
 def _panel_title(profile: LayerProfile, quantity: str, scale: str) -> str:
     if not scale:
-        return _TITLES.get(quantity, quantity.replace("_", " ").capitalize())
+        return _TITLES.get(quantity, escape(quantity.replace("_", " ").capitalize()))
     if quantity == "added":
         return f"Added, {escape(scale)}: {beyond_words(profile, scale)}"
     words = past_words if quantity == "retained" else future_words
@@ -241,4 +253,7 @@ def _sentence(profile: LayerProfile, quantity: str, scale: str, curve: Curve, po
     if quantity == "added":
         beyond = beyond_words(profile, scale)
         return f"predicts {value} of {future_words(profile, scale)}, {beyond}"
-    return _WORDS[quantity].format(value=value)
+    if quantity in _WORDS:
+        return _WORDS[quantity].format(value=value)
+    # Signals may come from elsewhere: from brittleness, or from the user.
+    return f"{escape(quantity.replace('_', ' '))} is {escape(value)}"
