@@ -34,10 +34,7 @@ _CHECK_THEMSELVES = {
 
 def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, with its annotated arrays checked at every call."""
-    try:
-        hints = typing.get_type_hints(function)
-    except NameError:  # A name that only type checkers import.
-        return function
+    hints = typing.get_type_hints(function)
     arrays = {name: hint for name, hint in hints.items() if _holds_arrays(hint)}
     if _CHECK_THEMSELVES & set(function.__qualname__.split(".")):
         arrays = {name: hint for name, hint in arrays.items() if name == "return"}

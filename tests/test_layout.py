@@ -1,8 +1,12 @@
 """The layout's rules: modules import in one direction, and one package knows TransformerLens."""
 
 import ast
+import importlib
+import inspect
+import typing
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 import mspgt_lens
@@ -80,3 +84,39 @@ def test_every_name_that_is_exported_is_listed():
     }
     assert names == set(mspgt_lens.__all__)
     assert not [name for name in names if name.startswith("test_")]
+
+
+def annotated(module):
+    """Functions and classes that a module defines, with the methods of the classes."""
+    for thing in vars(module).values():
+        if getattr(thing, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(thing):
+            yield thing
+            for method in vars(thing).values():
+                method = getattr(method, "fget", None) or getattr(method, "func", method)
+                method = getattr(method, "__func__", method)
+                if inspect.isfunction(method) and method.__module__ == module.__name__:
+                    yield method
+        elif inspect.isfunction(thing):
+            yield thing
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_annotation_means_something_at_run_time(path):
+    name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+    module = importlib.import_module(name.removesuffix(".__init__"))
+    for thing in annotated(module):
+        typing.get_type_hints(thing)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shapes_are_strings(path):
+    """In functions within functions, too, whose annotations nothing evaluates."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+            kind = getattr(node.value, "attr", getattr(node.value, "id", None))
+            if kind in {name for name in dir(jaxtyping) if name[0].isupper()}:
+                axes = node.slice.elts[-1]
+                assert isinstance(axes, ast.Constant), f"{path}:{node.lineno}"
+                assert isinstance(axes.value, str), f"{path}:{node.lineno}"

@@ -65,7 +65,7 @@ class PatchSweep(SavedResult):
     low: Float[np.ndarray, "*cell"] | None
     high: Float[np.ndarray, "*cell"] | None
     p_value: Float[np.ndarray, "*cell"] | None
-    by_pair: Float[np.ndarray, pair * cell] | None
+    by_pair: Float[np.ndarray, "pair *cell"] | None
     positions: Int[np.ndarray, " pos"]
     tokens: tuple[str, ...]
     checked_cells: Int[np.ndarray, "checked axis"] | None = None

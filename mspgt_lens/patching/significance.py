@@ -52,7 +52,7 @@ class Effects:
 
 
 def summarize_effects(
-    values: Float[np.ndarray, ...],
+    values: Float[np.ndarray, "*cell"],
     clean: Float[np.ndarray, "*pair"],
     corrupted: Float[np.ndarray, "*pair"],
     groups: Sequence[Hashable],
@@ -82,7 +82,7 @@ def summarize_effects(
 
 
 def effect_interval(
-    by_pair: Float[np.ndarray, pair * cell],
+    by_pair: Float[np.ndarray, "pair *cell"],
     clean: Float[np.ndarray, " pair"],
     corrupted: Float[np.ndarray, " pair"],
     groups: Integer[np.ndarray, " pair"],
@@ -108,7 +108,7 @@ def effect_interval(
 
 
 def patch_p_values(
-    by_pair: Float[np.ndarray, pair * cell],
+    by_pair: Float[np.ndarray, "pair *cell"],
     unpatched: Float[np.ndarray, " pair"],
     able: Bool[np.ndarray, "*cell"],
     groups: Integer[np.ndarray, " pair"],
