@@ -64,6 +64,7 @@ class ScalePartition(SavedResult):
         drift: The gradual drift in words.
         autocorrelation: Lag-one autocorrelation of what the drift leaves.
         method: The method that placed ``boundaries``.
+        control: What kind of null to compare with this is, as the profile says; None for a model.
         settings: Everything that decides the numbers.
         versions: Package versions it was made with.
         warnings: What a reader has to know before trusting it.
@@ -84,6 +85,7 @@ class ScalePartition(SavedResult):
     drift: str
     autocorrelation: float
     method: str = "fused"
+    control: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -282,3 +282,19 @@ def test_stability_on_a_tiny_model(tiny):
     assert (table["groups"][:3] == [48, 24, 24]).all()
     figure = ml.plot_stability(found)
     assert len([t for t in figure.data if t.type == "bar"]) == 15
+
+
+def test_controls_are_told_by_a_field_not_by_a_name(stepped, partition, tmp_path):
+    noted = replace(partition, model_name="mine (tuned)", warnings=("read this first",))
+    twin = replace(noted, control="random_weights", warnings=("about the twin",))
+    for given in ((noted, twin), (twin, noted)):
+        html = ml.write_report(tmp_path / "r.html", *given).read_text()
+        assert "read this first" in html
+        assert "about the twin" not in html
+    # A control by itself is what the report is about.
+    assert "about the twin" in ml.write_report(tmp_path / "r.html", twin).read_text()
+    profile = replace(stepped, control="shuffled_tokens")
+    assert ml.detect_scales(profile=profile, n_draws=99, n_bootstraps=20).control == (
+        "shuffled_tokens"
+    )
+    assert ml.LayerProfile.load(profile.save(tmp_path / "p")).control == "shuffled_tokens"

@@ -44,6 +44,8 @@ class LayerProfile:
             ``[fold, site, component]``: what :meth:`frontier` is computed from.
         fold_weights: Positions of each fold, shape ``[fold]``.
         logit_lens: As ``relevance`` for the raw logit lens, or None where it was not asked for.
+        control: ``"random_weights"`` or ``"shuffled_tokens"`` if this is a null to compare with;
+            None for the model itself.
         settings: Everything that decides the numbers: bands, noise, folds, seed and so on.
         versions: Package versions it was made with.
         warnings: What a reader has to know before trusting the curves.
@@ -65,6 +67,7 @@ class LayerProfile:
     )
     fold_weights: tuple[float, ...] = ()
     logit_lens: Curve | None = None
+    control: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -185,6 +188,7 @@ class LayerProfile:
             "n_tokens": self.n_tokens,
             "n_groups": self.n_groups,
             "bands": {name: list(band) for name, band in self.bands.items()},
+            "control": self.control,
             "curves": described,
             "fold_weights": list(self.fold_weights),
             "settings": dict(self.settings),
@@ -225,6 +229,7 @@ class LayerProfile:
             compression=single["compression"],
             relevance=single["relevance"],
             logit_lens=single.get("logit_lens"),
+            control=header.get("control"),
             signals=signals,
             correlations={
                 scale: arrays[f"correlations.{scale}"]

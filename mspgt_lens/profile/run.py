@@ -203,6 +203,7 @@ class ProfileRun:
             correlations=dict(zip(scales, reading.correlations.swapaxes(0, 1), strict=True)),
             fold_weights=tuple(moments.n_read.astype(float).tolist()),
             signals=signals,
+            control=self.control,
             logit_lens=None if raw_lens is None else token_curve(raw_lens, said("logit_lens")),
             settings={
                 "noise": self.noise,

@@ -53,8 +53,8 @@ def write_report(
 
     Args:
         path: Where to write.
-        *results: Profiles (several are overlaid), a partition (more of them are shown beside the
-            first, as controls), and any other results of this package, one of each kind. An
+        *results: Profiles (several are overlaid), a partition (more of them, and those of controls,
+            are shown beside it), and any other results of this package, one of each kind. An
             :class:`~mspgt_lens.Analysis` stands for all that it holds.
         scale_map: A profile of the same model with one band per offset, for the scale map.
 
@@ -108,10 +108,11 @@ class _Given:
                 self.everything.append(one)
         if not self.everything:
             raise ValueError("results must hold at least one result, got none")
-        said = (note for one in (*self.everything, scale_map) for note in _warnings(one))
-        self.notes = list(dict.fromkeys([*self.notes, *said]))
         self.profiles = self._all(LayerProfile)
-        self.partitions = self._all(ScalePartition)
+        # The model itself before its controls, in whatever order they were given.
+        self.partitions = sorted(self._all(ScalePartition), key=lambda p: p.control is not None)
+        said = (n for one in (*self.everything, scale_map) if one for n in self._warnings(one))
+        self.notes = list(dict.fromkeys([*self.notes, *said]))
 
     def one(self, kind: type[_One]) -> _One | None:
         """The only result of a kind, or None."""
@@ -150,6 +151,13 @@ class _Given:
             return "how much noise each scale bears"
         return "results"
 
+    def _warnings(self, one: Any) -> Sequence[str]:
+        # Beside its model, a control's warnings are about the control.
+        if isinstance(one, ScalePartition) and one.control and one is not self.partition:
+            return ()
+        notes: Sequence[str] = getattr(one, "warnings", ())
+        return notes
+
     def _all(self, kind: type[_One]) -> list[_One]:
         return [one for one in self.everything if isinstance(one, kind)]
 
@@ -167,14 +175,6 @@ def _parts(analysis: Analysis) -> list[Any]:
     )
     found = (getattr(analysis, name) for name in names)
     return [one for one in found if one is not None]
-
-
-def _warnings(one: Any) -> Sequence[str]:
-    # A control's warnings are about the control.
-    if isinstance(one, ScalePartition) and one.model_name.endswith(")"):
-        return ()
-    notes: Sequence[str] = getattr(one, "warnings", ())
-    return notes
 
 
 def _question(given: _Given) -> str:

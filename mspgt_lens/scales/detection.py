@@ -125,6 +125,7 @@ def detect_scales(
         fused,
         model_name=profile.model_name,
         by_method=by_method,
+        control=profile.control,
         settings={
             **fused.settings,
             "span_thresholds": list(thresholds),
