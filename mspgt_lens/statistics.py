@@ -7,7 +7,9 @@ from jaxtyping import Float, Integer
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+# Of confidence intervals, and of tests after their corrections.
 LEVEL = 0.95
+SIGNIFICANCE = 0.05
 
 
 def fold_interval(

@@ -120,3 +120,35 @@ def test_shapes_are_strings(path):
                 axes = node.slice.elts[-1]
                 assert isinstance(axes, ast.Constant), f"{path}:{node.lineno}"
                 assert isinstance(axes.value, str), f"{path}:{node.lineno}"
+
+
+def constants(path):
+    """Names that a module gives a value of its own, and the value as it is written."""
+    for node in ast.parse(path.read_text("utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id.isupper():
+                yield target.id, ast.unparse(node.value)
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_a_constant_has_one_value_in_its_room(room):
+    shared = dict(constants(ROOT / "statistics.py"))
+    values = {}
+    for path in MODULES:
+        if place(path) == room:
+            for name, value in constants(path):
+                # What all rooms take from statistics means the same everywhere.
+                assert room == "statistics" or name not in shared, f"{path}: {name}"
+                if not name.startswith("_"):
+                    values.setdefault(name, set()).add(value)
+    assert not {name: found for name, found in values.items() if len(found) > 1}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_private_is_used_where_it_is(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    named = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    named |= {name for name, _ in constants(path)}
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and type(n.ctx) is ast.Load}
+    assert not {name for name in named - used if name.startswith("_")}

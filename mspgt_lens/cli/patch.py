@@ -19,8 +19,6 @@ from mspgt_lens.patching.tasks import TASKS
 from mspgt_lens.report.tables import aligned, strongest_cells
 from mspgt_lens.report.writing import write_report
 
-_STRONGEST = 8
-
 
 def add_patch_command(commands: Any) -> None:
     """Add ``patch`` to the command's subparsers."""

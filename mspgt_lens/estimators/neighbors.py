@@ -15,7 +15,7 @@ N_NEIGHBORS = 4
 MAX_WIDTH = 8
 MAX_REPEATED = 0.01
 N_PARTS = 10
-MIN_PER_LABEL = 4 * N_NEIGHBORS
+_LEAST_PER_LABEL = 4 * N_NEIGHBORS
 
 KSG = (
     "k-nearest-neighbor estimate (k = 4) of Shannon's mutual information: consistent, no bound; "
@@ -81,9 +81,9 @@ def _check(samples: Samples) -> None:
             f"{samples.width}: neighbors are too far in more; project on a few principal "
             "directions, or use 'gaussian', 'vib' or 'infonce'"
         )
-    if samples.labels is not None and np.bincount(samples.labels).min() < MIN_PER_LABEL:
+    if samples.labels is not None and np.bincount(samples.labels).min() < _LEAST_PER_LABEL:
         raise ValueError(
-            f"estimator='ksg' needs at least {MIN_PER_LABEL} samples of every label, got "
+            f"estimator='ksg' needs at least {_LEAST_PER_LABEL} samples of every label, got "
             f"{np.bincount(samples.labels).min()}; merge or leave out rare labels, or use 'vib'"
         )
     for name, rows in (("z", samples.z), ("y", samples.y)):

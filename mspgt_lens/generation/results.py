@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from mspgt_lens.statistics import bootstrap_interval, cliffs_delta, holm, sign_flip_p_values
+from mspgt_lens.statistics import (
+    SIGNIFICANCE,
+    bootstrap_interval,
+    cliffs_delta,
+    holm,
+    sign_flip_p_values,
+)
 from mspgt_lens.storage import SavedResult
 
 MIN_GROUPS = 3
@@ -140,7 +146,7 @@ class GenerationEffects(SavedResult):
         lines = []
         for predicted, words in ((True, "predicted by MSPGT's first version"), (False, "others")):
             part = tested[tested["predicted"] == predicted]
-            shown = int((part["p_value"] < 0.05).sum())
+            shown = int((part["p_value"] < SIGNIFICANCE).sum())
             size = f"; mean |delta| {part['delta'].abs().mean():.2f}" if len(part) else ""
             lines.append(
                 f"Effects {words}: {shown} of {len(part)} significant (p < 0.05 after Holm){size}."

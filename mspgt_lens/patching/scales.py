@@ -19,10 +19,10 @@ from mspgt_lens.patching.layers import check_sweep
 from mspgt_lens.patching.metrics import DEFAULT_METRIC, LogitMetric, MetricName
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.results import ScalePatch
-from mspgt_lens.patching.significance import LEVEL, summarize_effects
+from mspgt_lens.patching.significance import summarize_effects
 from mspgt_lens.patching.sweeping import Direction, Sweep, all_columns, mean_over_pairs
 from mspgt_lens.patching.walking import rows_per_call
-from mspgt_lens.statistics import holm
+from mspgt_lens.statistics import SIGNIFICANCE, holm
 from mspgt_lens.storage import package_versions
 
 MIN_RANDOM = 20
@@ -94,7 +94,7 @@ def patch_scales(
     n_draws = min(len(some) for some in drawn)
     least = 2 * len(segments) / (n_draws + 1)
     notes = [*effects.warnings]
-    if least > LEVEL:
+    if least > SIGNIFICANCE:
         notes.append(
             f"{n_draws} random sets are too few: no p-value can fall below {min(1.0, least):.2g} "
             f"after Holm's correction over {len(segments)} segments"

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from mspgt_lens.statistics import cluster_interval, holm, sign_flip_p_values
+from mspgt_lens.statistics import SIGNIFICANCE, cluster_interval, holm, sign_flip_p_values
 
-LEVEL = 0.05
 _MIN_DRAWS = 10_000
-# Sign patterns per cell tested, so that drawing them never keeps a corrected p-value above LEVEL.
+# Sign patterns per cell tested, so that drawing them never keeps a corrected p-value above
+# SIGNIFICANCE.
 _DRAWS_PER_CELL = 40
 
 
@@ -132,9 +132,9 @@ def patch_p_values(
     p_values[able] = holm(sign_flip_p_values(change, groups, n_draws=draws, seed=seed))
     n_groups = len(np.unique(groups))
     least = min(1.0, 2.0 ** (1 - n_groups) * n_cells)
-    if least <= LEVEL:
+    if least <= SIGNIFICANCE:
         return p_values, []
-    needed = int(np.ceil(1 + np.log2(n_cells / LEVEL)))
+    needed = int(np.ceil(1 + np.log2(n_cells / SIGNIFICANCE)))
     return p_values, [
         f"{n_groups} groups of pairs are too few: no p-value can fall below {least:.2g} after "
         f"Holm's correction over {n_cells} cells, whatever the effect; {needed} would do"

@@ -18,6 +18,7 @@ from mspgt_lens.plots.look import (
     style_figure,
     transparent,
 )
+from mspgt_lens.statistics import SIGNIFICANCE
 
 # Blue to orange through gray: told apart with any color vision, on light and on dark.
 _CHANGE_SCALE = [[0.0, "#1f66a8"], [0.5, "#c9c9c9"], [1.0, "#c65a11"]]
@@ -31,7 +32,6 @@ _DIRECTIONS = {
     "denoise": "clean activations into the corrupted run",
     "noise": "corrupted activations into the clean run",
 }
-_LEVEL = 0.05
 _ROW = 22
 
 
@@ -89,7 +89,7 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
         col=1,
     )
     if p_value is not None:
-        where, block = np.nonzero(p_value < _LEVEL)
+        where, block = np.nonzero(p_value < SIGNIFICANCE)
         figure.add_trace(
             go.Scatter(
                 x=block,

@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from mspgt_lens.generation.results import GenerationEffects
 from mspgt_lens.plots.look import NEUTRAL, OTHER_COLORS, SCALE_COLORS, style_figure, transparent
+from mspgt_lens.statistics import SIGNIFICANCE
 
 _WORDS = {
     "mtld": "lexical diversity (MTLD)",
@@ -140,11 +141,12 @@ def _points(
 def _words(row: Any, effects: GenerationEffects) -> str:
     blocks = effects.segments[row.segment]
     unchanged = row.n_pairs and row.delta_low == row.delta_high == 0
+    clear = row.p_value < SIGNIFICANCE
     p = "under 0.001" if row.p_value < 0.001 else f"{row.p_value:.3f}"
     verdict = (
         "no difference at all"
         if unchanged
-        else f"{'a difference' if row.p_value < 0.05 else 'no clear difference'}: p {p} after Holm"
+        else f"{'a difference' if clear else 'no clear difference'}: p {p} after Holm"
     )
     lines = [
         f"<b>{escape(_WORDS.get(row.metric, row.metric))}</b>, {escape(row.perturbation)} of "

@@ -13,9 +13,8 @@ from mspgt_lens.scales.drift import Fit, legendre, steps
 from mspgt_lens.scales.evidence import Search, SearchPlan, search_plan
 from mspgt_lens.scales.mixture import Mixture, describe
 from mspgt_lens.scales.normalizing import Normalizer, choose_normalizer, rank_normalize
-from mspgt_lens.statistics import LEVEL
+from mspgt_lens.statistics import LEVEL, SIGNIFICANCE
 
-SIGNIFICANCE = 0.05
 MIN_BLOCKS = 6
 # Against two jumps of twice the noise, power stays under 0.9 below so many blocks, and below so
 # many blocks times signals (docs/boundaries.md).

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mspgt_lens.scales.drift import steps
-from mspgt_lens.scales.segments import MIN_BLOCKS, SIGNIFICANCE, compare_with_drift
+from mspgt_lens.scales.segments import MIN_BLOCKS, compare_with_drift
+from mspgt_lens.statistics import SIGNIFICANCE
 
 Drift = Literal["flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk"]
 DRIFTS: tuple[Drift, ...] = ("flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk")

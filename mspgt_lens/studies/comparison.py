@@ -15,8 +15,8 @@ import pandas as pd
 
 from mspgt_lens.results import Estimate
 from mspgt_lens.storage import read_result, write_result
-from mspgt_lens.theory.dominance import VarianceShares, depth_variation, variance_shares
-from mspgt_lens.theory.judging import MIN_FAMILY, by_family
+from mspgt_lens.theory.dominance import MIN_FAMILY, VarianceShares, depth_variation, variance_shares
+from mspgt_lens.theory.judging import by_family
 from mspgt_lens.theory.partition_predictions import depths_and_errors
 from mspgt_lens.theory.verdicts import ModelResults
 

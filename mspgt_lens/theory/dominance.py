@@ -12,7 +12,8 @@ from scipy import stats
 from mspgt_lens.results import Estimate
 from mspgt_lens.statistics import LEVEL, pseudo_values
 
-MIN_FAMILY = 4
+# The fewest models that leave a family two when one of them is left out.
+MIN_FAMILY = 3
 N_PERMUTATIONS = 999
 
 
@@ -104,10 +105,10 @@ def variance_shares(
     labels, index = np.unique(np.asarray(families), return_inverse=True)
     sizes = np.log10(np.asarray(n_parameters, dtype=float))
     counts = np.bincount(index)
-    if len(labels) < 2 or counts.min() < 3 or not np.ptp(sizes):
+    if len(labels) < 2 or counts.min() < MIN_FAMILY or not np.ptp(sizes):
         raise ValueError(
-            "families must be at least two with at least 3 models each, of different n_parameters; "
-            f"got {dict(zip(labels.tolist(), counts.tolist(), strict=True))}"
+            f"families must be at least two with at least {MIN_FAMILY} models each, of different "
+            f"n_parameters; got {dict(zip(labels.tolist(), counts.tolist(), strict=True))}"
         )
     if not np.ptp(depths, axis=0).any():
         raise ValueError("depths are the same in all models: there is no variance to share")

@@ -13,8 +13,8 @@ from mspgt_lens.partition import SCALES
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
 from mspgt_lens.results import Curve, Estimate
 from mspgt_lens.statistics import LEVEL, jackknife_interval
+from mspgt_lens.theory.dominance import MIN_FAMILY
 from mspgt_lens.theory.judging import (
-    MIN_FAMILY,
     MIN_MODELS,
     PUBLISHED,
     Interval,

@@ -25,7 +25,6 @@ PUBLISHED: Mapping[str, str] = {
 }
 # The fewest models for which an interval over models is worth taking.
 MIN_MODELS = 4
-MIN_FAMILY = 3
 Interval = tuple[float, float, float]
 
 

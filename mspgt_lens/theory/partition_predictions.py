@@ -11,8 +11,8 @@ from scipy import stats
 
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.statistics import LEVEL
-from mspgt_lens.theory.dominance import depth_variation, variance_shares
-from mspgt_lens.theory.judging import MIN_FAMILY, PUBLISHED, Interval, by_family, judge, too_few
+from mspgt_lens.theory.dominance import MIN_FAMILY, depth_variation, variance_shares
+from mspgt_lens.theory.judging import PUBLISHED, Interval, by_family, judge, too_few
 from mspgt_lens.theory.verdicts import ModelResults, Verdict
 from mspgt_lens.theory.waterfilling import held_out_errors
 
