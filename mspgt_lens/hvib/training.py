@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ DECODED_SHARE = 0.25
 LOOKED_AT = 4096
 _EVALUATED_AT_ONCE = 256
 _KIND = "HvibCheckpoint"
+# What the optimizer keeps of each parameter.
+_KEPT = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,6 @@ class _State:
     best: dict[str, Tensor]
     best_loss: Float[Tensor, "row beta"]
     best_step: Int[Tensor, "row beta"]
-    moments: dict[str, tuple[Tensor, Tensor]]
 
 
 def train(
@@ -103,7 +105,7 @@ def train(
     if len(stop_index) > LOOKED_AT:
         generator = torch.Generator().manual_seed(stable_hash(plan.seed, "looks") % 2**63)
         stop_index = stop_index[torch.randperm(len(stop_index), generator=generator)[:LOOKED_AT]]
-    state = _load(checkpoint, fingerprint, network) or trainer.begin()
+    state = _load(checkpoint, fingerprint, network, trainer.optimizer) or trainer.begin()
     with tqdm(total=plan.n_steps, initial=state.step, desc="H-VIB", disable=not progress) as bar:
         while state.step < plan.n_steps:
             until = min(state.step + plan.evaluate_every, plan.n_steps)
@@ -112,7 +114,7 @@ def train(
                 bar.update()
             trainer.keep_best(state, stop_index)
             if checkpoint is not None:
-                _save(checkpoint, fingerprint, network, state)
+                _save(checkpoint, fingerprint, network, trainer.optimizer, state)
     with torch.no_grad():
         for name, value in network.parameters.items():
             value.copy_(state.best[name])
@@ -139,20 +141,24 @@ class _Trainer:
         self.network, self.samples, self.plan = network, samples, plan
         self.dtype = samples.z.dtype
         self.price = 1 / torch.tensor(network.plan.betas, dtype=self.dtype)
+        # Elementwise, so that no cell feels another (Loshchilov and Hutter 2019).
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [v for n, v in network.parameters.items() if _shrinks(n) == shrinks],
+                "weight_decay": plan.weight_decay if shrinks else 0.0,
+            }
+            for shrinks in (True, False)
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, foreach=True)
 
     def begin(self) -> _State:
         """The best so far is to ignore z: no rate and no gain, exactly."""
         cells = self.network.plan.cells
-        parameters = self.network.parameters
         return _State(
             step=0,
             best=self.network.ignorant(),
             best_loss=torch.zeros(cells, dtype=torch.float64),
             best_step=torch.zeros(cells, dtype=torch.long),
-            moments={
-                name: (torch.zeros_like(value), torch.zeros_like(value))
-                for name, value in parameters.items()
-            },
         )
 
     def advance(self, state: _State, train_index: Tensor) -> None:
@@ -166,19 +172,16 @@ class _Trainer:
         noise = draw_noise(network, plan.batch_size, generator, self.dtype)
         warmth = min(1.0, (state.step + 1) / (WARM_UP * plan.n_steps))
         loss = objective(network(z, targets, labels, noise), self.price * warmth).sum()
-        names = list(network.parameters)
-        gradients = torch.autograd.grad(loss, list(network.parameters.values()))
-        rate = plan.learning_rate * (1 + math.cos(math.pi * state.step / plan.n_steps)) / 2
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(state.step)
+        self.optimizer.step()
         state.step += 1
-        _adam_step(
-            [network.parameters[name] for name in names],
-            [network.parameters[name] for name in names if _shrinks(name)],
-            list(gradients),
-            [state.moments[name] for name in names],
-            state.step,
-            rate,
-            plan.weight_decay,
-        )
+
+    def _rate(self, step: int) -> float:
+        """Half a cosine, from the full rate to 0."""
+        return self.plan.learning_rate * (1 + math.cos(math.pi * step / self.plan.n_steps)) / 2
 
     def keep_best(self, state: _State, stop_index: Tensor) -> None:
         """Look at the stopping positions, cell by cell."""
@@ -212,33 +215,9 @@ def _shrinks(name: str) -> bool:
     return name in ("enter", "inner", "leave", "prior", "read") or name.startswith("decode")
 
 
-def _adam_step(
-    parameters: list[Tensor],
-    decayed: list[Tensor],
-    gradients: list[Tensor],
-    moments: list[tuple[Tensor, Tensor]],
-    step: int,
-    rate: float,
-    weight_decay: float,
+def _save(
+    path: Path, fingerprint: str, network: Network, optimizer: torch.optim.AdamW, state: _State
 ) -> None:
-    """Adam (Kingma and Ba 2015): elementwise, so that no cell feels another.
-
-    Weight decay is decoupled from the gradient (Loshchilov and Hutter 2019).
-    """
-    first, second = (list(parts) for parts in zip(*moments, strict=True))
-    decay, decay_square = 0.9, 0.999
-    with torch.no_grad():
-        torch._foreach_lerp_(first, gradients, 1 - decay)
-        torch._foreach_mul_(second, decay_square)
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - decay_square)
-        spread = torch._foreach_sqrt(second)
-        torch._foreach_div_(spread, math.sqrt(1 - decay_square**step))
-        torch._foreach_add_(spread, 1e-8)
-        torch._foreach_mul_(decayed, 1 - rate * weight_decay)
-        torch._foreach_addcdiv_(parameters, first, spread, -rate / (1 - decay**step))
-
-
-def _save(path: Path, fingerprint: str, network: Network, state: _State) -> None:
     arrays = {
         "best_loss": state.best_loss.numpy(),
         "best_step": state.best_step.numpy(),
@@ -246,12 +225,14 @@ def _save(path: Path, fingerprint: str, network: Network, state: _State) -> None
     for name, value in network.parameters.items():
         arrays[f"parameter.{name}"] = value.detach().numpy()
         arrays[f"best.{name}"] = state.best[name].numpy()
-        arrays[f"first.{name}"] = state.moments[name][0].numpy()
-        arrays[f"second.{name}"] = state.moments[name][1].numpy()
+        for part in _KEPT:
+            arrays[f"{part}.{name}"] = optimizer.state[value][part].numpy()
     write_result(path, _KIND, {"fingerprint": fingerprint, "step": state.step}, arrays)
 
 
-def _load(path: Path | None, fingerprint: str, network: Network) -> _State | None:
+def _load(
+    path: Path | None, fingerprint: str, network: Network, optimizer: torch.optim.AdamW
+) -> _State | None:
     if path is None or not path.exists():
         return None
     header, arrays = read_result(path, _KIND)
@@ -264,11 +245,13 @@ def _load(path: Path | None, fingerprint: str, network: Network) -> _State | Non
     with torch.no_grad():
         for name, value in network.parameters.items():
             value.copy_(tensors[f"parameter.{name}"])
-    names = list(network.parameters)
+            optimizer.state[value] = {
+                "step": torch.tensor(float(header["step"])),
+                **{part: tensors[f"{part}.{name}"] for part in _KEPT},
+            }
     return _State(
         step=header["step"],
-        best={name: tensors[f"best.{name}"] for name in names},
+        best={name: tensors[f"best.{name}"] for name in network.parameters},
         best_loss=tensors["best_loss"],
         best_step=tensors["best_step"],
-        moments={name: (tensors[f"first.{name}"], tensors[f"second.{name}"]) for name in names},
     )
