@@ -35,7 +35,7 @@ from mspgt_lens.profile.layers import profile_cache, profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Passage, Prompt, PromptDataset, load_passages
 from mspgt_lens.report.writing import write_report
-from mspgt_lens.results import Curve, Estimate
+from mspgt_lens.results import CannotMeasure, Curve, Estimate
 from mspgt_lens.scales.detection import Stability, boundary_signals, detect_scales, stability
 from mspgt_lens.scales.segments import segment_blocks
 from mspgt_lens.scales.synthetic import Power, SyntheticSignals, power, synthetic_signals
@@ -64,6 +64,7 @@ __all__ = [
     "OFFSET_BANDS",
     "Analysis",
     "Brittleness",
+    "CannotMeasure",
     "Comparison",
     "Curve",
     "Emergence",

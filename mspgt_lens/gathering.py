@@ -26,6 +26,7 @@ from mspgt_lens.moments import (
     merge_samples,
 )
 from mspgt_lens.prompts import Prompt, stable_hash, stack_rows
+from mspgt_lens.results import CannotMeasure
 from mspgt_lens.targets import BatchTargets, batch_targets, masked_targets
 
 # Share of an encoder's ordinary tokens that are hidden from it, as in its training.
@@ -138,7 +139,7 @@ def calibrate(
     """
     reader = _BatchReader(plan, adapter, batch, None)
     if not reader.n_valid:
-        raise ValueError(
+        raise CannotMeasure(
             "the first prompts have no valid position to calibrate on: they are shorter than "
             f"skip_first ({plan.skip_first}) or hold special tokens only"
         )

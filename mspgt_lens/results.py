@@ -12,6 +12,14 @@ Unit = Literal["nats", "bits"]
 NATS_PER_BIT = float(np.log(2.0))
 
 
+class CannotMeasure(ValueError):  # noqa: N818 - says what is so, as the name of a finding
+    """The model, or the text, does not admit what was asked: nothing is wrong with the call.
+
+    An encoder has no next token to perturb; prompts may be too short, or documents too few. Callers
+    that measure many things skip what raises this, and nothing else.
+    """
+
+
 @dataclass(frozen=True, eq=False)
 class Curve:
     """One quantity along depth, with its 95% interval.

@@ -108,6 +108,31 @@ def test_a_folder_of_another_analysis_is_refused(found, folder, model, changed):
         ml.analyze(one, given, folder=folder, **settings)
 
 
+def test_a_folder_that_save_wrote_is_gone_on_with(found, model, tmp_path, monkeypatch):
+    found.save(tmp_path / "copy")
+    monkeypatch.setattr(module, "profile_layers", lambda *_, **__: pytest.fail("taken again"))
+    again = ml.analyze(model, texts(), folder=tmp_path / "copy", **SMALL)
+    assert again.profile == found.profile
+    with pytest.raises(ValueError, match="another model, other prompts or other settings"):
+        ml.analyze(model, texts(), folder=tmp_path / "copy", **SMALL | {"seed": 1})
+    # What came back from files, and goes into others, is the same analysis.
+    ml.Analysis.load(tmp_path / "copy").save(tmp_path / "twice")
+    assert ml.analyze(model, texts(), folder=tmp_path / "twice", **SMALL).profile == found.profile
+
+
+def test_only_what_cannot_be_measured_is_skipped(model, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(module, "measure_brittleness", fail)
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        ml.analyze(model, texts(), folder=tmp_path, **SMALL)
+    monkeypatch.undo()
+    # Nothing was noted down, so the step is taken once it can be.
+    found = ml.analyze(model, texts(), folder=tmp_path, **SMALL)
+    assert found.brittleness is not None
+
+
 def test_an_interruption_leaves_what_is_done(model, tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mspgt_lens.results import CannotMeasure
+
 NormKind = Literal["rms", "layer"]
 SiteHook = Callable[[int, Float[Tensor, "prompt pos d_model"]], None]
 PatternHook = Callable[[int, Float[Tensor, "prompt head query key"]], None]
@@ -320,7 +322,7 @@ class ModelAdapter:
         error = float((logits - factor * centered).norm() / logits.norm())
         half = next(self.model.parameters()).dtype in (torch.float16, torch.bfloat16)
         if not error < (0.05 if half else 1e-3):
-            raise ValueError(
+            raise CannotMeasure(
                 f"model: the logits of {self.name} are not its final norm followed by its "
                 f"unembedding (relative error {error:.2g}), so relevance cannot be read"
             )
@@ -334,7 +336,7 @@ class ModelAdapter:
             what: What needs a causal model, such as ``"patching"``.
         """
         if self.reads_both_ways or getattr(self.cfg, "attention_dir", "causal") != "causal":
-            raise ValueError(
+            raise CannotMeasure(
                 f"model: {self.name} attends in both directions; {what} needs a causal model"
             )
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mspgt_lens.models.adapter import ModelAdapter
+from mspgt_lens.results import CannotMeasure
 
 Place = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_scores", "skip"]
 Change = Callable[[Tensor], Tensor]
@@ -83,7 +84,7 @@ def edited(adapter: ModelAdapter, edits: Sequence[Edit]) -> Iterator[list[int]]:
                 )
             for name, change in _changes(edit, index, counts):
                 if name not in points:
-                    raise ValueError(
+                    raise CannotMeasure(
                         f"edits[{index}]: {adapter.name} has no hook {name}, so its "
                         f"{edit.place!r} cannot be changed"
                     )

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mspgt_lens.models.adapter import ModelAdapter, NormKind
+from mspgt_lens.results import CannotMeasure
 
 
 class EncoderAdapter(ModelAdapter):
@@ -26,7 +27,7 @@ class EncoderAdapter(ModelAdapter):
         tokenizer: Any = getattr(model, "tokenizer", None)
         mask_id = getattr(tokenizer, "mask_token_id", None)
         if mask_id is None:
-            raise ValueError(
+            raise CannotMeasure(
                 f"model: {self.name} predicts masked tokens, but has no tokenizer with a mask "
                 "token; set model.tokenizer"
             )

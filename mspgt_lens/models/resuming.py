@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mspgt_lens.models.adapter import ModelAdapter
+from mspgt_lens.results import CannotMeasure
 
 Site = Literal["resid_pre", "attn_out", "mlp_out", "z"]
 Edit = Callable[[Tensor], Tensor]
@@ -186,7 +187,7 @@ class RecordedRun:
         names = [f"blocks.{b}.{_SITE_HOOKS[self.site]}" for b in range(self.adapter.n_layers)]
         absent = [name for name in names if name not in self.adapter.model.hook_dict]
         if absent:
-            raise ValueError(
+            raise CannotMeasure(
                 f"site {self.site!r}: {self.adapter.name} lacks {len(absent)} of its hooks, the "
                 f"first being {absent[0]}; choose another site"
             )
@@ -225,7 +226,7 @@ class RecordedRun:
             for handle in handles:
                 handle.remove()
         if seen != list(range(self.adapter.n_layers)):
-            raise ValueError(
+            raise CannotMeasure(
                 f"model: {self.adapter.name} must run each of its {self.adapter.n_layers} blocks "
                 f"once and in order, but ran {seen[:8]}"
             )
@@ -314,7 +315,7 @@ class RecordedRun:
         self, found: Tensor, expected: Tensor, what: str, real: Tensor | None = None
     ) -> None:
         if not self._equal(found, expected, self.mask if real is None else real):
-            raise ValueError(
+            raise CannotMeasure(
                 f"model: {what} of {self.adapter.name}, called on its own, does not give what the "
                 "model computes, so a run cannot be resumed there"
             )

@@ -24,7 +24,7 @@ from mspgt_lens.perturbation.probing import (
 )
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
 from mspgt_lens.prompts import PromptDataset
-from mspgt_lens.results import Curve, Estimate
+from mspgt_lens.results import CannotMeasure, Curve, Estimate
 from mspgt_lens.statistics import LEVEL, holm, jackknife_interval, sign_flip_p_values
 from mspgt_lens.storage import SavedResult, package_versions
 
@@ -125,7 +125,7 @@ class Brittleness(SavedResult):
             for first, second in itertools.combinations(self.segments, 2):
                 a, b = (self._of(name, shape, mode, "kl")[0] for name in (first, second))
                 if not (a.mean() > 0 and b.mean() > 0):
-                    raise ValueError(
+                    raise CannotMeasure(
                         f"segments {first!r} and {second!r} have no ratio: one does not respond to "
                         f"{shape} noise at all"
                     )
@@ -325,6 +325,6 @@ def _log_ratio_interval(
     value = np.array([np.log(first.mean() / second.mean())])
     left = np.log((first.sum() - first) / (second.sum() - second))[:, None]
     if not n > 2 or not np.isfinite(left).all():
-        raise ValueError("a ratio needs at least 3 groups that respond")
+        raise CannotMeasure("a ratio needs at least 3 groups that respond")
     low, high = jackknife_interval(value, left)
     return float(np.exp(low[0])), float(np.exp(high[0]))

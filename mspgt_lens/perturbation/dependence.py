@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash, stack_rows
+from mspgt_lens.results import CannotMeasure
 from mspgt_lens.storage import SavedResult, package_versions
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 
@@ -134,7 +135,7 @@ def token_classes(
         raise ValueError(f"n_tokens must be at least 1, got {n_tokens}")
     prefix = list(adapter.prefix)
     if ends[-1] + len(prefix) > adapter.n_ctx:
-        raise ValueError(
+        raise CannotMeasure(
             f"bands reach {ends[-1]} tokens back, more than the context of {adapter.name} "
             f"({adapter.n_ctx})"
         )
@@ -148,7 +149,7 @@ def token_classes(
     ]
     if not found:
         longest = max((len(prompt.tokens) for prompt in rows), default=0)
-        raise ValueError(
+        raise CannotMeasure(
             f"prompts must hold tokens with {ends[-1]} ordinary tokens before them, beyond the "
             f"first {skip_first}; the longest prompt has {longest} tokens: give "
             "longer prompts, or bands= with smaller offsets"

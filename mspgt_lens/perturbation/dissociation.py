@@ -26,7 +26,7 @@ from mspgt_lens.perturbation.probing import (
 )
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
 from mspgt_lens.prompts import PromptDataset
-from mspgt_lens.results import Estimate
+from mspgt_lens.results import CannotMeasure, Estimate
 from mspgt_lens.statistics import LEVEL, cluster_interval, pseudo_values, sign_flip_p_values
 from mspgt_lens.storage import SavedResult, package_versions
 
@@ -231,7 +231,7 @@ def _tabulate(
     for index, name in enumerate(names):
         chosen = classes == index
         if len(np.unique(groups[chosen])) < 2:
-            raise ValueError(
+            raise CannotMeasure(
                 f"classes: {name!r} has {int(chosen.sum())} tokens, in fewer than 2 groups, so it "
                 "has no interval: classify more tokens (n_tokens), or give more documents"
             )
@@ -277,11 +277,11 @@ def interaction(
     sums = sums.swapaxes(1, 2)
     np.add.at(counts, (index, classes), 1.0)
     if len(labels) < 3:
-        raise ValueError(f"an interaction needs at least 3 groups, got {len(labels)}")
+        raise CannotMeasure(f"an interaction needs at least 3 groups, got {len(labels)}")
 
     def statistic(total: np.ndarray, n: np.ndarray) -> float:
         if not (n > 0).all():
-            raise ValueError("a class of tokens is in one group only: give more documents")
+            raise CannotMeasure("a class of tokens is in one group only: give more documents")
         table = _relative(total / n)
         # Rows have a mean of 1, so that centering rows and columns takes 1 off the diagonal's mean.
         return float(np.trace(table) / n_classes - 1.0)
@@ -306,7 +306,7 @@ def interaction(
 def _relative(table: Float[np.ndarray, "segment class"]) -> Float[np.ndarray, "segment class"]:
     means = table.mean(axis=1, keepdims=True)
     if not (means > 0).all():
-        raise ValueError(
+        raise CannotMeasure(
             f"perturbing segment {int(np.argmin(means))} does not raise the loss (by "
             f"{float(means.min()):.3g} nats on average), so there are no proportions to compare: "
             "use a stronger kind="

@@ -15,6 +15,7 @@ from torch import Tensor
 from mspgt_lens.models import Edit
 from mspgt_lens.perturbation.residuals import ResidualStatistics
 from mspgt_lens.prompts import stable_hash
+from mspgt_lens.results import CannotMeasure
 
 Kind = Literal["noise", "scaling", "mean", "resample", "translation", "temperature", "skip"]
 Shape = Literal["covariance", "diagonal", "isotropic"]
@@ -261,7 +262,7 @@ class _Draws:
             if self.groups is not None:
                 usable = usable[torch.from_numpy(self.statistics.groups != self.groups[index])]
                 if not len(usable):
-                    raise ValueError(
+                    raise CannotMeasure(
                         "statistics hold updates of one group only, so there is no other to "
                         "resample from: gather them from more documents"
                     )

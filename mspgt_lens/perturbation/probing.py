@@ -25,6 +25,7 @@ from mspgt_lens.prompts import (
     stable_hash,
     stack_rows,
 )
+from mspgt_lens.results import CannotMeasure
 from mspgt_lens.statistics import LEVEL
 
 MEASURES = ("kl", "cross_entropy", "agreement")
@@ -118,7 +119,7 @@ def make_batches(
         group: index for index, group in enumerate(dict.fromkeys(p.group for _, p in numbered))
     }
     if len(labels) < min_groups:
-        raise ValueError(
+        raise CannotMeasure(
             f"prompts need at least {min_groups} groups (documents) with positions to measure, got "
             f"{len(labels)}: give more documents, or groups= that tell them apart"
         )

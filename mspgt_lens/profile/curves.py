@@ -10,7 +10,7 @@ from mspgt_lens.information.channel import site_statistics
 from mspgt_lens.information.lens import TokenRelevance
 from mspgt_lens.information.readers import Reading
 from mspgt_lens.moments import Coordinates, Moments
-from mspgt_lens.results import Curve
+from mspgt_lens.results import CannotMeasure, Curve
 from mspgt_lens.statistics import fold_interval, jackknife_interval, pseudo_values
 
 GUARANTEES = {
@@ -86,7 +86,7 @@ def site_curves(
     valid = np.repeat(moments.n_valid[:, None], n_layers, axis=1).astype(float)
     attended = moments.n_attended
     if not attended.all():
-        raise ValueError(
+        raise CannotMeasure(
             f"block {int(np.argmin(attended.min(0)))} attends to nothing but the first token "
             "in at least one fold, so its attention span is undefined"
         )

@@ -40,6 +40,7 @@ from mspgt_lens.prompts import (
     check_prompt,
     stable_hash,
 )
+from mspgt_lens.results import CannotMeasure
 from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import check_bands
 
@@ -121,7 +122,7 @@ class ProfileRun:
         for prompt in prompts:
             sizes[prompt.group] = sizes.get(prompt.group, 0) + len(prompt.tokens)
         if len(sizes) < self.n_folds:
-            raise ValueError(
+            raise CannotMeasure(
                 f"prompts need at least as many groups as folds ({self.n_folds}), got "
                 f"{len(sizes)}: give more documents, or groups= that tell them apart"
                 + (f", or n_folds={len(sizes)}" if len(sizes) >= 3 else "")
@@ -247,21 +248,21 @@ class ProfileRun:
         n_features = self.moments.plan.features.shape[1]
         longest = max(b for _, b in self.bands.values())
         if not n_read.sum():
-            raise ValueError(
+            raise CannotMeasure(
                 f"prompts are too short for the bands {self.bands}: no position has half of every "
                 f"band before and after it; use prompts of more than {2 * longest} tokens, or "
                 "bands= with smaller offsets"
             )
         if n_read.min() < 2 * n_features:
             what = "hidden tokens" if self.moments.plan.masked else "positions with every band"
-            raise ValueError(
+            raise CannotMeasure(
                 f"prompts give {int(n_read.min())} {what} in one of "
                 f"{self.n_folds} folds; at least {2 * n_features} are needed: give more or longer "
                 "prompts, fewer folds, or smaller bands"
             )
         width = self.moments.plan.width
         if n_valid < 2 * width:
-            raise ValueError(
+            raise CannotMeasure(
                 f"prompts give {n_valid} valid positions; residuals of width {width} "
                 f"need at least {2 * width}: give more or longer prompts"
             )

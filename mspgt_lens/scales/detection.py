@@ -18,7 +18,7 @@ from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
-from mspgt_lens.results import Curve
+from mspgt_lens.results import CannotMeasure, Curve
 from mspgt_lens.scales.normalizing import rank_normalize
 from mspgt_lens.scales.segments import MIN_BLOCKS, segment_blocks, summarize_places
 
@@ -89,7 +89,7 @@ def detect_scales(
         n_layers = as_adapter(model).n_layers
         if n_layers < MIN_BLOCKS:
             # Nobody should wait for a pass that cannot be enough.
-            raise ValueError(
+            raise CannotMeasure(
                 f"model must have at least {MIN_BLOCKS} blocks, got {n_layers}: with fewer, two "
                 "boundaries cannot be told from drift"
             )
@@ -140,7 +140,7 @@ def detect_scales(
         return result
     boundaries = by_method[method]
     if boundaries is None:
-        raise ValueError(
+        raise CannotMeasure(
             f"method {method!r} finds no two boundaries in {profile.model_name}: "
             f"{_WHY_NONE.get(method, 'its signals are flat')}"
         )
@@ -201,7 +201,7 @@ def _choose_signals(profile: LayerProfile) -> tuple[dict[str, _Signal], list[str
         else:
             chosen[name if kind == "value" else f"{name}, {kind}"] = signal
     if not chosen:
-        raise ValueError(
+        raise CannotMeasure(
             f"no signal of {profile.model_name} changes with depth, so there is nothing to segment"
         )
     return chosen, [f"signals left out: {', '.join(left_out)}"] if left_out else []

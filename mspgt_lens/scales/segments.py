@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mspgt_lens.partition import ScalePartition, Support
+from mspgt_lens.results import CannotMeasure
 from mspgt_lens.scales.drift import Fit, legendre, steps
 from mspgt_lens.scales.evidence import Search, SearchPlan, search_plan
 from mspgt_lens.scales.mixture import Mixture, describe
@@ -270,7 +271,7 @@ def _checked(
     if matrix.ndim != 2 or not matrix.shape[1]:
         raise ValueError(f"signals must have shape [block, signal], got {np.shape(signals)}")
     if len(matrix) < MIN_BLOCKS:
-        raise ValueError(
+        raise CannotMeasure(
             f"signals must have at least {MIN_BLOCKS} blocks, got {len(matrix)}: with fewer, two "
             "boundaries cannot be told from drift"
         )

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +24,7 @@ from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import Control
 from mspgt_lens.prompts import Prompt, PromptDataset, load_passages, stable_hash
+from mspgt_lens.results import CannotMeasure
 from mspgt_lens.scales.detection import detect_scales
 from mspgt_lens.storage import read_result, write_result
 from mspgt_lens.theory.effect_predictions import log_brittleness
@@ -62,6 +64,8 @@ class Analysis:
         family: What the model shares with others, or None.
         n_parameters: Number of its weights.
         skipped: Step to why it could not be taken; its result is None.
+        identity: Of the weights, the prompts and the settings: :func:`analyze` goes on in a folder
+            only if it holds the same.
     """
 
     profile: LayerProfile
@@ -75,6 +79,7 @@ class Analysis:
     family: str | None = None
     n_parameters: int | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    identity: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skipped", MappingProxyType(dict(self.skipped)))
@@ -103,7 +108,7 @@ class Analysis:
             "family": self.family,
             "n_parameters": self.n_parameters,
             "skipped": dict(self.skipped),
-            "identity": "",
+            "identity": self.identity,
         }
         write_result(Path(folder) / _INDEX, "Analysis", header, {})
         return Path(folder)
@@ -126,7 +131,7 @@ class Analysis:
                 )
         return cls(
             **found,
-            **{name: header[name] for name in ("family", "n_parameters", "skipped")},
+            **{name: header[name] for name in ("family", "n_parameters", "skipped", "identity")},
         )
 
 
@@ -196,6 +201,7 @@ def analyze(
         family=steps.family,
         n_parameters=adapter.n_parameters,
         skipped=steps.skipped,
+        identity=steps.identity,
     )
 
 
@@ -222,10 +228,9 @@ class _Steps:
         self.family = self.adapter.family if family is None else family
         if self.folder is None:
             return
-        identity = self._identity()
         if (self.folder / f"{_INDEX}.safetensors").exists():
             header, _ = read_result(self.folder / _INDEX, "Analysis")
-            if header["identity"] != identity:
+            if header["identity"] != self.identity:
                 raise ValueError(
                     f"folder: {self.folder} holds an analysis of another model, other prompts or "
                     "other settings; choose another folder, or empty it"
@@ -250,7 +255,7 @@ class _Steps:
         }
         try:
             result = steps[name]()
-        except ValueError as error:
+        except CannotMeasure as error:
             if name in ("profile", "partition"):
                 raise
             self.skipped[name] = str(error)
@@ -292,7 +297,7 @@ class _Steps:
     def _dissociation(self) -> ScaleByClass:
         classes = self.found["token_classes"]
         if classes is None:
-            raise ValueError("there are no classes of tokens")
+            raise CannotMeasure("there are no classes of tokens")
         rows = self._documents(self.sizes["n_control_documents"], _CLASSES_LENGTH)
         partition = self.found["partition"]
         return scale_by_class(
@@ -321,7 +326,9 @@ class _Steps:
                 first.setdefault(row.group, Prompt(row.tokens[:length], row.group))
         return list(first.values())
 
-    def _identity(self) -> str:
+    @cached_property
+    def identity(self) -> str:
+        """Of the weights, the prompts and the settings."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(weight_digest(self.adapter).encode())
         for row in self.rows:
@@ -336,7 +343,7 @@ class _Steps:
             "family": self.family,
             "n_parameters": self.adapter.n_parameters,
             "skipped": self.skipped,
-            "identity": self._identity(),
+            "identity": self.identity,
         }
         write_result(self.folder / _INDEX, "Analysis", header, {})
 
