@@ -126,7 +126,7 @@ def add_batch(
         if moments.reference is None:
             moments.reference = _make_reference(moments.plan, reader.rows)
         _reduce(moments, moments.reference, reader)
-    _count(moments, batch)
+    _count(moments, adapter, batch)
 
 
 def calibrate(
@@ -361,9 +361,10 @@ def _gram(rows: Float[Tensor, "row width"]) -> Float[Tensor, "width width"]:
     return gram
 
 
-def _count(moments: Moments, batch: Batch) -> None:
-    tokens = batch.tokens[batch.mask].numpy()
-    moments.token_counts[batch.fold] += np.bincount(tokens, minlength=moments.token_counts.shape[1])
+def _count(moments: Moments, adapter: ModelAdapter, batch: Batch) -> None:
+    counts = np.bincount(batch.tokens[batch.mask].numpy(), minlength=adapter.d_vocab)
+    counts[sorted(adapter.special_ids)] = 0
+    moments.token_counts[batch.fold] += counts
     moments.n_prompts += len(batch.tokens)
     for row, mask in zip(batch.tokens, batch.mask, strict=True):
         # A sum: the fingerprint does not depend on the order of prompts.

@@ -209,7 +209,7 @@ def plan_moments(
 
     Args:
         adapter: The model.
-        counts: How often each token occurs in the data set.
+        counts: How often each token occurs in the data set as ordinary text.
         bands, n_folds, skip_first, seed, coordinates: See :class:`MomentPlan`.
         max_width: Residuals wider than this are projected.
     """

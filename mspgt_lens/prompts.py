@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mspgt_lens.models import ModelAdapter, as_adapter
+from mspgt_lens.padding import real_spans
 
 DEFAULT_LENGTH = 128
 
@@ -55,11 +56,34 @@ class PromptDataset:
     once, lazily, so that a corpus larger than memory streams through.
     """
 
-    def __init__(self, windows: Callable[[], Iterator[Prompt]]) -> None:
-        self._windows = windows
+    def __init__(
+        self, windows: Callable[[], Iterator[Prompt]], *, padding_known: bool = True
+    ) -> None:
+        self._windows, self._padding_known = windows, padding_known
 
     def __iter__(self) -> Iterator[Prompt]:
         return self._windows()
+
+    def for_model(self, model: Any) -> PromptDataset:
+        """The same prompts without the padding that their tokens brought and no mask declared.
+
+        Which id pads is known to the model's tokenizer. Every function of this package that takes
+        prompts and a model does this by itself.
+
+        Args:
+            model: The TransformerLens model, for its tokenizer.
+
+        Raises:
+            ValueError: If padding cannot be told from text: give a mask to :meth:`from_tokens`.
+        """
+        if self._padding_known:
+            return self
+        prompts = list(self)
+        spans = real_spans(as_adapter(model), [prompt.tokens for prompt in prompts])
+        own = [replace(p, tokens=p.tokens[at]) for p, at in zip(prompts, spans, strict=True)]
+        if all(len(a.tokens) == len(b.tokens) for a, b in zip(prompts, own, strict=True)):
+            return self
+        return PromptDataset(lambda: iter(own))
 
     def shuffled(self, special: Collection[int], seed: int = 0) -> PromptDataset:
         """The same prompts with each one's ordinary tokens in random order.
@@ -99,9 +123,10 @@ class PromptDataset:
             groups: One label per text; by default every text is a group of its own.
 
         Raises:
-            TypeError: If ``texts`` is a single string, or holds something else than strings.
+            TypeError: If ``texts`` is a single string, or holds something else than strings; or if
+                a label cannot be hashed.
             ValueError: If ``max_length`` does not fit the model, or texts and groups differ in
-                number.
+                number, or a label is missing (None, NaN).
         """
         if isinstance(texts, str):
             raise TypeError("texts must be an iterable of strings, got one string: pass [text]")
@@ -132,11 +157,27 @@ class PromptDataset:
             max_length: Longest window in tokens.
 
         Raises:
+            TypeError: If the data set is several splits, or does not give rows.
             KeyError: If a row lacks a column; the message lists those it has.
+            ValueError: If a row's group is missing (None, NaN).
         """
+        if isinstance(dataset, Mapping):
+            names = [str(name) for name in dataset]
+            raise TypeError(
+                f"dataset must be one split, whose rows are mappings; got a "
+                f"{type(dataset).__name__} of {', '.join(names)}: choose one, such as "
+                f"dataset[{(names or ['train'])[0]!r}] (columns become rows by "
+                "datasets.Dataset.from_dict)"
+            )
 
         def pairs() -> Iterator[tuple[str, Hashable]]:
             for index, row in enumerate(dataset):
+                if not isinstance(row, Mapping):
+                    raise TypeError(
+                        f"dataset must give rows that are mappings, got {type(row).__name__} at "
+                        f"index {index}; texts go to from_texts, a table's to_dict('records') "
+                        "gives rows"
+                    )
                 for name in (column, group_column):
                     if name is not None and name not in row:
                         raise KeyError(f"column {name!r} is missing; row {index} has {list(row)}")
@@ -177,10 +218,14 @@ class PromptDataset:
                     raise TypeError(
                         f"texts must hold strings, got {type(text).__name__} at index {index}"
                     )
-                ids = adapter.tokenize(text) if text.strip() else []
+                try:
+                    ids = adapter.tokenize(text) if text.strip() else []
+                except ValueError as error:
+                    raise ValueError(f"{error} (text {index})") from error
+                label = group_label(group, index)
                 blank += not ids
                 for start in range(0, len(ids), step):
-                    yield Prompt(np.array(prefix + ids[start : start + step] + suffix), group)
+                    yield Prompt(np.array(prefix + ids[start : start + step] + suffix), label)
             if blank:
                 warnings.warn(f"{blank} blank texts hold no token and were left out", stacklevel=2)
 
@@ -197,12 +242,14 @@ class PromptDataset:
 
         Args:
             tokens: Token ids, one row per prompt; rows of a list may differ in length.
-            mask: True (or 1) where a token is not padding, on either side; by default there is no
-                padding.
+            mask: True (or 1) where a token is not padding, on either side. By default the padding
+                of rows of one length is what the model's tokenizer pads with, at their ends, found
+                when the prompts meet the model.
             groups: One label per prompt; by default every prompt is a group of its own.
 
         Raises:
-            ValueError: If shapes do not agree, or a prompt is empty.
+            ValueError: If shapes do not agree, a prompt is empty, or a label is missing (None,
+                NaN).
         """
         rows = [_token_row(row, index) for index, row in enumerate(_on_cpu(tokens))]
         if mask is not None:
@@ -230,14 +277,17 @@ class PromptDataset:
             raise ValueError(
                 f"groups must have one label per prompt ({len(rows)}), got {len(labels)}"
             )
+        labels = [group_label(label, index) for index, label in enumerate(labels)]
         prompts = [Prompt(row, label) for row, label in zip(rows, labels, strict=True)]
-        return cls(lambda: iter(prompts))
+        # Rows that differ in length were not padded to one.
+        padding_known = mask is not None or len({len(row) for row in rows}) > 1
+        return cls(lambda: iter(prompts), padding_known=padding_known)
 
 
 def as_dataset(prompts: PromptDataset | Iterable[str], model: Any) -> PromptDataset:
-    """A data set as it is; texts through :meth:`PromptDataset.from_texts`."""
+    """A data set without padding; texts through :meth:`PromptDataset.from_texts`."""
     if isinstance(prompts, PromptDataset):
-        return prompts
+        return prompts.for_model(model)
     if isinstance(prompts, Tensor):
         raise TypeError("prompts must be texts or a PromptDataset: use PromptDataset.from_tokens")
     longest = min(DEFAULT_LENGTH, as_adapter(model).n_ctx)
@@ -272,6 +322,47 @@ def check_prompt(adapter: ModelAdapter, prompt: Prompt, index: int) -> None:
             f"{adapter.d_vocab - 1}): {tokens.min()} to {tokens.max()}; was it made by another "
             "tokenizer?"
         )
+
+
+def count_tokens(adapter: ModelAdapter, prompts: Iterable[Prompt]) -> Int[np.ndarray, " vocab"]:
+    """How often each token occurs as ordinary text: special ones (BOS, EOS ...) count 0."""
+    counts = np.zeros(adapter.d_vocab, dtype=np.int64)
+    for prompt in prompts:
+        counts += np.bincount(prompt.tokens, minlength=len(counts))
+    counts[sorted(adapter.special_ids)] = 0
+    return counts
+
+
+def n_ordinary(adapter: ModelAdapter, prompt: Prompt) -> int:
+    """The number of a prompt's tokens that are ordinary text."""
+    return int((~np.isin(prompt.tokens, sorted(adapter.special_ids))).sum())
+
+
+def group_label(label: Any, index: int) -> Hashable:
+    """A group's label as it is compared and hashed.
+
+    Raises:
+        ValueError: If it is missing: None, NaN, or what a table has in their place.
+        TypeError: If it cannot be hashed.
+    """
+    if isinstance(label, Tensor):
+        # Tensors hash by identity: equal labels would be groups of their own.
+        label = label.item()
+    missing = not isinstance(label, str) and str(label).lower() in ("none", "nan", "nat", "<na>")
+    if missing:
+        raise ValueError(
+            f"groups must label every prompt; the one at index {index} has {label!r}: fill in what "
+            "is missing, or leave groups out, and each is a group of its own"
+        )
+    try:
+        hash(label)
+    except TypeError as error:
+        raise TypeError(
+            f"groups must hold labels that can be hashed, such as strings; index {index} has "
+            f"{label!r}"
+        ) from error
+    labeled: Hashable = label
+    return labeled
 
 
 def stack_rows(

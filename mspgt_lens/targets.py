@@ -53,13 +53,15 @@ def token_features(
 
     Args:
         embedding: The model's input embedding.
-        counts: How often each token occurs in the data set.
+        counts: How often each token occurs in the data set as ordinary text.
         n_features: Number of directions, R; fewer where the tokens seen do not span so many.
 
     Returns:
         Features, shape ``[vocab, <= n_features]``, float32, on the CPU.
     """
     seen = np.flatnonzero(counts)
+    if not len(seen):
+        raise ValueError("prompts hold special tokens only: there is nothing to read")
     share = counts[seen] / counts[seen].sum()
     rows = embedding[torch.from_numpy(seen).to(embedding.device)].double().cpu().numpy()
     if not np.isfinite(rows).all():

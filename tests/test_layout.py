@@ -19,6 +19,7 @@ ORDER = [
     "statistics",
     "models",
     "partition",
+    "padding",
     "prompts",
     "targets",
     "moments",

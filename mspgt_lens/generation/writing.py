@@ -26,7 +26,7 @@ from mspgt_lens.perturbation.dosing import TOLERANCE, Dose, match_doses
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.probing import Segments, as_segments, make_batches
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
-from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash
+from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, count_tokens, stable_hash
 from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import token_features
 
@@ -262,7 +262,7 @@ def _data(rows: Sequence[Prompt]) -> PromptDataset:
 
 def _token_embedding(adapter: ModelAdapter, rows: Sequence[Prompt]) -> Embed:
     """Sentences as the mean of their tokens' features (the model's own input embedding)."""
-    counts = np.bincount(np.concatenate([row.tokens for row in rows]), minlength=adapter.d_vocab)
+    counts = count_tokens(adapter, rows)
     features = token_features(adapter.embedding(), counts, _N_FEATURES).numpy()
 
     def embed(sentences: Sequence[str]) -> Float[np.ndarray, "sentence feature"]:

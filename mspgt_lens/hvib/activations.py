@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from mspgt_lens.gathering import make_batch, make_batches
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.moments import N_FEATURES
-from mspgt_lens.prompts import Prompt, stable_hash
+from mspgt_lens.prompts import Prompt, count_tokens, stable_hash
 from mspgt_lens.storage import read_result, write_result
 from mspgt_lens.targets import BatchTargets, batch_targets, token_features
 
@@ -95,9 +95,7 @@ def collect_activations(
     """
     if (folder / _REST).exists():
         return _reopen(folder, fingerprint)
-    counts = np.zeros(adapter.d_vocab, dtype=np.int64)
-    for prompt in prompts:
-        counts += np.bincount(prompt.tokens, minlength=len(counts))
+    counts = count_tokens(adapter, prompts)
     collector = _Collector(adapter, plan, token_features(adapter.embedding(), counts, N_FEATURES))
     chosen = collector.choose(prompts)
     shape = (len(plan.sites), sum(map(len, chosen.values())), adapter.d_model)

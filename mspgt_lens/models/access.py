@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mspgt_lens.models.adapter import ModelAdapter
@@ -24,9 +25,11 @@ def as_adapter(model: Any) -> ModelAdapter:
 
 
 def cache_reader(
-    adapter: ModelAdapter, cache: Mapping[str, Tensor]
+    adapter: ModelAdapter, cache: Mapping[str, Any]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Residuals of every site and patterns of every block from an ``ActivationCache``.
+
+    Arrays become tensors; a cache made with ``remove_batch_dim=True`` holds one prompt.
 
     Returns:
         ``(sites, patterns)``: ``L + 1`` tensors ``[prompt, pos, d_model]`` and ``L`` tensors
@@ -34,6 +37,8 @@ def cache_reader(
 
     Raises:
         KeyError: If the cache lacks a needed hook; the message gives the ``names_filter`` to use.
+        TypeError: If an entry holds no real numbers.
+        ValueError: If an entry's shape is not that of whole prompts, all positions and all heads.
     """
     needed = adapter.site_hooks + adapter.pattern_hooks
     absent = [name for name in needed if name not in cache]
@@ -42,12 +47,34 @@ def cache_reader(
             f"cache lacks {len(absent)} of {len(needed)} hooks, the first being {absent[0]!r}; "
             "make it with model.run_with_cache(tokens, names_filter=mspgt_lens.needed_hooks(model))"
         )
-    sites = [cache[name] for name in adapter.site_hooks]
-    patterns = [cache[name] for name in adapter.pattern_hooks]
-    # A cache made with remove_batch_dim=True holds one prompt.
-    if sites[0].ndim == 2:
-        sites, patterns = [site[None] for site in sites], [pattern[None] for pattern in patterns]
-    return sites, patterns
+    entries = {name: _entry(name, cache[name]) for name in needed}
+    first = entries[needed[0]]
+    if first.ndim == 2:
+        entries = {name: entry[None] for name, entry in entries.items()}
+        first = first[None]
+    n_prompts, n_pos = first.shape[:2] if first.ndim == 3 else ("prompt", "pos")
+    site_shape = (n_prompts, n_pos, adapter.d_model)
+    pattern_shape = (n_prompts, adapter.n_heads, n_pos, n_pos)
+    for name, entry in entries.items():
+        shape = site_shape if name in adapter.site_hooks else pattern_shape
+        if tuple(entry.shape) != shape:
+            raise ValueError(
+                f"cache[{name!r}] must have shape {shape}, with all prompts, heads and positions "
+                f"of {needed[0]!r}, got {tuple(entry.shape)}; make the cache by "
+                "model.run_with_cache(tokens, "
+                "names_filter=mspgt_lens.needed_hooks(model)) without pos_slice"
+            )
+    return (
+        [entries[name] for name in adapter.site_hooks],
+        [entries[name] for name in adapter.pattern_hooks],
+    )
+
+
+def _entry(name: str, value: Any) -> Tensor:
+    entry = torch.as_tensor(value)
+    if not entry.is_floating_point():
+        raise TypeError(f"cache[{name!r}] must hold floating-point numbers, got {entry.dtype}")
+    return entry
 
 
 def needed_hooks(model: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -32,7 +33,7 @@ class ModelAdapter:
         d_model: Width of the residual stream.
         d_vocab: Size of the vocabulary.
         n_ctx: Longest prompt in tokens.
-        special_ids: Token ids that are no ordinary text (BOS, EOS, padding and the like).
+        pad_id: The id that the tokenizer pads with; None where there is none.
         prefix: Ids put before every prompt: BOS, where the model takes one.
         suffix: Ids put after every prompt; none but for encoders.
         mask_id: The id that stands for a hidden token; None but for encoders.
@@ -79,9 +80,8 @@ class ModelAdapter:
                 "and an attention pattern"
             )
         tokenizer = getattr(model, "tokenizer", None)
-        self.special_ids = frozenset(
-            int(i) for i in (getattr(tokenizer, "all_special_ids", None) or ())
-        )
+        pad = getattr(tokenizer, "pad_token_id", None)
+        self.pad_id = None if pad is None else int(pad)
         bos = getattr(tokenizer, "bos_token_id", None)
         self.prefix: tuple[int, ...] = ()
         if bos is not None and getattr(cfg, "default_prepend_bos", False):
@@ -90,6 +90,22 @@ class ModelAdapter:
         self.mask_id: int | None = None
         self._scale, self._shift, self.norm_kind = self._probe_final_norm()
         self._logit_scale = 1.0
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Token ids of this vocabulary that are no ordinary text.
+
+        BOS, EOS, padding and the like; added tokens that the tokenizer calls special; and ids that
+        stand for no text at all: a vocabulary is often padded beyond the tokenizer's.
+        """
+        tokenizer: Any = getattr(self.model, "tokenizer", None)
+        found = {int(i) for i in (getattr(tokenizer, "all_special_ids", None) or ())}
+        added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+        found |= {int(i) for i, token in added.items() if getattr(token, "special", False)}
+        if hasattr(tokenizer, "get_vocab"):
+            texts = {int(i) for piece, i in tokenizer.get_vocab().items() if piece}
+            found |= set(range(self.d_vocab)) - texts
+        return frozenset(i for i in found if 0 <= i < self.d_vocab)
 
     @property
     def device(self) -> torch.device:
@@ -108,6 +124,11 @@ class ModelAdapter:
     def pattern_hooks(self) -> list[str]:
         """The hook of each block's attention pattern, 0 ... L - 1."""
         return [f"blocks.{block}.attn.hook_pattern" for block in range(self.n_layers)]
+
+    @property
+    def n_heads(self) -> int:
+        """Attention heads of a block."""
+        return int(self.cfg.n_heads)
 
     @property
     def n_parameters(self) -> int:
@@ -143,7 +164,7 @@ class ModelAdapter:
         """Token ids of a text, without any special token.
 
         Raises:
-            ValueError: If the model has no tokenizer.
+            ValueError: If the model has no tokenizer, or the text holds half of a surrogate pair.
         """
         tokenizer = getattr(self.model, "tokenizer", None)
         if tokenizer is None:
@@ -151,6 +172,15 @@ class ModelAdapter:
                 f"model: {self.name} has no tokenizer; build the prompts with "
                 "PromptDataset.from_tokens"
             )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            excerpt = text[max(0, error.start - 20) : error.start + 20]
+            raise ValueError(
+                "texts must be Unicode that UTF-8 can hold; there is half of a surrogate pair at "
+                f"character {error.start}, in {excerpt!r}: mend the file that it came from, or "
+                "replace it with text.encode('utf-8', 'replace').decode()"
+            ) from error
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
@@ -159,7 +189,7 @@ class ModelAdapter:
         tokenizer = getattr(self.model, "tokenizer", None)
         if tokenizer is None:
             return [str(int(i)) for i in ids]
-        return [str(tokenizer.decode([int(i)])) for i in ids]
+        return [_token_text(tokenizer, int(i)) for i in ids]
 
     def embedding(self) -> Float[Tensor, "vocab d_model"]:
         """The input embedding (detached)."""
@@ -372,3 +402,10 @@ class ModelAdapter:
             moved = final_norm(signs + 1.0) - final_norm(signs)
             kind: NormKind = "layer" if moved.norm() < 0.1 * scale.norm() else "rms"
         return scale, shift, kind
+
+
+def _token_text(tokenizer: Any, token: int) -> str:
+    text = str(tokenizer.decode([token]))
+    # Decoders of SentencePiece's kind drop the space that begins a text: here it is the token's.
+    piece = str(getattr(tokenizer, "convert_ids_to_tokens", lambda _: "")(token))
+    return f" {text}" if piece.startswith("\u2581") and not text.startswith(" ") else text

@@ -81,6 +81,7 @@ def patch_layers(
     adapter = as_adapter(model)
     chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric
     check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
+    pairs = pairs.for_model(adapter)
     for name, value, allowed in (
         ("site", site, get_args(Site)),
         ("method", method, get_args(Method)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mspgt_lens.models import ModelAdapter, as_adapter
-from mspgt_lens.prompts import stack_rows
+from mspgt_lens.padding import real_spans
+from mspgt_lens.prompts import group_label, stack_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class PromptPairs:
         foil: The token that continues the corrupted prompt, shape ``[pair]``.
         groups: What each pair belongs to; intervals and tests resample groups. By default every
             pair is a group of its own.
+        padding_known: Whether ``mask`` tells all padding; else :meth:`for_model` finds it.
     """
 
     clean: Int[Tensor, "pair pos"]
@@ -35,6 +37,7 @@ class PromptPairs:
     answer: Int[Tensor, " pair"]
     foil: Int[Tensor, " pair"]
     groups: tuple[Hashable, ...]
+    padding_known: bool = True
 
     def __post_init__(self) -> None:
         shape = self.clean.shape
@@ -56,6 +59,8 @@ class PromptPairs:
             raise ValueError(
                 f"groups must have one label per pair ({shape[0]}), got {len(self.groups)}"
             )
+        labels = tuple(group_label(label, index) for index, label in enumerate(self.groups))
+        object.__setattr__(self, "groups", labels)
         for index, row in enumerate(self.mask.numpy()):
             real = np.flatnonzero(row)
             if not len(real) or (np.diff(real) != 1).any():
@@ -85,6 +90,36 @@ class PromptPairs:
         position = torch.arange(self.mask.shape[1])
         return torch.where(self.clean != self.corrupted, position, self.mask.shape[1]).amin(dim=1)
 
+    def for_model(self, model: Any) -> PromptPairs:
+        """The same pairs with a mask for the padding that their tokens brought and nobody declared.
+
+        Which id pads is known to the model's tokenizer. Patching does this by itself.
+
+        Args:
+            model: The TransformerLens model, for its tokenizer.
+
+        Raises:
+            ValueError: If padding cannot be told from text (give a mask to :meth:`from_tokens`), or
+                the prompts of a pair differ in length without it.
+        """
+        if self.padding_known:
+            return self
+        adapter = as_adapter(model)
+        clean, corrupted = (
+            real_spans(adapter, list(tokens.numpy()), ends_matter=True)
+            for tokens in (self.clean, self.corrupted)
+        )
+        mask = torch.zeros_like(self.mask)
+        for index, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
+            if a != b:
+                raise ValueError(
+                    f"clean and corrupted must have as many tokens; without padding, pair {index} "
+                    f"has {a.stop - a.start} and {b.stop - b.start}: give mask= if nothing is "
+                    "padding"
+                )
+            mask[index, a] = True
+        return replace(self, mask=mask, padding_known=True)
+
     @classmethod
     def from_tokens(
         cls,
@@ -105,7 +140,8 @@ class PromptPairs:
             answer: One token per pair.
             foil: One token per pair.
             mask: True (or 1) where a token is not padding, on either side; only with rows of one
-                length.
+                length. By default it is what the model's tokenizer pads with, at the ends of rows
+                of one length, found when the pairs meet the model.
             groups: One label per pair; by default every pair is a group of its own.
 
         Raises:
@@ -135,6 +171,8 @@ class PromptPairs:
             answer=_single_tokens("answer", answer),
             foil=_single_tokens("foil", foil),
             groups=tuple(range(len(rows[0]))) if groups is None else tuple(groups),
+            # Rows that differ in length were not padded to one.
+            padding_known=mask is not None or bool((~real).any()),
         )
 
     @classmethod
@@ -154,8 +192,9 @@ class PromptPairs:
             model: The TransformerLens model, for its tokenizer.
             clean: Texts whose next token is the answer.
             corrupted: Texts whose next token is the foil; as many tokens as the clean one each.
-            answer: What continues each clean text, with its leading space if it has one; one token.
-            foil: What continues each corrupted text; one token.
+            answer: What continues each clean text, with its leading space if it has one: the one
+                token that it adds when both are tokenized together.
+            foil: What continues each corrupted text, likewise.
             groups: One label per pair; by default every pair is a group of its own.
 
         Raises:
@@ -184,12 +223,29 @@ class PromptPairs:
                     f"  {corrupted[index]!r}\n    {adapter.token_texts(b)}"
                 )
         ends = {
-            name: [_one_token(adapter, name, index, text) for index, text in enumerate(given[name])]
-            for name in ("answer", "foil")
+            name: [
+                _one_token(adapter, name, index, *texts)
+                for index, texts in enumerate(zip(given[prompts], given[name], strict=True))
+            ]
+            for name, prompts in (("answer", "clean"), ("foil", "corrupted"))
         }
-        return cls.from_tokens(
+        pairs = cls.from_tokens(
             rows["clean"], rows["corrupted"], ends["answer"], ends["foil"], groups=groups
         )
+        return replace(pairs, padding_known=True)
+
+
+def added_tokens(adapter: ModelAdapter, text: str, more: str) -> list[int] | None:
+    """The tokens that a continuation adds to a text's own when both are tokenized together.
+
+    A continuation on its own may become other tokens: many tokenizers put a space before every
+    text.
+
+    Returns:
+        None if the text itself is split otherwise before this continuation.
+    """
+    before, together = adapter.tokenize(text), adapter.tokenize(text + more)
+    return together[len(before) :] if together[: len(before)] == before else None
 
 
 def _token_rows(name: str, rows: Any) -> list[np.ndarray]:
@@ -213,12 +269,29 @@ def _single_tokens(name: str, tokens: Any) -> Tensor:
     return ids.long()
 
 
-def _one_token(adapter: ModelAdapter, name: str, index: int, text: str) -> int:
-    ids = adapter.tokenize(text)
-    if len(ids) != 1:
+def _one_token(adapter: ModelAdapter, name: str, index: int, prompt: str, text: str) -> int:
+    added = added_tokens(adapter, prompt, text)
+    # Where a space is no part of any token, texts are given without it.
+    if (added is None or len(added) != 1) and adapter.tokenize(text) == adapter.tokenize(
+        f" {text}"
+    ):
+        added = added_tokens(adapter, prompt, f" {text}")
+    if added is not None and len(added) == 1:
+        return added[0]
+    found = f"{name} must be a single token; pair {index} has {text!r} after {prompt[-40:]!r}"
+    if added is not None:
         raise ValueError(
-            f"{name} must be a single token; pair {index} has {text!r}, which is {len(ids)} "
-            f"tokens: {adapter.token_texts(ids)} (most tokenizers make the space before a word "
-            "part of it)"
+            f"{found}, which is {len(added)} tokens: {adapter.token_texts(added)}; choose a word "
+            "that the tokenizer keeps whole, or give the tokens to from_tokens"
         )
-    return ids[0]
+    if prompt[-1:].isspace():
+        hint = "move the space from the prompt's end to the beginning of the " + name
+    elif not text[:1].isspace():
+        hint = f"begin the {name} with a space if it is a word of its own"
+    else:
+        hint = "end the prompt elsewhere, or give the tokens to from_tokens"
+    together = adapter.token_texts(adapter.tokenize(prompt + text)[-6:])
+    raise ValueError(
+        f"{found}, and together they are split otherwise than the prompt alone: they end in "
+        f"{together}; {hint}"
+    )

@@ -70,6 +70,7 @@ def patch_scales(
     adapter = as_adapter(model)
     chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric
     check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
+    pairs = pairs.for_model(adapter)
     if partition.n_blocks != adapter.n_layers:
         raise ValueError(
             f"partition must be of the model's {adapter.n_layers} blocks, got {partition.n_blocks}"

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from mspgt_lens.models import ModelAdapter, as_adapter
-from mspgt_lens.patching.pairs import PromptPairs
+from mspgt_lens.patching.pairs import PromptPairs, added_tokens
 
 _NAMES = (
     "Mary John Tom James Anna Paul Sarah David Emma Jack Kate Mark Lucy Peter Alice Henry "
@@ -174,7 +175,8 @@ def induction(model: Any, n_pairs: int = 16, seed: int = 0, length: int = 8) -> 
         for side, end in enumerate((answer, foil)):
             rows[side].append([*prefix, *start, end, *start])
             ends[side].append(end)
-    return PromptPairs.from_tokens(rows[0], rows[1], ends[0], ends[1])
+    mask = torch.ones(n_pairs, len(rows[0][0]), dtype=torch.bool)
+    return PromptPairs.from_tokens(rows[0], rows[1], ends[0], ends[1], mask=mask)
 
 
 TASKS: Mapping[str, Callable[..., PromptPairs]] = {
@@ -239,7 +241,8 @@ class _Task:
         return PromptPairs.from_texts(self.model, clean, corrupted, answer, foil)
 
     def _is_whole(self, word: str) -> bool:
-        return len(self.adapter.tokenize(f" {word}")) == 1
+        added = added_tokens(self.adapter, "the", f" {word}")
+        return added is not None and len(added) == 1
 
     def _require(self, kept: Sequence[Any], needed: int, n: int, what: str) -> None:
         if len(kept) < needed:

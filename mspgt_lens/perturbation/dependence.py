@@ -14,7 +14,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mspgt_lens.models import ModelAdapter, as_adapter
-from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, stable_hash, stack_rows
+from mspgt_lens.prompts import (
+    Prompt,
+    PromptDataset,
+    as_dataset,
+    count_tokens,
+    stable_hash,
+    stack_rows,
+)
 from mspgt_lens.results import CannotMeasure
 from mspgt_lens.storage import SavedResult, package_versions
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
@@ -156,7 +163,7 @@ def token_classes(
         )
     rng = np.random.default_rng(seed)
     chosen = np.array(found)[np.sort(rng.permutation(len(found))[:n_tokens])]
-    losses = [_unigram_losses(rows, chosen, adapter.d_vocab)]
+    losses = [_unigram_losses(adapter, rows, chosen)]
     with (
         adapter.inference(),
         tqdm(total=len(chosen) * len(ends), unit="tok", disable=not progress) as bar,
@@ -188,15 +195,14 @@ def token_classes(
 
 
 def _unigram_losses(
-    prompts: Sequence[Prompt], chosen: Int[np.ndarray, "token 2"], d_vocab: int
+    adapter: ModelAdapter, prompts: Sequence[Prompt], chosen: Int[np.ndarray, "token 2"]
 ) -> Float[np.ndarray, " token"]:
     """By the frequencies of the other groups, one count added to every token."""
-    total = np.zeros(d_vocab)
-    own: dict[Hashable, np.ndarray] = {}
+    of_group: dict[Hashable, list[Prompt]] = {}
     for prompt in prompts:
-        counts = own.setdefault(prompt.group, np.zeros(d_vocab))
-        np.add.at(counts, prompt.tokens, 1)
-        np.add.at(total, prompt.tokens, 1)
+        of_group.setdefault(prompt.group, []).append(prompt)
+    own = {group: count_tokens(adapter, mine) for group, mine in of_group.items()}
+    total = np.sum(list(own.values()), axis=0)
     losses = []
     for number, position in chosen:
         prompt = prompts[number]

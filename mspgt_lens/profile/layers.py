@@ -14,6 +14,7 @@ from torch import Tensor
 from mspgt_lens.gathering import Batch, Source, add_batch, calibrate, make_batch
 from mspgt_lens.models import as_adapter, cache_reader
 from mspgt_lens.moments import Coordinates
+from mspgt_lens.padding import real_spans
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import Control, ProfileRun
 from mspgt_lens.prompts import (
@@ -22,8 +23,10 @@ from mspgt_lens.prompts import (
 )
 from mspgt_lens.targets import DEFAULT_BANDS
 
+# Masked keys get exactly nothing; this leaves room for what half precision makes of that.
+_ATTENDED = 1e-4
 
-# Windows looked at before the pass: they decide the folds and the target features.
+
 def profile_layers(
     model: Any,
     prompts: PromptDataset | Iterable[str],
@@ -76,7 +79,7 @@ def profile_layers(
             f"control must be None or one of {', '.join(get_args(Control))}, got {control!r}"
         )
     adapter = as_adapter(model)
-    dataset = as_dataset(prompts, model)
+    dataset = as_dataset(prompts, adapter)
     if control == "shuffled_tokens":
         dataset = dataset.shuffled(adapter.special_ids, seed)
     weights = adapter.random_weights(seed) if control == "random_weights" else nullcontext()
@@ -89,7 +92,7 @@ def profile_layers(
 
 def profile_cache(
     model: Any,
-    cache: Mapping[str, Tensor],
+    cache: Mapping[str, Any],
     tokens: Int[Tensor, "prompt pos"],
     *,
     mask: Bool[Tensor, "prompt pos"] | None = None,
@@ -106,9 +109,11 @@ def profile_cache(
 
     Args:
         model: The model that made the cache.
-        cache: From ``model.run_with_cache(tokens, names_filter=needed_hooks(model))``.
+        cache: From ``model.run_with_cache(tokens, names_filter=needed_hooks(model))``, of whole
+            prompts; tensors or arrays. Left-padded tokens need ``attention_mask=mask`` there.
         tokens: The tokens that were run.
-        mask: True where a token is not padding; padding may be on either side.
+        mask: True where a token is not padding; padding may be on either side. By default it is
+            what the tokenizer pads with, at the ends.
         groups: One label per prompt; by default every prompt is a group of its own.
         bands, noise, coordinates, n_folds, skip_first, logit_lens, seed: As in
             :func:`profile_layers`.
@@ -118,7 +123,8 @@ def profile_cache(
 
     Raises:
         KeyError: If the cache lacks a needed hook; the message gives the ``names_filter`` to use.
-        ValueError: As :func:`profile_layers`, or if cache and tokens differ in shape.
+        ValueError: As :func:`profile_layers`, or if shapes of the cache's entries and the tokens
+            do not agree, padding cannot be told from text, or padding was attended to.
     """
     adapter = as_adapter(model)
     # An encoder is profiled on masked tokens, which a cache of plain ones does not hold.
@@ -132,14 +138,15 @@ def profile_cache(
             f"{tuple(sites[0].shape[:2])}, got {tuple(tokens.shape)}"
         )
     run = ProfileRun(adapter, bands, noise, coordinates, n_folds, skip_first, seed)
+    if mask is None:
+        mask = torch.zeros_like(tokens, dtype=torch.bool)
+        for row, span in zip(mask, real_spans(adapter, list(tokens.numpy())), strict=True):
+            row[span] = True
     prompts = list(PromptDataset.from_tokens(tokens, mask, groups))
+    start = torch.as_tensor(mask).cpu().long().argmax(dim=1)
+    _check_padding(patterns, start)
     run.begin(prompts)
     assigned = run.assign(prompts)
-    start = (
-        torch.zeros(len(tokens), dtype=torch.long)
-        if mask is None
-        else torch.as_tensor(mask).cpu().long().argmax(dim=1)
-    )
 
     def read(index: Sequence[int], fold: int) -> tuple[Batch, Source]:
         batch = make_batch([prompts[i] for i in index], fold, index)
@@ -166,6 +173,21 @@ def _warned(profile: LayerProfile) -> LayerProfile:
     for note in profile.warnings:
         warnings.warn(note, stacklevel=3)
     return profile
+
+
+def _check_padding(patterns: Sequence[Tensor], start: Int[Tensor, " prompt"]) -> None:
+    """Raise ``ValueError`` if a real token attends to the padding before it."""
+    for block, pattern in enumerate(patterns):
+        for index in start.nonzero()[:, 0].tolist():
+            first = int(start[index])
+            share = float(pattern[index, :, first:, :first].float().sum(dim=-1).max())
+            if share > _ATTENDED:
+                raise ValueError(
+                    f"cache: in block {block}, tokens of prompt {index} attend to the {first} "
+                    f"positions of padding before it (up to {share:.2g} of a head's attention); "
+                    "make the cache with model.run_with_cache(tokens, attention_mask=mask, ...), "
+                    "or pad on the right"
+                )
 
 
 def _shifted(tensor: Tensor, start: int, length: int, axes: tuple[int, ...]) -> Tensor:

@@ -38,6 +38,8 @@ from mspgt_lens.prompts import (
     PromptDataset,
     balanced_folds,
     check_prompt,
+    count_tokens,
+    n_ordinary,
     stable_hash,
 )
 from mspgt_lens.results import CannotMeasure
@@ -120,7 +122,7 @@ class ProfileRun:
             check_prompt(self.adapter, prompt, index)
         sizes: dict[Hashable, int] = {}
         for prompt in prompts:
-            sizes[prompt.group] = sizes.get(prompt.group, 0) + len(prompt.tokens)
+            sizes[prompt.group] = sizes.get(prompt.group, 0) + n_ordinary(self.adapter, prompt)
         if len(sizes) < self.n_folds:
             raise CannotMeasure(
                 f"prompts need at least as many groups as folds ({self.n_folds}), got "
@@ -128,12 +130,9 @@ class ProfileRun:
                 + (f", or n_folds={len(sizes)}" if len(sizes) >= 3 else "")
             )
         self.folds = balanced_folds(sizes, self.n_folds, self.seed)
-        counts = np.zeros(self.adapter.d_vocab, dtype=np.int64)
-        for prompt in prompts:
-            counts += np.bincount(prompt.tokens, minlength=len(counts))
         plan = plan_moments(
             self.adapter,
-            counts,
+            count_tokens(self.adapter, prompts),
             bands=self.bands,
             n_folds=self.n_folds,
             skip_first=self.skip_first,

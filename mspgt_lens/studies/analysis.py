@@ -23,7 +23,13 @@ from mspgt_lens.perturbation.perturbing import PerturbationEffects, perturb_scal
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import Control
-from mspgt_lens.prompts import Prompt, PromptDataset, load_passages, stable_hash
+from mspgt_lens.prompts import (
+    Prompt,
+    PromptDataset,
+    as_dataset,
+    load_passages,
+    stable_hash,
+)
 from mspgt_lens.results import CannotMeasure
 from mspgt_lens.scales.detection import detect_scales
 from mspgt_lens.storage import read_result, write_result
@@ -352,7 +358,7 @@ def _rows(
     adapter: ModelAdapter, prompts: PromptDataset | Iterable[str] | None, max_length: int
 ) -> list[Prompt]:
     if isinstance(prompts, PromptDataset):
-        return list(prompts)
+        return list(as_dataset(prompts, adapter))
     texts = [passage.text for passage in load_passages()] if prompts is None else prompts
     longest = min(max_length, adapter.n_ctx)
     return list(PromptDataset.from_texts(texts, adapter, max_length=longest))
