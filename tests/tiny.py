@@ -15,6 +15,22 @@ from transformers import PreTrainedTokenizerFast
 from mspgt_lens.models import bridge_from_huggingface
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "neox", "gemma")
+# Those that keep queries, keys and values in one matrix, or whose attention TransformerLens forms
+# in another way.
+MORE = (
+    "bigcode",
+    "bloom",
+    "codegen",
+    "falcon",
+    "glm4",
+    "gptj",
+    "gptneo",
+    "mixtral",
+    "mpt",
+    "opt",
+    "phi3",
+    "xglm",
+)
 ENCODERS = ("bert", "roberta")
 NORM_KINDS = {"llama": "rms", "qwen2": "rms", "gpt2": "layer", "neox": "layer", "gemma": "rms"}
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"  # Encoders hide tokens under the last.
@@ -36,7 +52,7 @@ def tiny_model(
     The weights are far from a fresh initialization: blocks change the residual, norms have learned
     scales and shifts, and logits are spread, so that a mistake anywhere shows.
     """
-    config = _config(architecture, d_model, n_layers, vocab, n_ctx)
+    config = tiny_config(architecture, d_model, n_layers, vocab, n_ctx)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, config.architectures[0])(config)
@@ -88,7 +104,10 @@ def as_text(tokens: Int[Tensor, " pos"]) -> str:
     return " ".join(f"w{int(token)}" for token in tokens)
 
 
-def _config(architecture: str, d_model: int, n_layers: int, vocab: int, n_ctx: int) -> Any:
+def tiny_config(
+    architecture: str, d_model: int = 32, n_layers: int = 4, vocab: int = 101, n_ctx: int = 256
+) -> Any:
+    """The configuration of a tiny model; its ``architectures`` name the class."""
     common: dict[str, Any] = {"vocab_size": vocab, "bos_token_id": 1, "eos_token_id": 2}
     usual = common | {
         "hidden_size": d_model,
@@ -101,7 +120,61 @@ def _config(architecture: str, d_model: int, n_layers: int, vocab: int, n_ctx: i
     encoder = {name: value for name, value in usual.items() if name not in common} | {
         "vocab_size": vocab
     }
+    old = common | {"n_embd": d_model, "n_layer": n_layers, "n_head": N_HEADS, "n_positions": n_ctx}
     match architecture:
+        case "bigcode":
+            return transformers.GPTBigCodeConfig(**old, architectures=["GPTBigCodeForCausalLM"])
+        case "bloom":
+            sizes = {"hidden_size": d_model, "n_layer": n_layers, "n_head": N_HEADS}
+            return transformers.BloomConfig(
+                **common, **sizes, seq_length=n_ctx, architectures=["BloomForCausalLM"]
+            )
+        case "codegen":
+            return transformers.CodeGenConfig(
+                **old, rotary_dim=4, architectures=["CodeGenForCausalLM"]
+            )
+        case "falcon":
+            return transformers.FalconConfig(**usual, architectures=["FalconForCausalLM"])
+        case "glm4":
+            head = {"head_dim": d_model // N_HEADS, "pad_token_id": 0}
+            return transformers.Glm4Config(**grouped, **head, architectures=["Glm4ForCausalLM"])
+        case "gptj":
+            return transformers.GPTJConfig(**old, rotary_dim=4, architectures=["GPTJForCausalLM"])
+        case "gptneo":
+            kinds = [[["global", "local"], n_layers // 2]]
+            sizes = {"hidden_size": d_model, "num_layers": n_layers, "num_heads": N_HEADS}
+            return transformers.GPTNeoConfig(
+                **common,
+                **sizes,
+                max_position_embeddings=n_ctx,
+                attention_types=kinds,
+                architectures=["GPTNeoForCausalLM"],
+            )
+        case "mixtral":
+            return transformers.MixtralConfig(
+                **grouped, num_local_experts=2, architectures=["MixtralForCausalLM"]
+            )
+        case "mpt":
+            sizes = {"d_model": d_model, "n_layers": n_layers, "n_heads": N_HEADS}
+            return transformers.MptConfig(
+                vocab_size=vocab, **sizes, max_seq_len=n_ctx, architectures=["MptForCausalLM"]
+            )
+        case "opt":
+            sizes = {"ffn_dim": 2 * d_model, "word_embed_proj_dim": d_model}
+            return transformers.OPTConfig(**usual, **sizes, architectures=["OPTForCausalLM"])
+        case "phi3":
+            return transformers.Phi3Config(
+                **grouped, pad_token_id=0, architectures=["Phi3ForCausalLM"]
+            )
+        case "xglm":
+            sizes = {"d_model": d_model, "ffn_dim": 2 * d_model, "attention_heads": N_HEADS}
+            return transformers.XGLMConfig(
+                **common,
+                **sizes,
+                num_layers=n_layers,
+                max_position_embeddings=n_ctx,
+                architectures=["XGLMForCausalLM"],
+            )
         case "llama":
             return transformers.LlamaConfig(**grouped, architectures=["LlamaForCausalLM"])
         case "qwen2":
@@ -129,5 +202,5 @@ def _config(architecture: str, d_model: int, n_layers: int, vocab: int, n_ctx: i
                 architectures=["RobertaForMaskedLM"],
             )
     raise ValueError(
-        f"architecture must be one of {ARCHITECTURES + ENCODERS}, got {architecture!r}"
+        f"architecture must be one of {ARCHITECTURES + MORE + ENCODERS}, got {architecture!r}"
     )

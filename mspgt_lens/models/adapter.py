@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mspgt_lens.models.weights import count_block_weights, count_weights, drawn_anew
 from mspgt_lens.results import CannotMeasure
 
 NormKind = Literal["rms", "layer"]
@@ -133,8 +134,7 @@ class ModelAdapter:
     @property
     def n_parameters(self) -> int:
         """Number of weights; one that serves twice (tied embeddings) counts once."""
-        count: int = sum(p.numel() for p in self.model.parameters())
-        return count
+        return count_weights(self.model)
 
     @property
     def family(self) -> str | None:
@@ -146,8 +146,7 @@ class ModelAdapter:
     @property
     def n_forward_weights(self) -> int:
         """Weights that a forward pass multiplies per token: the blocks' and the unembedding's."""
-        blocks: int = sum(p.numel() for p in self.model.blocks.parameters())
-        return blocks + self.d_model * self.d_vocab
+        return count_block_weights(self.model.blocks) + self.d_model * self.d_vocab
 
     @property
     def weight_processing(self) -> str:
@@ -214,35 +213,15 @@ class ModelAdapter:
 
         Matrices are drawn from a Gaussian with the mean and deviation that matrices of the same
         kind have over all blocks together, and vectors in blocks (norm scales, biases) take their
-        kind's mean: nothing that training did to one depth and not to another survives. A copy of
+        kind's mean: nothing that training did to one depth and not to another survives. What is
+        one matrix stays one: views show what was drawn, and tied embeddings stay tied. A copy of
         the weights is kept in the CPU's memory meanwhile.
+
+        Raises:
+            ValueError: If weights are quantized, or not in memory.
         """
-        generator = torch.Generator().manual_seed(seed)
-        kinds: dict[str, list[torch.nn.Parameter]] = {}
-        # A tensor that serves twice (tied embeddings) is listed once.
-        for name, parameter in self.model.named_parameters():
-            kind = re.sub(r"\.\d+\.", ".*.", name)
-            if parameter.is_floating_point() and (parameter.ndim >= 2 or kind != name):
-                kinds.setdefault(kind, []).append(parameter)
-        trained = {kind: [p.detach().cpu().clone() for p in like] for kind, like in kinds.items()}
-        try:
-            with torch.no_grad():
-                for kind, like in kinds.items():
-                    count = sum(kept.numel() for kept in trained[kind])
-                    mean = sum(float(kept.double().sum()) for kept in trained[kind]) / count
-                    square = sum(float(kept.double().pow(2).sum()) for kept in trained[kind])
-                    deviation = max(square / count - mean**2, 0.0) ** 0.5
-                    for parameter in like:
-                        noise = torch.zeros(parameter.shape)
-                        if parameter.ndim >= 2:
-                            noise.normal_(generator=generator)
-                        parameter.copy_(mean + deviation * noise)
+        with drawn_anew(self.model, self.name, seed):
             yield
-        finally:
-            with torch.no_grad():
-                for kind, like in kinds.items():
-                    for parameter, kept in zip(like, trained[kind], strict=True):
-                        parameter.copy_(kept)
 
     def run(
         self,
