@@ -92,6 +92,7 @@ def fit_hvib(
     """
     adapter, bands = as_adapter(model), check_bands(bands)
     adapter.require_causal("the trained probe")
+    adapter.require_every_logit("the trained probe")
     plan = FitPlan(
         _checked_betas(betas),
         latent,

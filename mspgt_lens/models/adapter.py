@@ -7,17 +7,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mspgt_lens.models.probes import changes, probe_tokens, without_hooks
 from mspgt_lens.models.weights import count_block_weights, count_weights, drawn_anew
 from mspgt_lens.results import CannotMeasure
 
 NormKind = Literal["rms", "layer"]
 SiteHook = Callable[[int, Float[Tensor, "prompt pos d_model"]], None]
 PatternHook = Callable[[int, Float[Tensor, "prompt head query key"]], None]
+# Whether each model's predictions were seen to depend on later tokens.
+_SEES_AHEAD: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 class _LastSiteReached(Exception):  # noqa: N818 - a signal, not an error
@@ -341,13 +345,50 @@ class ModelAdapter:
     def require_causal(self, what: str) -> None:
         """Raise ``ValueError`` for a model that reads in both directions.
 
+        Its class and its settings may say so; whatever they say, a short run tells whether the last
+        token moves what is predicted before it.
+
         Args:
             what: What needs a causal model, such as ``"patching"``.
         """
-        if self.reads_both_ways or getattr(self.cfg, "attention_dir", "causal") != "causal":
+        says = self.reads_both_ways or getattr(self.cfg, "attention_dir", "causal") != "causal"
+        if says or self._sees_ahead():
             raise CannotMeasure(
                 f"model: {self.name} attends in both directions; {what} needs a causal model"
             )
+
+    def require_every_logit(self, what: str) -> None:
+        """Raise ``ValueError`` unless the model has one logit for every token that it reads.
+
+        Args:
+            what: What needs them, such as ``"relevance in tokens"``.
+        """
+        if self.d_vocab_out != self.d_vocab:
+            raise ValueError(
+                f"model: {self.name} reads {self.d_vocab} tokens and has logits of "
+                f"{self.d_vocab_out} (d_vocab, d_vocab_out); {what} needs a logit for every token: "
+                f"give its unembedding {self.d_vocab} columns"
+            )
+
+    @property
+    def d_vocab_out(self) -> int:
+        """Number of logits at each position; that of tokens but for models of special tasks."""
+        dtype = next(self.model.parameters()).dtype
+        with self.inference():
+            nothing = torch.zeros(1, 1, self.d_model, dtype=dtype, device=self.device)
+            return int(self.model.unembed(nothing).shape[-1])
+
+    def _sees_ahead(self) -> bool:
+        if self.model not in _SEES_AHEAD:
+            prompt = probe_tokens(self.d_vocab, self.n_ctx, self.special_ids).to(self.device)
+            tokens = prompt.repeat(3, 1)
+            tokens[0, -1] = prompt[0]
+            mask = torch.ones_like(tokens, dtype=torch.bool)
+            with self.inference(), without_hooks(self.model):
+                logits = self.model(tokens, **self._run_arguments(mask), return_type="logits")
+            moved, rounding = changes(logits[:, :-1])
+            _SEES_AHEAD[self.model] = bool(moved[0] > rounding)
+        return _SEES_AHEAD[self.model]
 
     def _run_arguments(self, mask: Bool[Tensor, "prompt pos"]) -> dict[str, Tensor]:
         """Keyword arguments of a forward pass that tell padding apart."""

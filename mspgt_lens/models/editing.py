@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mspgt_lens.models.adapter import ModelAdapter
+from mspgt_lens.models.probes import changes, probe_tokens, without_hooks
 from mspgt_lens.results import CannotMeasure
 
 Place = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_scores", "skip"]
@@ -23,6 +25,9 @@ _HOOKS = {
     "mlp_out": "blocks.{block}.hook_mlp_out",
     "attn_scores": "blocks.{block}.attn.hook_attn_scores",
 }
+_BLOCKS_PER_PROBE = 32
+# What was proven of each model: the way of running it, its weights' processing, place and block.
+_PROVEN: WeakKeyDictionary[Any, set[tuple[str, str, str, int]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ def edited(adapter: ModelAdapter, edits: Sequence[Edit]) -> Iterator[list[int]]:
     """Install edits for the time of a ``with`` block; they are removed however it ends.
 
     Edits of one activation act in the order given. Hooks that were on the model stay, and act
-    before the edits.
+    before the edits. Before a place of a block is edited for the first time, a short run proves
+    that changing it moves the logits.
 
     Args:
         adapter: The model.
@@ -72,24 +78,128 @@ def edited(adapter: ModelAdapter, edits: Sequence[Edit]) -> Iterator[list[int]]:
 
     Raises:
         ValueError: If a block or a hook does not exist.
+        RuntimeError: If the model does not take what is put at such a place.
     """
+    check_edits(adapter, edits)
+
+    def run(tokens: Tensor, probes: Sequence[Edit]) -> tuple[Tensor, list[int]]:
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        with installed(adapter, probes) as counts:
+            logits = adapter.model(tokens, **adapter._run_arguments(mask), return_type="logits")
+        return logits, counts
+
+    require_effect(adapter, edits, run, "forward")
+    with installed(adapter, edits) as counts:
+        yield counts
+
+
+def check_edits(adapter: ModelAdapter, edits: Sequence[Edit]) -> None:
+    """Raise ``ValueError`` if a block or a hook that is to be edited does not exist."""
+    for index, edit in enumerate(edits):
+        if not 0 <= edit.block < adapter.n_layers:
+            raise ValueError(
+                f"edits[{index}]: block must be 0 to {adapter.n_layers - 1} in {adapter.name}, "
+                f"got {edit.block}"
+            )
+        for name, _ in _changes(edit, index, []):
+            if name not in adapter.model.hook_dict:
+                raise CannotMeasure(
+                    f"edits[{index}]: {adapter.name} has no hook {name}, so its "
+                    f"{edit.place!r} cannot be changed"
+                )
+
+
+@contextmanager
+def installed(adapter: ModelAdapter, edits: Sequence[Edit]) -> Iterator[list[int]]:
+    """As :func:`edited`, for edits that were checked and whose places were proven."""
     counts = [0] * len(edits)
-    points = adapter.model.hook_dict
     with ExitStack() as stack:
         for index, edit in enumerate(edits):
-            if not 0 <= edit.block < adapter.n_layers:
-                raise ValueError(
-                    f"edits[{index}]: block must be 0 to {adapter.n_layers - 1} in {adapter.name}, "
-                    f"got {edit.block}"
-                )
             for name, change in _changes(edit, index, counts):
-                if name not in points:
-                    raise CannotMeasure(
-                        f"edits[{index}]: {adapter.name} has no hook {name}, so its "
-                        f"{edit.place!r} cannot be changed"
-                    )
-                _install(stack, points[name], change)
+                _install(stack, adapter.model.hook_dict[name], change)
         yield counts
+
+
+ProbeRun = Callable[[Tensor, Sequence[Edit]], tuple[Tensor, list[int]]]
+
+
+def require_effect(adapter: ModelAdapter, edits: Sequence[Edit], run: ProbeRun, way: str) -> None:
+    """Prove that changing these places moves the logits, once per model, place and block.
+
+    For some architectures TransformerLens computes an activation for its hook only, and throws away
+    what is put there. One run changes one block per row strongly, beside two rows as they are.
+
+    Args:
+        adapter: The model.
+        edits: Their places and blocks are proven, not what they do there.
+        run: From tokens ``[row, pos]`` and edits to logits, and how often each edit acted.
+        way: What tells this way of running the model from others.
+
+    Raises:
+        RuntimeError: If the logits of a row stay as they are.
+    """
+    proven = _PROVEN.setdefault(adapter.model, set())
+    state = way, adapter.weight_processing
+    # Skipping a block is put into effect at its end.
+    needed: set[tuple[Place, int]] = {
+        ("resid_post" if one.place == "skip" else one.place, one.block) for one in edits
+    }
+    places: dict[Place, list[int]] = {}
+    for place, block in sorted(needed):
+        if (*state, place, block) not in proven:
+            places.setdefault(place, []).append(block)
+    for place, blocks in places.items():
+        for start in range(0, len(blocks), _BLOCKS_PER_PROBE):
+            some = blocks[start : start + _BLOCKS_PER_PROBE]
+            _prove(adapter, place, some, run)
+            proven.update((*state, place, block) for block in some)
+
+
+def _prove(adapter: ModelAdapter, place: Place, blocks: Sequence[int], run: ProbeRun) -> None:
+    prompt = probe_tokens(adapter.d_vocab, adapter.n_ctx, adapter.special_ids)
+    tokens = prompt.to(adapter.device).expand(len(blocks) + 2, -1)
+    probes = [
+        Edit(block, place, _disturbing(row, len(tokens), place, f"{adapter.name}, block {block}"))
+        for row, block in enumerate(blocks)
+    ]
+    with adapter.inference(), without_hooks(adapter.model):
+        logits, counts = run(tokens, probes)
+    require_acted(adapter, probes, counts)
+    moved, rounding = changes(logits)
+    # What is NaN has moved; whoever reads the logits says so.
+    idle = [block for block, by in zip(blocks, moved.tolist(), strict=True) if by <= rounding]
+    if idle:
+        raise RuntimeError(
+            f"model: {adapter.name} computes {place!r} of block {idle[0]} for its hook only: "
+            "whatever is put there, the logits stay the same, so it cannot be changed; choose "
+            "another place (another kind of perturbation)"
+        )
+
+
+def _disturbing(row: int, n_rows: int, place: Place, whose: str) -> Change:
+    """A strong change of one row, by which hardly anything could stay the same."""
+
+    def scores(x: Tensor) -> Tensor:
+        # What was attended most is now attended least, and where all were alike, every other key.
+        odd = torch.arange(x.shape[-1], device=x.device) % 2
+        return torch.where(x > torch.finfo(x.dtype).min / 2, 4 * odd - x, x)
+
+    def vectors(x: Tensor) -> Tensor:
+        sign = 1 - 2 * (torch.arange(x.shape[-1], device=x.device) % 2)
+        return x.roll(1, dims=-1) + (1 + x.abs().mean()) * sign
+
+    def change(activation: Tensor) -> Tensor:
+        if len(activation) != n_rows:
+            raise RuntimeError(
+                f"model: {place!r} of {whose}, has shape {tuple(activation.shape)} for {n_rows} "
+                "prompts, not one row for each, so it cannot be changed; choose another place"
+            )
+        changed = activation.clone()
+        disturb = scores if place == "attn_scores" else vectors
+        changed[row] = disturb(activation[row]).to(activation.dtype)
+        return changed
+
+    return change
 
 
 def edited_logits(
@@ -107,7 +217,7 @@ def edited_logits(
         edits: What to change; nothing by default.
 
     Raises:
-        RuntimeError: If an edit never acted.
+        RuntimeError: If an edit never acted, or cannot.
     """
     device = adapter.device
     with edited(adapter, edits) as counts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,13 @@ from torch import Tensor
 
 from mspgt_lens.models.adapter import ModelAdapter
 from mspgt_lens.models.building import bridge_class
-from mspgt_lens.models.editing import Edit, edited
+from mspgt_lens.models.editing import (
+    Edit,
+    check_edits,
+    installed,
+    require_acted,
+    require_effect,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def generate(
 
     Raises:
         ValueError: If an argument is out of range, or prompt and continuation exceed the context.
-        RuntimeError: If an edit never acted.
+        RuntimeError: If an edit never acted, or cannot.
         FloatingPointError: If logits are NaN or infinite.
     """
     check_generation(adapter, prompts, n_new, temperature, batch_size)
@@ -98,23 +105,36 @@ def _generate_batch(
     chooser: _Chooser,
     edits: Sequence[Edit],
 ) -> Int[np.ndarray, "prompt new"]:
+    check_edits(adapter, edits)
+    _require_effect(adapter, edits)
     tokens, mask = rows.tokens.to(adapter.device), rows.mask.to(adapter.device)
     step = _cached_step(adapter, len(rows.prompts))
     chosen: list[Tensor] = []
-    with edited(adapter, edits) as counts:
+    with installed(adapter, edits) as counts:
         for _ in range(n_new):
             tokens = chooser(step(tokens, mask))[:, None]
-            if not chosen and not all(counts):
-                idle = edits[counts.index(0)]
-                raise RuntimeError(
-                    f"model: {adapter.name} never computes {idle.place!r} of block {idle.block} "
-                    "under its hook, so it cannot be changed; load the model with "
-                    "attn_implementation='eager', or choose another place"
-                )
+            require_acted(adapter, edits, counts)
             chosen.append(tokens)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
     found: np.ndarray = torch.cat(chosen, dim=1).cpu().numpy()
     return found
+
+
+def _require_effect(adapter: ModelAdapter, edits: Sequence[Edit]) -> None:
+    """Prove that edits act on the prompt, and on a token after it with the prompt's cache."""
+
+    def run(tokens: Tensor, probes: Sequence[Edit], *, cached: bool) -> tuple[Tensor, list[int]]:
+        step = _cached_step(adapter, len(tokens))
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        if cached:
+            step(tokens[:, :-1], mask[:, :-1])
+            tokens = tokens[:, -1:]
+        with installed(adapter, probes) as counts:
+            last = step(tokens, mask)
+        return last, counts
+
+    require_effect(adapter, edits, partial(run, cached=False), "prompt")
+    require_effect(adapter, edits, partial(run, cached=True), "token")
 
 
 class _Chooser:
@@ -158,6 +178,19 @@ def _cached_step(adapter: ModelAdapter, n_prompts: int) -> Step:
     if bridge is not None and isinstance(adapter.model, bridge):
         return _bridge_step(adapter.model)
     return _hooked_step(adapter.model, n_prompts)
+
+
+def _require_cache(adapter: ModelAdapter) -> None:
+    bridge = bridge_class()
+    if bridge is None or not isinstance(adapter.model, bridge):
+        return
+    known = inspect.signature(adapter.model.original_model.forward).parameters
+    if "past_key_values" not in known:
+        raise ValueError(
+            f"model: {adapter.name} keeps no keys and values of earlier tokens, so no text can be "
+            "generated with it; build the bridge over a Hugging Face model, with "
+            "TransformerBridge.boot_transformers"
+        )
 
 
 def _bridge_step(model: Any) -> Step:
@@ -234,6 +267,8 @@ def check_generation(
         ValueError: If an argument is out of range, or prompt and continuation exceed the context.
     """
     adapter.require_causal("generating text")
+    adapter.require_every_logit("generating text")
+    _require_cache(adapter)
     for name, value in (("n_new", n_new), ("batch_size", batch_size)):
         if value < 1 or value != int(value):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -208,6 +208,12 @@ def check_sweep(
             f"pairs must hold tokens from 0 to {adapter.d_vocab - 1}, got "
             f"{int(ids.min())} to {int(ids.max())}"
         )
+    asked = max(int(pairs.answer.max()), int(pairs.foil.max()))
+    if asked >= adapter.d_vocab_out:
+        raise ValueError(
+            f"pairs: answer and foil must be tokens that {adapter.name} has logits of, 0 to "
+            f"{adapter.d_vocab_out - 1} (d_vocab_out), got {asked}"
+        )
     adapter.require_causal("patching")
     check_metric(metric)
     if direction not in get_args(Direction):

@@ -132,6 +132,7 @@ def token_classes(
     """
     adapter = as_adapter(model)
     adapter.require_causal("telling tokens by their context")
+    adapter.require_every_logit("telling tokens by their context")
     checked = check_bands(bands)
     ends = [b for _, b in checked.values()]
     if ends != sorted(set(ends)):

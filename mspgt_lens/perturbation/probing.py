@@ -101,6 +101,7 @@ def make_batches(
             position to measure.
     """
     adapter.require_causal("perturbing predictions of the next token")
+    adapter.require_every_logit("perturbing predictions of the next token")
     if skip_first < 0:
         raise ValueError(f"skip_first must be 0 or more tokens, got {skip_first}")
     if batch_size is not None and batch_size < 1:

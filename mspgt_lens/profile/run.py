@@ -118,6 +118,9 @@ class ProfileRun:
         """Folds and target features from the first prompts; checks what can be checked early."""
         if not prompts:
             raise ValueError("prompts holds no prompt with a token")
+        if self.adapter.mask_id is None:
+            self.adapter.require_causal("profiling without a mask token")
+        self.adapter.require_every_logit("relevance in tokens")
         for index, prompt in enumerate(prompts):
             check_prompt(self.adapter, prompt, index)
         sizes: dict[Hashable, int] = {}
