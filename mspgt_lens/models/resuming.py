@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mspgt_lens.models.adapter import ModelAdapter
+from mspgt_lens.models.arguments import BlockArguments, Rows, learn_arguments, record_calls
 from mspgt_lens.results import CannotMeasure
 
 Site = Literal["resid_pre", "attn_out", "mlp_out", "z"]
@@ -25,8 +26,6 @@ _SITE_HOOKS: dict[str, str] = {
     "mlp_out": "hook_mlp_out",
     "z": "attn.hook_z",
 }
-# How the model classes call the keys and values that a block is given of earlier positions.
-_CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past", "past_kv_cache_entry")
 _HOOKED_CACHE = "past_kv_cache_entry"
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.05
@@ -90,7 +89,7 @@ class RecordedRun:
         self.residual: list[Tensor] = []
         self.activations: list[Tensor] = []
         self.reuses_prefix = False
-        self._arguments: list[tuple[list[Any], dict[str, Any]]] = []
+        self._arguments: list[BlockArguments] = []
         self._prefix: list[tuple[Tensor, Tensor]] = []
         self._edits: dict[int, Edit] = {}
         self._logit_factor = 1.0
@@ -101,22 +100,20 @@ class RecordedRun:
 
         Raises:
             ValueError: If they do not: the model computes something that is not in its blocks, its
-                final norm and its unembedding.
+                final norm and its unembedding; or a block is called with something that does not
+                follow prompts and positions in a known way.
         """
         self._check_logits()
-        everyone = torch.arange(len(self.tokens), device=self.tokens.device)
-        prefixes = []
-        for block in range(self.adapter.n_layers):
-            prefix = _Prefix(self._prefix_axis(block))
-            after = self._call(block, self.residual[block], everyone, 0, self.n_pos, prefix)
-            self._require_equal(after, self.residual[block + 1], f"block {block}")
-            if prefix.given is not None:
-                prefixes.append(prefix.given)
+        self._arguments = learn_arguments(self.adapter, self._calls, self.tokens, self.mask)
+        # In another order than recorded, so that rows mixed up are found out.
+        order = torch.arange(len(self.tokens), device=self.tokens.device).flip(0)
+        prefixes = [self._check_block(block, order) for block in range(self.adapter.n_layers)]
+        kept = [prefix for prefix in prefixes if prefix is not None]
         start = self.n_pos // 2
-        if len(prefixes) < self.adapter.n_layers or not start:
+        if len(kept) < self.adapter.n_layers or not start:
             return
-        self._prefix = prefixes
-        self.reuses_prefix = self._resumes_at(start, everyone)
+        self._prefix = kept
+        self.reuses_prefix = self._resumes_at(start, order)
 
     @property
     def n_pos(self) -> int:
@@ -170,7 +167,8 @@ class RecordedRun:
                 keys.narrow(axis, 0, start)[prompts],
                 values.narrow(axis, 0, start)[prompts],
             )
-        return self._call(block, residual, prompts, start, start + residual.shape[1], prefix)
+        stop = start + residual.shape[1]
+        return self._call(block, residual, Rows(prompts, start, stop, prefix))
 
     def logits(self, residual: Float[Tensor, "position d_model"]) -> Float[Tensor, "position v"]:
         """Logits of final residuals, by the model's own final norm and unembedding."""
@@ -194,91 +192,41 @@ class RecordedRun:
         return names
 
     def _record(self) -> None:
-        blocks = self.adapter.model.blocks
-        seen: list[int] = []
-
-        def before(block: int) -> Callable[..., None]:
-            def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                seen.append(block)
-                kwargs = dict(kwargs)
-                rest = list(args)
-                residual = rest.pop(0) if rest else kwargs.pop("hidden_states")
-                self.residual.append(residual.detach())
-                self._arguments.append((rest, kwargs))
-
-            return keep
-
-        def last(site: int, residual: Tensor) -> None:
-            if site == self.adapter.n_layers:
-                self.residual.append(residual.detach())
-
         def keep_activation(activation: Tensor, hook: Any) -> None:
             self.activations.append(activation.detach().clone())
 
-        names = self._site_names()
-        handles = []
-        try:
-            for block, module in enumerate(blocks):
-                handles.append(module.register_forward_pre_hook(before(block), with_kwargs=True))
-            with self.adapter.model.hooks(fwd_hooks=[(name, keep_activation) for name in names]):
-                self.adapter.run(self.tokens, self.mask, last)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if seen != list(range(self.adapter.n_layers)):
-            raise CannotMeasure(
-                f"model: {self.adapter.name} must run each of its {self.adapter.n_layers} blocks "
-                f"once and in order, but ran {seen[:8]}"
-            )
+        hooks = [(name, keep_activation) for name in self._site_names()]
+        with self.adapter.model.hooks(fwd_hooks=hooks):
+            self._calls, final = record_calls(self.adapter, self.tokens, self.mask)
+        self.residual = [*(call.residual for call in self._calls), final]
         if self.site == "resid_pre":
             self.activations = self.residual[:-1]
 
     def _prefix_axis(self, block: int) -> int:
-        return 1 if _HOOKED_CACHE in self._arguments[block][1] else 2
+        return 1 if _HOOKED_CACHE in self._calls[block].kwargs else 2
 
-    def _call(
-        self,
-        block: int,
-        residual: Tensor,
-        prompts: Tensor,
-        start: int,
-        stop: int,
-        prefix: _Prefix | None,
-    ) -> Tensor:
-        args, kwargs = self._arguments[block]
+    def _check_block(self, block: int, order: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Prove that the block gives the recorded run back; its keys and values, if it tells."""
+        prefix: _Prefix | None = _Prefix(self._prefix_axis(block))
+        rows = self.residual[block][order]
+        try:
+            after = self._call(block, rows, Rows(order, 0, self.n_pos, prefix))
+        except (RuntimeError, TypeError, IndexError, AttributeError):
+            # It keeps more than keys and values, such as the state of a recurrence.
+            prefix = None
+            after = self._call(block, rows, Rows(order, 0, self.n_pos))
+        expected = self.residual[block + 1][order]
+        self._require_equal(after, expected, f"block {block}", self.mask[order])
+        if prefix is None or prefix.given is None:
+            return None
+        keys, values = (given[order] for given in prefix.given)
+        return keys, values
 
-        def take(name: str, value: Any) -> Any:
-            if name in _CACHE_NAMES or hasattr(value, "get_seq_length"):
-                # A recorded cache would be appended to.
-                return prefix
-            if name == "use_cache":
-                return prefix is not None
-            if isinstance(value, tuple):
-                return tuple(take(name, item) for item in value)
-            return self._rows_of(name, value, prompts, start, stop)
-
-        out = self.adapter.model.blocks[block](
-            residual,
-            *(take("", value) for value in args),
-            **{name: take(name, value) for name, value in kwargs.items()},
-        )
+    def _call(self, block: int, residual: Tensor, rows: Rows) -> Tensor:
+        args, kwargs = self._arguments[block].take(rows)
+        out = self.adapter.model.blocks[block](residual, *args, **kwargs)
         after: Tensor = out[0] if isinstance(out, tuple) else out
         return after
-
-    def _rows_of(self, name: str, value: Any, prompts: Tensor, start: int, stop: int) -> Any:
-        """An argument recorded for whole prompts, for these prompts and positions."""
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            return value
-        n_prompts, n_pos = self.tokens.shape
-        if value.ndim == 1:
-            return value[start:stop] if len(value) == n_pos else value
-        if value.shape[0] == n_prompts:
-            value = value[prompts]
-        if value.ndim == 4:  # A mask: prompt, head, query, key.
-            return value[:, :, start:stop, :stop]
-        if "mask" in name:
-            return value[:, :stop]
-        return value[:, start:stop] if value.shape[1] == n_pos else value
 
     def _check_logits(self) -> None:
         """Prove on the first prompt that :meth:`logits` gives the model's own."""
@@ -294,22 +242,25 @@ class RecordedRun:
             found = self.logits(self.residual[-1][0, real])
         self._require_equal(found[None], expected[None], "the unembedding", self.mask[:1, real])
 
-    def _resumes_at(self, start: int, everyone: Tensor) -> bool:
-        residual = self.residual[0][:, start:]
+    def _resumes_at(self, start: int, order: Tensor) -> bool:
+        # Short of the last position, so that both ends are seen to be cut right.
+        part = slice(start, max(start + 1, self.n_pos - 1))
+        residual = self.residual[0][order, part]
         try:
             for block in range(self.adapter.n_layers):
-                residual = self.run_block(block, residual, everyone, start)
+                residual = self.run_block(block, residual, order, start)
         except (RuntimeError, TypeError, IndexError, AttributeError):
             return False
-        return self._equal(residual, self.residual[-1][:, start:], self.mask[:, start:])
+        return self._equal(residual, self.residual[-1][order, part], self.mask[order, part])
 
     def _equal(self, found: Tensor, expected: Tensor, real: Tensor) -> bool:
         if found.shape != expected.shape:
             return False
         found, expected = found[real].float(), expected[real].float()
         dtype = next(self.adapter.model.parameters()).dtype
-        error = float((found - expected).norm() / expected.norm())
-        return error < _TOLERANCE.get(dtype, _HALF_TOLERANCE)
+        # Row by row: massive activations in a few rows would hide errors in all others.
+        error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        return float(error.square().mean().sqrt()) < _TOLERANCE.get(dtype, _HALF_TOLERANCE)
 
     def _require_equal(
         self, found: Tensor, expected: Tensor, what: str, real: Tensor | None = None

@@ -78,7 +78,10 @@ def final_residuals(
     Yields:
         Rows, the first position computed, and their residuals after the last block.
     """
-    start = place if base.reuses_prefix else 0
+    if base.reuses_prefix:
+        start = place
+    else:
+        start, stop = 0, base.n_pos
     size = batch_size or rows_per_call(stop - start)
     with base.editing() as edits:
         for first in range(0, len(rows), size):

@@ -1,0 +1,131 @@
+"""What blocks are called with is taken apart rightly, where sizes alone would not tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import random_tokens, tiny_model
+
+import mspgt_lens as ml
+from mspgt_lens.models import RecordedRun, as_adapter
+from mspgt_lens.models.arguments import BlockCall, Rows, learn_arguments
+
+N = 4  # Prompts, positions and heads alike.
+
+
+class Blocks:
+    """A model whose only block is called with made-up arguments; just enough of an adapter."""
+
+    name, n_layers, n_ctx = "made", 1, 64
+
+    def __init__(self, made: Any) -> None:
+        self.made = made
+        self.block = torch.nn.Identity()
+        self.block.forward = lambda residual, **_: residual
+        self.model = torch.nn.Module()
+        self.model.blocks = torch.nn.ModuleList([self.block])
+
+    def run(self, tokens: Any, mask: Any, on_site: Any) -> None:
+        on_site(1, self.block(torch.zeros(*tokens.shape, 2), **self.made(*tokens.shape)))
+
+
+def taken(made: Any, rows: Rows, size: tuple[int, int] = (N, N)) -> dict[str, Any]:
+    """The keyword arguments for some rows, of a block recorded at that size."""
+    model: Any = Blocks(made)
+    calls = [BlockCall(torch.zeros(*size, 2), (), made(*size))]
+    tokens = torch.zeros(size, dtype=torch.long)
+    return learn_arguments(model, calls, tokens, tokens == 0)[0].take(rows)[1]
+
+
+def filled(*shape: int) -> torch.Tensor:
+    return torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "expected"),
+    [
+        ("position_ids", lambda n, p: filled(n, p), lambda x: x[[2, 0], 1:3]),
+        ("position_ids", lambda n, p: filled(1, p), lambda x: x[:, 1:3]),
+        ("position_ids", lambda n, p: filled(3, n, p), lambda x: x[:, [2, 0], 1:3]),
+        ("cache_position", lambda n, p: filled(p), lambda x: x[1:3]),
+        ("slopes", lambda n, p: filled(N), lambda x: x),
+        ("per_head", lambda n, p: filled(N, N), lambda x: x),
+        ("attention_mask", lambda n, p: filled(n, p), lambda x: x[[2, 0], :3]),
+        ("attention_mask", lambda n, p: filled(n, 1, p, p), lambda x: x[[2, 0], :, 1:3, :3]),
+        ("attention_mask", lambda n, p: filled(1, 1, p, p), lambda x: x[:, :, 1:3, :3]),
+        ("alibi", lambda n, p: filled(n * N, 1, p), lambda x: x[[8, 9, 10, 11, 0, 1, 2, 3], :, :3]),
+        ("alibi", lambda n, p: filled(N, 1, p), lambda x: x[:, :, :3]),
+        ("bias", lambda n, p: filled(N, p, p), lambda x: x[:, 1:3, :3]),
+        ("first", lambda n, p: filled(p, n, 2), lambda x: x[1:3, [2, 0]]),
+    ],
+)
+@pytest.mark.parametrize("inside", ["alone", "tuple", "list", "dict"])
+def test_axes_are_known_though_prompts_positions_and_heads_are_as_many(
+    name: str, made: Any, expected: Any, inside: str
+) -> None:
+    def arguments(n: int, p: int) -> dict[str, Any]:
+        value = made(n, p)
+        wrapped = {"tuple": (value, None), "list": [value], "dict": {"x": value}}
+        return {name: wrapped.get(inside, value)}
+
+    found = taken(arguments, Rows(torch.tensor([2, 0]), 1, 3))[name]
+    found = {"alone": lambda: found, "dict": lambda: found["x"]}.get(inside, lambda: found[0])()
+    torch.testing.assert_close(found, expected(made(N, N)), atol=0, rtol=0)
+
+
+def test_twice_as_many_positions_as_prompts_are_told_from_two_rows_a_prompt() -> None:
+    rows = Rows(torch.tensor([1]), 0, 3)
+    both = taken(lambda n, p: {"a": filled(2 * n), "b": filled(p)}, rows, (3, 6))
+    assert both["a"].tolist() == [2, 3]
+    assert both["b"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda n, p: filled(2 * p), r"\[8\] for 4 prompts of 4 tokens"),
+        (lambda n, p: filled(n, p + 1), "does not follow"),
+        (lambda n, p: filled(n * p), "does not follow"),
+        (lambda n, p: p, "4 or 4 or 5"),
+        (lambda n, p: object(), "does not follow"),
+        (lambda n, p: None if n == 5 else filled(p), "Tensor or Tensor or NoneType"),
+        (lambda n, p: [filled(n)] * n, "does not follow"),
+    ],
+)
+def test_what_is_not_understood_is_refused(made: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)block 0 of made is called with.*{message}"):
+        taken(lambda n, p: {"x": made(n, p)}, Rows(torch.tensor([0]), 0, 1))
+
+
+def test_a_wrong_row_among_massive_ones_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", n_layers=2)
+    adapter = as_adapter(model)
+    tokens = random_tokens(2, 6)
+    with torch.no_grad(), adapter.inference():
+        run = RecordedRun(adapter, tokens, torch.ones_like(tokens, dtype=torch.bool))
+        expected = torch.ones(1, 6, 32)
+        expected[:, 0] *= 1e6
+        found = expected.clone()
+        found[:, 3] *= -1
+        real = torch.ones(1, 6, dtype=torch.bool)
+        assert run._equal(expected, expected, real)
+        assert not run._equal(found, expected, real)
+
+
+def test_a_block_that_mixes_rows_up_is_found() -> None:
+    model = tiny_model("llama", n_layers=2)
+
+    def mixed(module: Any, args: Any, out: Any) -> Any:
+        # Adds what depends on the place in the batch.
+        hidden = out[0] if isinstance(out, tuple) else out
+        hidden = hidden + torch.arange(float(len(hidden)))[:, None, None]
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+    model.blocks[0].register_forward_hook(mixed)
+    clean, corrupted = random_tokens(3, 5), random_tokens(3, 5, seed=1)
+    answer, foil = random_tokens(3, 2, seed=2).T
+    pairs = ml.PromptPairs.from_tokens(clean, corrupted, answer, foil)
+    with pytest.raises(ValueError, match="block 0 of tiny-llama, called on its own"):
+        ml.patch_layers(model, pairs, progress=False)
