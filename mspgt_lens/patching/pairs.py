@@ -271,10 +271,7 @@ def _single_tokens(name: str, tokens: Any) -> Tensor:
 
 def _one_token(adapter: ModelAdapter, name: str, index: int, prompt: str, text: str) -> int:
     added = added_tokens(adapter, prompt, text)
-    # Where a space is no part of any token, texts are given without it.
-    if (added is None or len(added) != 1) and adapter.tokenize(text) == adapter.tokenize(
-        f" {text}"
-    ):
+    if (added is None or len(added) != 1) and _ignores_spaces(adapter, prompt):
         added = added_tokens(adapter, prompt, f" {text}")
     if added is not None and len(added) == 1:
         return added[0]
@@ -295,3 +292,8 @@ def _one_token(adapter: ModelAdapter, name: str, index: int, prompt: str, text: 
         f"{found}, and together they are split otherwise than the prompt alone: they end in "
         f"{together}; {hint}"
     )
+
+
+def _ignores_spaces(adapter: ModelAdapter, text: str) -> bool:
+    """Whether a space is no part of any token: then answers are given without it."""
+    return adapter.tokenize(f"{text} ") == adapter.tokenize(text)
