@@ -131,24 +131,6 @@ def test_bad_pairs_get_one_line(tmp_path, capsys, content, message):
 
 
 @pytest.mark.parametrize(
-    ("content", "suffix", "expected"),
-    [
-        ("one\ntwo\n", ".txt", ["one", "two"]),
-        ("one\nstill one\n\n\ntwo\n", ".txt", ["one\nstill one", "two"]),
-        ("\n\none\ntwo", ".txt", ["one", "two"]),
-        ('{"text": "one"}\n\n{"text": "two", "group": 5}\n', ".jsonl", ["one", "two"]),
-    ],
-    ids=["lines", "blocks", "blank ends", "jsonl"],
-)
-def test_documents_of_a_file(tmp_path, content, suffix, expected):
-    path = tmp_path / f"texts{suffix}"
-    path.write_text(content)
-    documents = list(cli._documents(path))
-    assert [d["text"] for d in documents] == expected
-    assert len({d["group"] for d in documents}) == 2
-
-
-@pytest.mark.parametrize(
     ("content", "message"),
     [('{"text": "a"}\nnot json', "line 2"), ('{"words": "a"}', "'text' field"), ("", "no prompt")],
 )
@@ -159,6 +141,23 @@ def test_bad_files_get_one_line(tiny_by_name, tmp_path, capsys, content, message
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_what_was_read_is_said_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    def load(name, device=None):
+        raise OSError("not loaded")
+
+    monkeypatch.setattr(cli, "load_model", load)
+    path = tmp_path / "texts.NDJSON"
+    path.write_text("\n".join(json.dumps({"text": f"text {i}"}) for i in range(24)))
+    assert cli.main(["profile", "tiny", "--prompts", str(path)]) == 2
+    shown = capsys.readouterr()
+    assert f"{path}: 24 documents, one JSON record per line" in shown.out
+    path.write_text('{"text": "a", "group": null}')
+    assert cli.main(["profile", "tiny", "--prompts", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "line 1 of" in error
+    assert "the group None" in error
 
 
 def test_missing_files_and_models_get_one_line(tiny_by_name, tmp_path, capsys):

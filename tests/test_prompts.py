@@ -200,6 +200,67 @@ def test_a_column_of_something_else_than_text_is_refused(model: Any) -> None:
         list(ml.PromptDataset.from_huggingface([{"text": None}], model))
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"train": [], "test": []}, r"one split.*dict of train, test.*dataset\['train'\]"),
+        ({}, r"one split"),
+        (["w9"], "rows that are mappings, got str at index 0.*from_texts"),
+    ],
+    ids=["splits", "nothing", "texts"],
+)
+def test_what_gives_no_rows_is_told_what_to_give(model: Any, data: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        list(ml.PromptDataset.from_huggingface(data, model))
+
+
+def test_splits_of_a_real_data_set_and_tables_are_told(model: Any) -> None:
+    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})})
+    with pytest.raises(TypeError, match=r"DatasetDict of train: choose one, such as .*'train'"):
+        ml.PromptDataset.from_huggingface(splits, model)
+    table = pandas.DataFrame({"text": TEXTS})
+    with pytest.raises(TypeError, match=r"got str at index 0.*to_dict\('records'\)"):
+        list(ml.PromptDataset.from_huggingface(table, model))
+    rows_of = ml.PromptDataset.from_huggingface(table.to_dict("records"), model)
+    assert rows(rows_of) == rows(ml.PromptDataset.from_texts(TEXTS, model))
+
+
+MISSING = [None, float("nan"), np.float64("nan"), np.datetime64("NaT"), torch.tensor(torch.nan)]
+
+
+@pytest.mark.parametrize("label", MISSING, ids=lambda x: type(x).__name__)
+def test_a_missing_group_is_named_by_index(model: Any, label: Any) -> None:
+    groups = ["a", label, "b", label]
+    given: list[Callable[[], Any]] = [
+        lambda: ml.PromptDataset.from_tokens(WORDS, groups=groups),
+        lambda: list(ml.PromptDataset.from_texts(TEXTS, model, groups=groups)),
+        lambda: list(
+            ml.PromptDataset.from_huggingface(
+                [{"text": t, "g": g} for t, g in zip(TEXTS, groups, strict=True)],
+                model,
+                group_column="g",
+            )
+        ),
+        lambda: ml.PromptPairs.from_tokens(WORDS, WORDS, range(4), range(4), groups=groups),
+    ]
+    for make in given:
+        with pytest.raises(ValueError, match=r"groups must label.*index 1 has .*leave groups out"):
+            make()
+
+
+def test_groups_are_compared_by_value_and_must_be_hashable(model: Any) -> None:
+    groups = torch.tensor([0, 0, 1, 1])
+    for labels in (groups, groups.numpy(), list(groups)):
+        data = ml.PromptDataset.from_tokens(WORDS, groups=labels)
+        assert [prompt.group for prompt in data] == [0, 0, 1, 1]
+        assert len({prompt.group for prompt in data}) == 2
+        pairs = ml.PromptPairs.from_tokens(WORDS, WORDS, range(4), range(4), groups=labels)
+        assert len(set(pairs.groups)) == 2
+    with pytest.raises(TypeError, match=r"can be hashed.*index 0 has \[1\]"):
+        ml.PromptDataset.from_tokens(WORDS, groups=[[1], [2], [3], [4]])
+
+
 # ---------------------------------------------------------------------------------- tokens
 
 

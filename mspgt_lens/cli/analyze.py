@@ -82,8 +82,6 @@ def _analyze(
             f"--family must be given once per model ({len(options.models)}), or not at all; got "
             f"{len(families)}"
         )
-    if options.prompts is not None and not options.prompts.is_file():
-        raise FileNotFoundError(f"--prompts: no file at {options.prompts}")
     done: list[Analysis] = []
     failed = []
     for name, family in zip(options.models, families, strict=True):

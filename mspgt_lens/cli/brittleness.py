@@ -82,8 +82,6 @@ def add_brittleness_command(
 def _brittleness(
     options: argparse.Namespace, prompts_of: Callable[[argparse.Namespace, Any], PromptDataset]
 ) -> int:
-    if options.prompts is not None and not options.prompts.is_file():
-        raise FileNotFoundError(f"--prompts: no file at {options.prompts}")
     if options.n_documents < 3:
         raise ValueError(f"--n-documents must be at least 3, got {options.n_documents}")
     partition: Segments = options.blocks

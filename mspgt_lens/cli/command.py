@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from mspgt_lens.cli.analyze import add_analyze_command
 from mspgt_lens.cli.brittleness import add_brittleness_command
 from mspgt_lens.cli.patch import add_patch_command
+from mspgt_lens.cli.reading import read_documents
 from mspgt_lens.models import as_adapter
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.profile.layers import profile_layers
@@ -25,7 +24,6 @@ from mspgt_lens.report.writing import write_report
 from mspgt_lens.scales.detection import METHODS, detect_scales
 from mspgt_lens.targets import OFFSET_BANDS
 
-_PEEK = 1 << 20
 MODEL_HELP = "a hub name, a local folder or GGUF file, or 'demo' (SmolLM2-135M)"
 
 
@@ -36,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # One line per warning: where in the package it was raised says nothing to a reader.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
+        if getattr(options, "prompts", None) is not None:
+            # Before the model is loaded, which may take long.
+            options.prompts = read_documents(options.prompts)
+            print(f"{options.prompts.path}: {options.prompts}")
         return int(options.run(options))
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
@@ -123,8 +125,9 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="text with one document per line, or per block between blank lines; or .jsonl with a "
-        "'text' field and, if you like, a 'group' field; default: the built-in passages",
+        help="UTF-8 text with one document per line, or per block between blank lines; or JSON "
+        "records with a 'text' field and, if you like, a 'group' field, one per line (.jsonl) or "
+        "in one array; what was read is printed; default: the built-in passages",
     )
 
 
@@ -142,8 +145,6 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def _profile(options: argparse.Namespace) -> int:
-    if options.prompts is not None and not options.prompts.is_file():
-        raise FileNotFoundError(f"--prompts: no file at {options.prompts}")
     model = load_model(options.model, device=options.device)
 
     def run(**settings: Any) -> Any:
@@ -180,8 +181,6 @@ def _scales(options: argparse.Namespace) -> int:
             raise ValueError(f"--profile holds a pass already: leave out --{given[0]}")
         profile = LayerProfile.load(options.profile)
     else:
-        if options.prompts is not None and not options.prompts.is_file():
-            raise FileNotFoundError(f"--prompts: no file at {options.prompts}")
         model = load_model(options.model, device=options.device)
         profile = profile_layers(
             model,
@@ -213,36 +212,5 @@ def _prompts(options: argparse.Namespace, model: Any) -> PromptDataset:
         texts = [passage.text for passage in load_passages()]
         return PromptDataset.from_texts(texts, model, max_length=max_length)
     return PromptDataset.from_huggingface(
-        _documents(options.prompts), model, group_column="group", max_length=max_length
+        options.prompts, model, group_column="group", max_length=max_length
     )
-
-
-def _documents(path: Path) -> Iterator[dict[str, Any]]:
-    """Documents of a file, read lazily, each with the group it belongs to."""
-    with path.open(encoding="utf-8") as file:
-        if path.suffix == ".jsonl":
-            for number, line in enumerate(file):
-                if line.strip():
-                    yield _record(path, number, line)
-            return
-        # A blank line between two lines of text means that blocks are documents.
-        head = file.read(_PEEK).strip()
-        file.seek(0)
-        by_block = any(not line.strip() for line in head.splitlines())
-        number = 0
-        for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
-            if blank:
-                continue
-            for text in ["".join(lines)] if by_block else lines:
-                yield {"text": text.strip(), "group": number}
-                number += 1
-
-
-def _record(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--prompts: line {number + 1} of {path} is not JSON ({error})") from error
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise ValueError(f"--prompts: line {number + 1} of {path} lacks a 'text' field")
-    return {"text": record["text"], "group": record.get("group", number)}

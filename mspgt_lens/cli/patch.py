@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, get_args
 
+from mspgt_lens.cli.reading import read_records, record_group
 from mspgt_lens.models import Site
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.partition import ScalePartition
@@ -41,7 +41,8 @@ def add_patch_command(commands: Any) -> None:
         "--pairs",
         type=Path,
         metavar="FILE",
-        help=".jsonl with the fields clean, corrupted, answer, foil and, if you like, group",
+        help="JSON records, one per line or in one array, with the fields clean, corrupted, "
+        "answer, foil and, if you like, group",
     )
     command.add_argument(
         "--n-pairs", type=int, default=16, metavar="N", help="pairs of a task (default: 16)"
@@ -121,26 +122,12 @@ _FIELDS = ("clean", "corrupted", "answer", "foil")
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"--pairs: no file at {path}")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"--pairs: line {number + 1} of {path} is not JSON ({error})"
-            ) from error
-        lacking = [
-            name
-            for name in _FIELDS
-            if not isinstance(record, dict) or not isinstance(record.get(name), str)
-        ]
+    for number, (where, record) in enumerate(read_records("--pairs", path)):
+        lacking = [name for name in _FIELDS if not isinstance(record.get(name), str)]
         if lacking:
-            raise ValueError(f"--pairs: line {number + 1} of {path} lacks {', '.join(lacking)}")
-        records.append({**record, "group": record.get("group", number)})
+            raise ValueError(f"--pairs: {where} lacks {', '.join(lacking)}")
+        records.append({**record, "group": record_group("--pairs", where, record, number)})
     if not records:
         raise ValueError(f"--pairs: {path} holds no pair")
     return records

@@ -107,7 +107,7 @@ def record_calls(
             stack.callback(handle.remove)
         adapter.run(tokens, mask, last)
     if seen != list(range(adapter.n_layers)):
-        raise ValueError(
+        raise CannotMeasure(
             f"model: {adapter.name} must run each of its {adapter.n_layers} blocks once and in "
             f"order, but ran {seen[:8]}"
         )
