@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -413,10 +414,12 @@ def _pair(
         for index, text in enumerate(texts):
             yield text, index
         return
-    try:
-        yield from zip(texts, groups, strict=True)
-    except ValueError as error:
-        raise ValueError("groups must have one label per text: their numbers differ") from error
+    ended: Any = object()
+    for text, group in zip_longest(texts, groups, fillvalue=ended):
+        # Told by hand: an error that the texts raise themselves may be a ValueError, too.
+        if text is ended or group is ended:
+            raise ValueError("groups must have one label per text: their numbers differ")
+        yield text, group
 
 
 def balanced_folds(sizes: Mapping[Hashable, int], n_folds: int, seed: int) -> dict[Hashable, int]:

@@ -390,3 +390,12 @@ def test_no_passage_repeats_another() -> None:
         for run in zip(*(words[k:] for k in range(8)), strict=False):
             other = first_with.setdefault(run, index)
             assert other == index, f"{' '.join(run)!r} is in passages {other} and {index}"
+
+
+def test_an_error_in_the_texts_is_not_taken_for_a_wrong_number_of_groups(model):
+    def texts():
+        yield TEXTS[0]
+        raise ValueError("line 2 is no JSON")
+
+    with pytest.raises(ValueError, match="line 2 is no JSON"):
+        list(ml.PromptDataset.from_texts(texts(), model, groups=["a", "b"]))
