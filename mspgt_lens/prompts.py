@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mspgt_lens.ambient import in_own_state, tell
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.padding import real_spans
 
@@ -228,7 +228,7 @@ class PromptDataset:
                 for start in range(0, len(ids), step):
                     yield Prompt(np.array(prefix + ids[start : start + step] + suffix), label)
             if blank:
-                warnings.warn(f"{blank} blank texts hold no token and were left out", stacklevel=2)
+                tell(f"{blank} blank texts hold no token and were left out")
 
         return cls(windows)
 
@@ -295,6 +295,7 @@ def as_dataset(prompts: PromptDataset | Iterable[str], model: Any) -> PromptData
     return PromptDataset.from_texts(prompts, model, max_length=longest)
 
 
+@in_own_state
 def load_passages() -> list[Passage]:
     """The built-in prompts: 120 passages of connected English prose, 10 on each of 12 topics.
 

@@ -14,6 +14,7 @@ import mspgt_lens
 ROOT = Path(mspgt_lens.__file__).parent
 # Each may import from itself and from those before it.
 ORDER = [
+    "ambient",
     "results",
     "storage",
     "statistics",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from mspgt_lens.ambient import in_own_state, tell
 from mspgt_lens.estimators.kernel import renyi
 from mspgt_lens.estimators.linear import copula, gaussian
 from mspgt_lens.estimators.neighbors import ksg
@@ -27,6 +27,7 @@ ESTIMATORS: MappingProxyType[str, Callable[[Samples], Estimate]] = MappingProxyT
 )
 
 
+@in_own_state
 def mutual_information(
     z: Any,
     y: Any,
@@ -91,5 +92,5 @@ def mutual_information(
         )
         result = replace(result, warnings=(*result.warnings, note))
     for note in result.warnings:
-        warnings.warn(note, stacklevel=2)
+        tell(note)
     return result

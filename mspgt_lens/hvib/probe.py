@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mspgt_lens.ambient import in_own_state, tell
 from mspgt_lens.hvib.activations import CollectionPlan, collect_activations
 from mspgt_lens.hvib.data import split_groups, token_classes
 from mspgt_lens.hvib.fitting import FitJob, FitPlan, digest_of, run_fit
@@ -26,6 +26,7 @@ from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 HVIB_BETAS = (1.5, 3.0, 6.0, 12.0, 25.0, 50.0)
 
 
+@in_own_state
 def fit_hvib(
     model: Any,
     prompts: PromptDataset | Iterable[str],
@@ -153,6 +154,7 @@ def fit_hvib(
         )
 
 
+@in_own_state
 def fit_hvib_arrays(
     z: Float[np.ndarray, "site sample d"],
     targets: Mapping[str, Float[np.ndarray, "sample feature"]],
@@ -244,7 +246,7 @@ def fit_hvib_arrays(
 def _warned(fit: HvibFit) -> HvibFit:
     """The result, its warnings told to whoever called the public function."""
     for note in fit.warnings:
-        warnings.warn(note, stacklevel=3)
+        tell(note)
     return fit
 
 

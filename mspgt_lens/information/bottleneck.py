@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.information.frontier import DEFAULT_BETAS, Frontier
 from mspgt_lens.information.readers import choose_strengths
 from mspgt_lens.information.ridge import FoldSums
@@ -17,6 +18,7 @@ from mspgt_lens.prompts import balanced_folds
 N_FOLDS = 5
 
 
+@in_own_state
 def bottleneck_frontier(
     z: Float[np.ndarray, "sample d_z"],
     y: Float[np.ndarray, "sample d_y"],

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.information.ridge import plus_diagonal
 from mspgt_lens.moments import Coordinates, Moments
 
 
+@in_own_state
 def channel_rate(covariance: Float[np.ndarray, "d d"], noise: float = 0.1) -> float:
     """Rate of a Gaussian-noise channel fed with this covariance, in nats per use.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models.adapter import ModelAdapter
 from mspgt_lens.models.encoder import EncoderAdapter
 
@@ -77,6 +78,7 @@ def _entry(name: str, value: Any) -> Tensor:
     return entry
 
 
+@in_own_state
 def needed_hooks(model: Any) -> list[str]:
     """Hook names that :func:`~mspgt_lens.profile_cache` reads, for ``names_filter``."""
     adapter = as_adapter(model)

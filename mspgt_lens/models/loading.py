@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mspgt_lens.ambient import in_own_state, tell
 from mspgt_lens.models.building import (
     bridge_class,
     bridge_from_huggingface,
@@ -39,6 +39,7 @@ _TOKENIZER = {
 _HOOKED_CONTEXT = 2048
 
 
+@in_own_state
 def load_model(name: str, *, revision: str | None = None, device: str | None = None) -> Any:
     """A TransformerLens model by hub name, local folder or GGUF file, or ``"demo"``.
 
@@ -82,6 +83,7 @@ def load_model(name: str, *, revision: str | None = None, device: str | None = N
         return bridge.boot_transformers(name, **settings)
 
 
+@in_own_state
 def load_demo_model(cache_dir: str | os.PathLike[str] | None = None) -> Any:
     """SmolLM2-135M-Instruct (Llama architecture, 30 blocks, d_model 576), ready to hook.
 
@@ -235,7 +237,7 @@ def _converted_copy(cache_dir: str | os.PathLike[str] | None) -> Path:
     source = _gguf_file()
     folder = Path(cache_dir) / f"smollm2-135m-instruct-{_sha256(source)[:16]}-{_FORMAT}"
     if folder.exists() and not _intact(folder):
-        warnings.warn(f"the converted copy at {folder} is damaged; making it again", stacklevel=3)
+        tell(f"the converted copy at {folder} is damaged; making it again")
         shutil.rmtree(folder)
     if not folder.exists():
         _convert(source, folder)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import ModelAdapter, Site, as_adapter
 from mspgt_lens.patching.metrics import (
     DEFAULT_METRIC,
@@ -26,6 +27,7 @@ Method = Literal["exact", "attribution"]
 LAST = -1
 
 
+@in_own_state
 def patch_layers(
     model: Any,
     pairs: PromptPairs,

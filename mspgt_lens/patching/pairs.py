@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.padding import real_spans
 from mspgt_lens.prompts import group_label, stack_rows
@@ -121,6 +122,7 @@ class PromptPairs:
         return replace(self, mask=mask, padding_known=True)
 
     @classmethod
+    @in_own_state
     def from_tokens(
         cls,
         clean: Int[Tensor, "pair pos"] | Sequence[Sequence[int]],
@@ -176,6 +178,7 @@ class PromptPairs:
         )
 
     @classmethod
+    @in_own_state
     def from_texts(
         cls,
         model: Any,

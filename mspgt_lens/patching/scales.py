@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.layers import check_sweep
@@ -28,6 +29,7 @@ from mspgt_lens.storage import package_versions
 MIN_RANDOM = 20
 
 
+@in_own_state
 def patch_scales(
     model: Any,
     pairs: PromptPairs,

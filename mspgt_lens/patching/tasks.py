@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.patching.pairs import PromptPairs, added_tokens
 
@@ -52,6 +53,7 @@ _EVENING = (
 _MAX_TRIES = 200
 
 
+@in_own_state
 def indirect_objects(model: Any, n_pairs: int = 16, seed: int = 0) -> PromptPairs:
     """Who is given something: "Then Mary and John went to the store. John gave a book to" Mary.
 
@@ -80,6 +82,7 @@ def indirect_objects(model: Any, n_pairs: int = 16, seed: int = 0) -> PromptPair
     return task.pairs(draw)
 
 
+@in_own_state
 def subject_verb_agreement(model: Any, n_pairs: int = 16, seed: int = 0) -> PromptPairs:
     """The verb's number: "The keys that he saw near the river" are; corrupted: "The key ..." is.
 
@@ -107,6 +110,7 @@ def subject_verb_agreement(model: Any, n_pairs: int = 16, seed: int = 0) -> Prom
     return task.pairs(draw)
 
 
+@in_own_state
 def capitals(model: Any, n_pairs: int = 16, seed: int = 0) -> PromptPairs:
     """A fact: "The capital of France is the city of" Paris; corrupted: another country.
 
@@ -125,6 +129,7 @@ def capitals(model: Any, n_pairs: int = 16, seed: int = 0) -> PromptPairs:
     return task.pairs(task.two_of(_CAPITALS, "The capital of {} is the city of"))
 
 
+@in_own_state
 def topic_cue(model: Any, n_pairs: int = 16, seed: int = 0) -> PromptPairs:
     """A cue far back: "My neighbor is a doctor. (50 words of evening rain) ... at the" hospital.
 
@@ -142,6 +147,7 @@ def topic_cue(model: Any, n_pairs: int = 16, seed: int = 0) -> PromptPairs:
     return task.pairs(task.two_of(_WORKPLACES, _EVENING))
 
 
+@in_own_state
 def induction(model: Any, n_pairs: int = 16, seed: int = 0, length: int = 8) -> PromptPairs:
     """Repeated random tokens: ``a b ... y z a b ... y`` z; corrupted: the first z is another token.
 

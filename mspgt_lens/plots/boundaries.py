@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.plots.look import (
     NEUTRAL,
@@ -24,6 +25,7 @@ _RANK_SCALE = [[0.0, "#1f66a8"], [0.5, "#c9c9c9"], [1.0, "#c65a11"]]
 _FOUND = {0: "no boundary", 1: "one boundary", 2: "two boundaries", 3: "three boundaries"}
 
 
+@in_own_state
 def plot_boundaries(partition: ScalePartition) -> go.Figure:
     """The signals over depth, with the segments and the probability of a boundary at each block.
 
@@ -145,6 +147,7 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
     return figure
 
 
+@in_own_state
 def plot_stability(stability: Stability) -> go.Figure:
     """The segments under every condition, one row each, with the boundaries' 95% intervals.
 

@@ -7,6 +7,7 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.plots.look import (
     NEUTRAL,
     OTHER_COLORS,
@@ -27,6 +28,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = {"local": "circle", "intermediate": "square", "global": "diamond"}
 
 
+@in_own_state
 def plot_comparison(comparison: Comparison) -> go.Figure:
     """Profiles on relative depth, segments as bars, and brittleness on a logarithmic axis.
 

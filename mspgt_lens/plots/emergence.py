@@ -9,10 +9,12 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.plots.look import DEPTH_SCALE, digits, segment_color, style_figure, transparent
 from mspgt_lens.studies.emergence import Emergence
 
 
+@in_own_state
 def plot_emergence(emergence: Emergence) -> go.Figure:
     """Relevance and predicted information over depth, a line per checkpoint, and the segments.
 

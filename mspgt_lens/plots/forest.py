@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.generation.results import GenerationEffects
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.plots.look import (
@@ -29,6 +30,7 @@ _AXES: dict[str, str] = {
 _ROW_HEIGHT = 58
 
 
+@in_own_state
 def plot_effects(
     effects: PerturbationEffects | GenerationEffects, *, measure: Measure = "kl"
 ) -> go.Figure:

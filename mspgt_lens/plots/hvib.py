@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.hvib.results import Grid, HvibFit
 from mspgt_lens.plots.look import (
     DEPTH_SCALE,
@@ -24,6 +25,7 @@ from mspgt_lens.results import Unit
 _TOKENS = "next token"
 
 
+@in_own_state
 def plot_hvib(fit: HvibFit, *, unit: Unit = "nats") -> go.Figure:
     """Rate against relevance: one path per site, along which beta grows; colored by depth.
 

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.plots.look import (
@@ -35,6 +36,7 @@ _DIRECTIONS = {
 _ROW = 22
 
 
+@in_own_state
 def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) -> go.Figure:
     """Effects over blocks and positions (or heads), with the tokens at the axis.
 
@@ -130,6 +132,7 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
     return figure
 
 
+@in_own_state
 def plot_scale_patch(result: ScalePatch) -> go.Figure:
     """Each segment's effect with its 95% interval, over those of random sets of as many blocks."""
     figure = go.Figure()

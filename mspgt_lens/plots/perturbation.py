@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
 from mspgt_lens.perturbation.dissociation import ScaleByClass
 from mspgt_lens.perturbation.kinds import Shape
@@ -36,6 +37,7 @@ _MODES = {
 }
 
 
+@in_own_state
 def plot_brittleness(brittleness: Brittleness, *, mode: Mode = "equal_energy") -> go.Figure:
     """Response curves of every segment, one column per noise shape, and the slope of every block.
 
@@ -122,6 +124,7 @@ def plot_brittleness(brittleness: Brittleness, *, mode: Mode = "equal_energy") -
     return figure
 
 
+@in_own_state
 def plot_token_classes(table: ScaleByClass) -> go.Figure:
     """Loss increase of each class of tokens under perturbation of each segment, as a heat map.
 

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.plots.look import DEPTH_SCALE, digits, style_figure
 from mspgt_lens.plots.wording import (
     error_bars,
@@ -27,6 +28,7 @@ from mspgt_lens.results import Unit
 _FRONTIERS = 8
 
 
+@in_own_state
 def plot_information_plane(profile: LayerProfile, *, unit: Unit = "nats") -> go.Figure:
     """Retained against predicted information, and what a bottleneck of each rate could keep.
 
@@ -66,6 +68,7 @@ def plot_information_plane(profile: LayerProfile, *, unit: Unit = "nats") -> go.
     return figure
 
 
+@in_own_state
 def plot_scale_map(profile: LayerProfile, *, unit: Unit = "nats") -> go.Figure:
     """Depth by token offset: where each offset is best retained, and best predicted.
 

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.plots.look import (
     NEUTRAL,
@@ -62,6 +63,7 @@ _WORDS = {
 }
 
 
+@in_own_state
 def plot_profile(
     profile: LayerProfile | Sequence[LayerProfile],
     partition: ScalePartition | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mspgt_lens.ambient import in_own_state, tell
 from mspgt_lens.gathering import Batch, Source, add_batch, calibrate, make_batch
 from mspgt_lens.models import as_adapter, cache_reader
 from mspgt_lens.moments import Coordinates
@@ -27,6 +27,7 @@ from mspgt_lens.targets import DEFAULT_BANDS
 _ATTENDED = 1e-4
 
 
+@in_own_state
 def profile_layers(
     model: Any,
     prompts: PromptDataset | Iterable[str],
@@ -90,6 +91,7 @@ def profile_layers(
             return _warned(run.finish(logit_lens))
 
 
+@in_own_state
 def profile_cache(
     model: Any,
     cache: Mapping[str, Any],
@@ -171,7 +173,7 @@ def profile_cache(
 def _warned(profile: LayerProfile) -> LayerProfile:
     """The profile, its warnings told to whoever called the public function."""
     for note in profile.warnings:
-        warnings.warn(note, stacklevel=3)
+        tell(note)
     return profile
 
 

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.generation.results import GenerationEffects
 from mspgt_lens.hvib.results import HvibFit
 from mspgt_lens.partition import ScalePartition
@@ -46,6 +47,7 @@ _KINDS = (
 )
 
 
+@in_own_state
 def write_report(
     path: str | os.PathLike[str], *results: Any, scale_map: LayerProfile | None = None
 ) -> Path:

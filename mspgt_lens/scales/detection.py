@@ -13,6 +13,7 @@ import ruptures
 from jaxtyping import Float
 from scipy.signal import find_peaks
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.layers import profile_layers
@@ -27,6 +28,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 _THREE_SCALES = ("local", "intermediate", "global")
 
 
+@in_own_state
 def detect_scales(
     model: Any = None,
     prompts: PromptDataset | Iterable[str] | None = None,
@@ -158,6 +160,7 @@ def detect_scales(
     )
 
 
+@in_own_state
 def boundary_signals(profile: LayerProfile) -> pd.DataFrame:
     """The signals that boundaries are sought in, one row per block.
 
@@ -396,6 +399,7 @@ class Stability:
         return pd.DataFrame(rows)
 
 
+@in_own_state
 def stability(
     model: Any,
     prompts: Mapping[str, PromptDataset | Iterable[str]] | Sequence[PromptDataset | Iterable[str]],

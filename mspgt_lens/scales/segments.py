@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.partition import ScalePartition, Support
 from mspgt_lens.results import CannotMeasure
 from mspgt_lens.scales.drift import Fit, legendre, steps
@@ -28,6 +29,7 @@ _DRAWS_PER_SIGNAL = 200
 _DRAWS_PER_LOOK = 25
 
 
+@in_own_state
 def segment_blocks(
     signals: Float[np.ndarray, "block signal"],
     *,

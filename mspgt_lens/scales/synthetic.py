@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.scales.drift import steps
 from mspgt_lens.scales.segments import MIN_BLOCKS, compare_with_drift
 from mspgt_lens.statistics import SIGNIFICANCE
@@ -29,6 +30,7 @@ class SyntheticSignals:
     boundaries: tuple[int, ...]
 
 
+@in_own_state
 def synthetic_signals(
     n_blocks: int,
     n_signals: int = 8,
@@ -154,6 +156,7 @@ class Power:
     n_simulations: int
 
 
+@in_own_state
 def power(
     n_blocks: int,
     n_signals: int = 8,

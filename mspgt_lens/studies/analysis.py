@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import ModelAdapter, as_adapter, weight_digest
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.partition import ScalePartition
@@ -141,6 +142,7 @@ class Analysis:
         )
 
 
+@in_own_state
 def analyze(
     model: Any,
     prompts: PromptDataset | Iterable[str] | None = None,

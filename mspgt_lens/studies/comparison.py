@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.results import Estimate
 from mspgt_lens.storage import read_result, write_result
 from mspgt_lens.theory.dominance import MIN_FAMILY, VarianceShares, depth_variation, variance_shares
@@ -144,6 +145,7 @@ class Comparison:
         return cls(**tables, shares=shares, versions=header["versions"])
 
 
+@in_own_state
 def compare_models(results: Iterable[ModelResults]) -> Comparison:
     """Several models side by side, on relative depth.
 

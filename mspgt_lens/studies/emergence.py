@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
@@ -120,6 +121,7 @@ class Emergence:
         )
 
 
+@in_own_state
 def emergence(
     checkpoints: Iterable[tuple[Step, Any]] | Iterable[Step],
     prompts: PromptDataset | Iterable[str],

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.results import Estimate
 from mspgt_lens.statistics import LEVEL, pseudo_values
 
@@ -17,6 +18,7 @@ MIN_FAMILY = 3
 N_PERMUTATIONS = 999
 
 
+@in_own_state
 def depth_variation(
     depths: Float[np.ndarray, "model boundary"],
     errors: Float[np.ndarray, "model boundary"] | None = None,
@@ -77,6 +79,7 @@ class VarianceShares:
     difference: Estimate
 
 
+@in_own_state
 def variance_shares(
     depths: Float[np.ndarray, "model boundary"],
     families: Sequence[str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.theory.effect_predictions import (
     SHAPES,
     brittleness_between_families,
@@ -15,6 +16,7 @@ from mspgt_lens.theory.partition_predictions import dominance, existence, family
 from mspgt_lens.theory.verdicts import ModelResults, Verdicts
 
 
+@in_own_state
 def evaluate_predictions(
     results: ModelResults | Iterable[ModelResults],
     *,

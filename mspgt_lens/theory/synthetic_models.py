@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.partition import SCALES, ScalePartition
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Curve, Estimate
@@ -22,6 +23,7 @@ _KAPPAS = np.array([0.135, 0.09, 0.066])
 _LEVELS = np.array([1.0, 1.2, 1.6])
 
 
+@in_own_state
 def synthetic_models(
     n_families: int = 3,
     n_per_family: int = 6,

@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer
 from scipy import stats
 from scipy.optimize import least_squares
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.partition import segment_names
 from mspgt_lens.statistics import LEVEL
 
@@ -19,6 +20,7 @@ MIN_FITTED = 3
 _LEAST_SHARE = 0.02
 
 
+@in_own_state
 def water_fill(
     n_layers: int,
     *,
@@ -50,6 +52,7 @@ def water_fill(
     return lengths
 
 
+@in_own_state
 def water_fill_whole(
     n_layers: int,
     *,
@@ -129,6 +132,7 @@ class WaterFilling:
         return pd.DataFrame(columns)
 
 
+@in_own_state
 def fit_water_filling(
     boundaries: Integer[np.ndarray, "model boundary"],
     n_blocks: Integer[np.ndarray, " model"],
@@ -186,6 +190,7 @@ def fit_water_filling(
     )
 
 
+@in_own_state
 def held_out_errors(
     boundaries: Integer[np.ndarray, "model 2"],
     n_blocks: Integer[np.ndarray, " model"],
