@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.generation.metrics import Embed, TextMetric, text_metrics
 from mspgt_lens.generation.results import GenerationEffects, compare_texts, text_deltas
 from mspgt_lens.models import (
@@ -36,6 +37,7 @@ _BATCH_SIZE = 64
 _N_FEATURES = 32
 
 
+@in_own_state
 def generation_effects(
     model: Any,
     prompts: PromptDataset | Iterable[str],
@@ -85,7 +87,8 @@ def generation_effects(
 
     Raises:
         ValueError: If an argument is out of range, the model has no tokenizer, a prompt and its
-            continuation do not fit the context, or there are fewer than 3 groups.
+            continuation do not fit the context, there are fewer than 3 groups, or rounding in the
+            model's dtype moves predictions as far as the dose.
         FloatingPointError: If activations or logits are NaN or infinite.
         RuntimeError: If the model does not compute what is to be changed under its hook.
     """
@@ -293,7 +296,11 @@ def _warnings(
     found = []
     if dose is not None:
         missed = sorted(
-            {one.perturbation.kind for one in doses if abs(np.log(one.kl / dose)) > 2 * TOLERANCE}
+            {
+                one.perturbation.kind
+                for one in doses
+                if not np.exp(-2 * TOLERANCE) <= one.kl / dose <= np.exp(2 * TOLERANCE)
+            }
         )
         if missed:
             found.append(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mspgt_lens.models.adapter import ModelAdapter, NormKind
+from mspgt_lens.models.adapter import ModelAdapter, NormKind, answer_in_float32
 from mspgt_lens.results import CannotMeasure
 
 
@@ -50,14 +50,14 @@ class EncoderAdapter(ModelAdapter):
 
     def decode(self, normalized: Float[Tensor, "position d_model"]) -> Float[Tensor, "position v"]:
         """Logits of final residuals, by the model's own head."""
-        dtype = next(self.model.parameters()).dtype
-        rows = normalized.to(self.device, dtype)[None]
-        head: Tensor = self.model.mlm_head(rows)
+        rows = normalized.to(self.device)[None]
+        head = answer_in_float32(self.model.mlm_head, rows, self.dtype)
         # The bridge keeps the head's parts apart, HookedEncoder has them in one.
         if getattr(self.model, "ln_final", None) is not None:
-            head = self.model.ln_final(torch.nn.functional.gelu(head))
-        logits: Tensor = self.model.unembed(head)[0].float()
-        return logits
+            head = answer_in_float32(
+                self.model.ln_final, torch.nn.functional.gelu(head), self.dtype
+            )
+        return answer_in_float32(self.model.unembed, head, self.dtype)[0]
 
     def _run_arguments(self, mask: Bool[Tensor, "prompt pos"]) -> dict[str, Tensor]:
         name = "attention_mask"

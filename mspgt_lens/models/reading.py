@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mspgt_lens.models.adapter import ModelAdapter
+from mspgt_lens.models.adapter import ModelAdapter, answer_in_float32
 
 _LOGITS_PER_CHUNK = 50_000_000
 _VALUES_PER_PARAMETER = 64
@@ -23,14 +23,13 @@ def unembedding_rows(
     model class stores it in its own way.
     """
     device = adapter.device
-    dtype = next(adapter.model.parameters()).dtype
     size = max(1, _LOGITS_PER_CHUNK // adapter.d_vocab)
     chosen = tokens.to(device)
 
     def logits(vectors: Tensor) -> Tensor:
         # A position axis of its own: unembedding modules expect [prompt, pos, d_model].
-        out: Tensor = adapter.model.unembed(vectors.to(device, dtype)[None])[0]
-        return out[:, chosen].float()
+        rows = vectors.to(device)[None]
+        return answer_in_float32(adapter.model.unembed, rows, adapter.dtype)[0][:, chosen]
 
     with adapter.inference():
         nothing = logits(torch.zeros(1, adapter.d_model))

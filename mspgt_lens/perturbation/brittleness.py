@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import as_adapter
 from mspgt_lens.perturbation.kinds import Perturbation, Shape
 from mspgt_lens.perturbation.perturbing import perturbed
@@ -23,6 +24,7 @@ from mspgt_lens.perturbation.probing import (
     respond,
 )
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
+from mspgt_lens.perturbation.rounding import NEGLIGIBLE, rounding
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.results import CannotMeasure, Curve, Estimate
 from mspgt_lens.statistics import LEVEL, holm, jackknife_interval, sign_flip_p_values
@@ -33,7 +35,10 @@ DEFAULT_LEVELS = (0.05, 0.1, 0.5, 1.0)
 _N_BOOTSTRAPS = 2000
 # KL over squared level may change by this factor between the two lowest levels.
 _QUADRATIC = 1.5
-_SLOPE = "KL from the clean prediction over the squared noise level, at the lowest level"
+_SLOPE = (
+    "KL from the clean prediction, less that of rounding alone, over the squared noise level, at "
+    "the lowest level"
+)
 _HALF = "Noise level at which half of the positions keep their most likely token, interpolated."
 
 
@@ -58,6 +63,9 @@ class Brittleness(SavedResult):
         settings: Everything that decides the numbers.
         versions: Package versions it was made with.
         warnings: What a reader has to know before trusting it.
+        floor: The same measures where the activations of a target's blocks were changed by no more
+            than rounding, ``[target, group, measure]``: every level's KL holds that of the floor,
+            whatever the level. Slopes are without it. None in results of versions before 0.4.
     """
 
     model_name: str
@@ -69,11 +77,15 @@ class Brittleness(SavedResult):
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    floor: Float[np.ndarray, "target group measure"] | None = None
 
     def response(
         self, segment: str, shape: Shape, mode: Mode = "per_block", measure: str = "kl"
     ) -> Curve:
-        """A segment's mean response at every level, with its interval over groups."""
+        """A segment's mean response at every level, with its interval over groups.
+
+        As measured: what rounding adds to KL (``floor``) is in it.
+        """
         values = self._of(segment, shape, mode, measure).T
         mean, low, high = mean_interval(values)
         unit = "share" if measure == "agreement" else "nats"
@@ -82,12 +94,23 @@ class Brittleness(SavedResult):
     def slope(self, segment: str, shape: Shape, mode: Mode = "per_block") -> Estimate:
         """Initial slope: KL ~ slope * level ** 2 for small levels.
 
-        It is KL at the lowest level over that level squared: KL has its minimum, 0, at no noise, so
-        its first term is quadratic. ``warnings`` says where the lowest level is not small enough.
+        It is KL at the lowest level, less that of rounding alone, over that level squared: KL has
+        its minimum, 0, at no noise, so its first term is quadratic. ``warnings`` says where the
+        lowest level is not small enough, or not large enough against rounding. What was taken off
+        for rounding is known to a factor of about two: the interval reaches that much farther.
         """
-        slopes = self._of(segment, shape, mode, "kl")[0] / self.levels[0] ** 2
+        slopes = self.slopes(segment, shape, mode)
         mean, low, high = (float(x) for x in mean_interval(slopes))
+        unsure = abs(float(self._rounded(segment, mode).mean())) / self.levels[0] ** 2
+        low, high = low - unsure, high + unsure
         return Estimate(mean, low, high, "nats per squared level", f"{_SLOPE}, {mode}.")
+
+    def slopes(
+        self, segment: str, shape: Shape, mode: Mode = "per_block"
+    ) -> Float[np.ndarray, " group"]:
+        """The slope of every group (document), of which :meth:`slope` is the mean."""
+        values: np.ndarray = self._beyond_rounding(segment, shape, mode)[0] / self.levels[0] ** 2
+        return values
 
     def half_level(self, segment: str, shape: Shape, mode: Mode = "per_block") -> Estimate | None:
         """The level at which agreement of the most likely token falls to one half.
@@ -117,17 +140,18 @@ class Brittleness(SavedResult):
             signs of whole groups' differences and is corrected (Holm) over the table.
 
         Raises:
-            ValueError: If a segment does not respond at all.
+            ValueError: If a segment does not respond beyond rounding.
         """
         rows, differences = [], []
         modes: tuple[Mode, ...] = get_args(Mode)
         for shape, mode in itertools.product(self.shapes, modes):
             for first, second in itertools.combinations(self.segments, 2):
-                a, b = (self._of(name, shape, mode, "kl")[0] for name in (first, second))
+                a, b = (self.slopes(name, shape, mode) for name in (first, second))
                 if not (a.mean() > 0 and b.mean() > 0):
                     raise CannotMeasure(
                         f"segments {first!r} and {second!r} have no ratio: one does not respond to "
-                        f"{shape} noise at all"
+                        f"{shape} noise of level {self.levels[0]:g} beyond rounding; measure from "
+                        "a higher level on, or load the model in float32"
                     )
                 low, high = _log_ratio_interval(a, b)
                 row = {"shape": shape, "mode": mode, "segment": first, "against": second}
@@ -160,7 +184,10 @@ class Brittleness(SavedResult):
             )
         curves = {}
         for index, shape in enumerate(self.shapes):
-            slopes = self.by_group[index, 0, : self.n_layers, :, 0].T / self.levels[0] ** 2
+            above = self.by_group[index, 0, : self.n_layers, :, 0]
+            if self.floor is not None:
+                above = above - self.floor[: self.n_layers, :, 0]
+            slopes = above.T / self.levels[0] ** 2
             folds = np.stack([slopes[k::n_folds].mean(axis=0) for k in range(n_folds)])
             unit = "nats per squared level"
             curves[f"brittleness_{shape}"] = Curve(
@@ -200,10 +227,31 @@ class Brittleness(SavedResult):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         values = self.by_group[self.shapes.index(shape), ..., MEASURES.index(measure)]
-        if mode == "per_block":
-            mean: np.ndarray = values[:, list(self.segments[segment])].mean(axis=1)
-            return mean
-        return values[:, self.n_layers + list(self.segments).index(segment)]
+        return self._of_segment(values, segment, mode)
+
+    def _of_segment(
+        self, values: Float[np.ndarray, "level target group"], segment: str, mode: Mode
+    ) -> Float[np.ndarray, "level group"]:
+        rows = list(self.segments[segment])
+        if mode == "equal_energy":
+            rows = [self.n_layers + list(self.segments).index(segment)]
+        mean: np.ndarray = values[:, rows].mean(axis=1)
+        return mean
+
+    def _beyond_rounding(
+        self, segment: str, shape: Shape, mode: Mode
+    ) -> Float[np.ndarray, "level group"]:
+        """KL of a segment that is not rounding's."""
+        values: np.ndarray = self._of(segment, shape, mode, "kl") - self._rounded(segment, mode)
+        return values
+
+    def _rounded(self, segment: str, mode: Mode) -> Float[np.ndarray, " group"]:
+        """KL of a segment that is rounding's; 0 where that was not measured."""
+        if self.floor is None:
+            return np.zeros(self.by_group.shape[3])
+        floor = self.floor[None, ..., MEASURES.index("kl")]
+        values: np.ndarray = self._of_segment(floor, segment, mode)[0]
+        return values
 
     def _crossing(self, agreement: Float[np.ndarray, " level"]) -> float:
         below = np.flatnonzero(agreement <= 0.5)
@@ -217,6 +265,7 @@ class Brittleness(SavedResult):
         return float(np.exp(low + share * (high - low)))
 
 
+@in_own_state
 def measure_brittleness(
     model: Any,
     prompts: PromptDataset | Iterable[str],
@@ -232,10 +281,13 @@ def measure_brittleness(
 ) -> Brittleness:
     """How far predictions move under noise in each block and each segment.
 
-    Cost: ``len(shapes) * len(levels) * (blocks + segments)`` runs, each from its first noisy block
-    on. On SmolLM2-135M, 16 documents of 52 tokens gave ratios of segments' slopes to some 10% (per
-    block) and 20% (at equal energy). All runs use the same standard normal draws, so differences
-    between blocks, levels and segments are not the noise's.
+    Cost: ``(len(shapes) * len(levels) + 1) * (blocks + segments)`` runs, each from its first noisy
+    block on. On SmolLM2-135M, 16 documents of 52 tokens gave ratios of segments' slopes to some 10%
+    (per block) and 20% (at equal energy). All runs use the same standard normal draws, so
+    differences between blocks, levels and segments are not the noise's.
+
+    Rounding alone moves predictions (by some .001 nats in bfloat16, by 1e-10 in float32), at every
+    level alike. It is measured, in one run more per block and segment, and taken off slopes.
 
     Args:
         model: A ``HookedTransformer`` or ``TransformerBridge``.
@@ -277,7 +329,9 @@ def measure_brittleness(
         for level in chosen
         for blocks in targets
     ]
-    by_group = respond(adapter, batches, conditions, description="adding noise", progress=progress)
+    conditions += [rounding(blocks) for blocks in targets]
+    measured = respond(adapter, batches, conditions, description="adding noise", progress=progress)
+    by_group, floor = measured[: -len(targets)], measured[-len(targets) :]
     result = Brittleness(
         model_name=adapter.name,
         n_layers=adapter.n_layers,
@@ -294,8 +348,40 @@ def measure_brittleness(
             "prompts_fingerprint": batches.fingerprint,
         },
         versions=package_versions(),
+        floor=floor,
     )
-    return replace(result, warnings=tuple(_not_quadratic(result)))
+    notes = (*_mostly_rounding(result, str(adapter.dtype)), *_not_quadratic(result))
+    return replace(result, warnings=notes)
+
+
+def _mostly_rounding(found: Brittleness, dtype: str) -> Iterable[str]:
+    """Where rounding is a part of KL at the lowest level that its slope should not hang on."""
+    first = found.levels[0]
+    for shape, mode in itertools.product(found.shapes, get_args(Mode)):
+        for segment in found.segments:
+            kl = float(found.response(segment, shape, mode).values[0])
+            rounded = float(found._rounded(segment, mode).mean())
+            if not rounded > NEGLIGIBLE * kl:
+                continue
+            least = _least_level(found, segment, shape, mode)
+            yield (
+                f"{shape} noise, {segment}, {mode}: rounding in {dtype} alone gives {rounded:.2g} "
+                f"of the {kl:.2g} nats of KL at level {first:g}; it is taken off, and leaves the "
+                "slope uncertain: load the model in float32, or measure from "
+                f"{'a higher level' if least is None else f'level {least:.2g}'} on"
+            )
+
+
+def _least_level(found: Brittleness, segment: str, shape: Shape, mode: Mode) -> float | None:
+    """The level at which rounding is as little of KL as need not be mentioned, if KL is quadratic.
+
+    None where the lowest level shows nothing but rounding.
+    """
+    above = float(found._beyond_rounding(segment, shape, mode)[0].mean())
+    rounded = float(found._rounded(segment, mode).mean())
+    if not above > rounded:
+        return None
+    return float(found.levels[0] * np.sqrt(max(rounded, 0.0) * (1 / NEGLIGIBLE - 1) / above))
 
 
 def _not_quadratic(found: Brittleness) -> Iterable[str]:
@@ -305,15 +391,21 @@ def _not_quadratic(found: Brittleness) -> Iterable[str]:
     first, second = found.levels[:2]
     for shape, mode in itertools.product(found.shapes, get_args(Mode)):
         for segment in found.segments:
-            values = found.response(segment, shape, mode).values
-            if not values[0] > 0:
+            values = found._beyond_rounding(segment, shape, mode).mean(axis=1)
+            least = _least_level(found, segment, shape, mode)
+            if not values[0] > 0 or least is None:
                 continue
             change = values[1] / values[0] * (first / second) ** 2
             if not 1 / _QUADRATIC < change < _QUADRATIC:
+                remedy = "add lower levels"
+                if least > first / 2:
+                    remedy = "lower levels need the model in float32"
+                elif least > first / 10:
+                    remedy = f"add lower levels, down to {least:.1g}, where rounding begins to show"
                 yield (
                     f"{shape} noise, {segment}, {mode}: KL over squared level changes by a factor "
                     f"{change:.2g} from level {first:g} to {second:g}, so the slope is not yet "
-                    "that of small noise: add lower levels"
+                    f"that of small noise: {remedy}"
                 )
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.prompts import (
     Prompt,
@@ -93,6 +94,7 @@ class TokenClasses(SavedResult):
         return table
 
 
+@in_own_state
 def token_classes(
     model: Any,
     prompts: PromptDataset | Iterable[str],

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Integer
 from scipy import stats
 from tqdm.auto import tqdm
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import as_adapter
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.kinds import Perturbation
@@ -25,6 +26,7 @@ from mspgt_lens.perturbation.probing import (
     make_batches,
 )
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
+from mspgt_lens.perturbation.rounding import rounding
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.results import CannotMeasure, Estimate
 from mspgt_lens.statistics import LEVEL, cluster_interval, pseudo_values, sign_flip_p_values
@@ -94,6 +96,7 @@ class ScaleByClass(SavedResult):
         return values | {"interaction": Estimate(**values["interaction"])}
 
 
+@in_own_state
 def scale_by_class(
     model: Any,
     prompts: PromptDataset | Iterable[str],
@@ -114,6 +117,9 @@ def scale_by_class(
     easy to hurt because its tokens were chosen to be well predicted (regression to the mean) is
     so under every segment, and a stronger segment hurts every class more. Neither moves the
     interaction: rows are divided by their means, then rows and columns are centered.
+
+    Losses rise by rounding too, in half precision most: each token's rise under a change no larger
+    than rounding is taken off.
 
     Noise and translation are shared out: each of a segment's n blocks gets the strength over the
     square root of n, so that long and short segments get the same total variance.
@@ -145,7 +151,7 @@ def scale_by_class(
     if statistics is None:
         statistics = residual_statistics(adapter, batches)
     rises = np.zeros((len(classes.classes), len(segments)))
-    total = len(batches.batches) * (len(segments) + 1)
+    total = len(batches.batches) * (2 * len(segments) + 1)
     with adapter.inference(), tqdm(total=total, desc="perturbing", disable=not progress) as bar:
         places = _places(batches, classes)
         check_resuming(adapter, batches)
@@ -155,7 +161,11 @@ def scale_by_class(
             bar.update()
             for number, blocks in enumerate(segments.values()):
                 edits = perturbed(_shared(kind, len(blocks)), statistics, blocks)(batch)
-                rises[wanted, number] = (clean.losses(clean.changed(edits)) - before)[index]
+                rise = clean.losses(clean.changed(edits)) - before
+                bar.update()
+                if rise.any():  # Else nothing changed, and no rounding was met.
+                    rise -= clean.losses(clean.changed(rounding(blocks)(batch))) - before
+                rises[wanted, number] = rise[index]
                 bar.update()
     kept = classes.classes >= 0
     return _tabulate(

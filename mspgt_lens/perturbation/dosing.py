@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.probing import MEASURES, Batches, respond
 from mspgt_lens.perturbation.residuals import ResidualStatistics
+from mspgt_lens.perturbation.rounding import beyond_rounding, rounding
 
 TOLERANCE = 0.05
+KL = MEASURES.index("kl")
 _MAX_STEPS = 16
 _START = 0.1
 # The far end of each kind's amount, at which nothing is left to do; noise has none.
@@ -27,7 +30,8 @@ class Dose:
     Attributes:
         perturbation: The perturbation.
         blocks: The blocks it acts on.
-        kl: How far it moves predictions: KL divergence from the clean ones, nats per token.
+        kl: How far it moves predictions beyond rounding: KL divergence from the clean ones, nats
+            per token.
     """
 
     perturbation: Perturbation
@@ -57,11 +61,19 @@ def match_doses(
         kl: The dose, in nats per token; None takes every perturbation at its own strength.
 
     Raises:
-        ValueError: If a perturbation has no strength to match.
+        ValueError: If a perturbation has no strength to match, or the dose is not above rounding.
     """
     doses = [(kind, tuple(int(block) for block in blocks)) for kind, blocks in pairs]
+    floors = _floors(adapter, batches, [blocks for _, blocks in doses])
+    most = max(float(floor[:, KL].mean()) for floor in floors.values())
+    if kl is not None and most > kl / 2:
+        raise ValueError(
+            f"dose must be above what rounding in {adapter.dtype} does to {adapter.name}'s "
+            f"predictions, {most:.2g} nats per token, got {kl:g}: ask for at least {4 * most:.1g}, "
+            "or load the model in float32"
+        )
     if kl is None:
-        measured = _divergences(adapter, batches, statistics, doses)
+        measured = _divergences(adapter, batches, statistics, doses, floors)
         return [Dose(*dose, found) for dose, found in zip(doses, measured, strict=True)]
     searches = [_Search(kind, kl) for kind, _ in doses]
     for _ in range(_MAX_STEPS):
@@ -69,7 +81,7 @@ def match_doses(
         if not open_ones:
             break
         tried = [(searches[i].perturbation, doses[i][1]) for i in open_ones]
-        measured = _divergences(adapter, batches, statistics, tried)
+        measured = _divergences(adapter, batches, statistics, tried, floors)
         for i, found in zip(open_ones, measured, strict=True):
             searches[i].tell(found)
     return [
@@ -131,12 +143,23 @@ class _Search:
         return low + float(np.clip(share, 0.1, 0.9)) * (high - low)
 
 
+def _floors(
+    adapter: ModelAdapter, batches: Batches, block_sets: Sequence[tuple[int, ...]]
+) -> dict[tuple[int, ...], Float[np.ndarray, "group measure"]]:
+    """What rounding does where it is met first in each set of blocks."""
+    different = list(dict.fromkeys(block_sets))
+    found = respond(adapter, batches, [rounding(blocks) for blocks in different])
+    return dict(zip(different, found, strict=True))
+
+
 def _divergences(
     adapter: ModelAdapter,
     batches: Batches,
     statistics: ResidualStatistics,
     doses: Sequence[tuple[Perturbation, tuple[int, ...]]],
+    floors: Mapping[tuple[int, ...], Float[np.ndarray, "group measure"]],
 ) -> list[float]:
     conditions = [perturbed(kind, statistics, blocks) for kind, blocks in doses]
-    by_group = respond(adapter, batches, conditions)[..., MEASURES.index("kl")]
-    return [float(mean) for mean in by_group.mean(axis=1)]
+    by_group = respond(adapter, batches, conditions)
+    above = beyond_rounding(by_group, np.stack([floors[blocks] for _, blocks in doses]))
+    return [float(mean) for mean in above[..., KL].mean(axis=1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -91,7 +92,7 @@ class Perturbation:
             "noise": (0.0, np.inf),
             "mean": (0.0, 1.0),
             "resample": (0.0, 1.0),
-            "temperature": (np.nextafter(0.0, 1.0), np.inf),
+            "temperature": (math.ulp(0.0), np.inf),
             "skip": (1.0, 1.0),
         }.get(self.kind, (-np.inf, np.inf))
         if not (np.isfinite(self.dose) and low <= self.dose <= high):

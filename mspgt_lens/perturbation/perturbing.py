@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from mspgt_lens.models import as_adapter
+from mspgt_lens.ambient import in_own_state
+from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.probing import (
     MEASURES,
@@ -23,6 +25,7 @@ from mspgt_lens.perturbation.probing import (
     respond,
 )
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
+from mspgt_lens.perturbation.rounding import NEGLIGIBLE, beyond_rounding, rounding
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.statistics import holm, sign_flip_p_values
 from mspgt_lens.storage import SavedResult, package_versions
@@ -54,9 +57,9 @@ class PerturbationEffects(SavedResult):
         values: The effects, ``[perturbation, segment, measure]``.
         low: Lower ends of their 95% intervals over groups.
         high: Upper ends.
-        p_values: Of no rise in cross-entropy, by flipping signs of whole groups, after Holm's
-            correction over all entries, ``[perturbation, segment]``. KL and agreement can move one
-            way only, so zero is no null for them; the controls are.
+        p_values: Of no rise in cross-entropy beyond that of rounding, by flipping signs of whole
+            groups, after Holm's correction over all entries, ``[perturbation, segment]``. KL and
+            agreement can move one way only, so zero is no null for them; the controls are.
         controls: The same measures for random block sets as large as the segment,
             ``[perturbation, segment, draw, measure]``. Segments of one size share their sets.
         p_controls: How often a set among the segment and its controls lies as far from their mean
@@ -64,6 +67,10 @@ class PerturbationEffects(SavedResult):
             ``1 / (draws + 1)``.
         settings: Everything that decides the numbers.
         versions: Package versions it was made with.
+        floor: The same measures where the segment's activations were changed by no more than
+            rounding, ``[segment, measure]``: what every entry of ``values`` holds of it. None in
+            results of versions before 0.4.
+        warnings: What a reader has to know before trusting it.
     """
 
     model_name: str
@@ -77,6 +84,8 @@ class PerturbationEffects(SavedResult):
     p_controls: Float[np.ndarray, "perturbation segment measure"]
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    floor: Float[np.ndarray, "segment measure"] | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per perturbation, segment and measure.
@@ -111,6 +120,7 @@ class PerturbationEffects(SavedResult):
         return pd.DataFrame(rows).astype({"p_value": "float64"})
 
 
+@in_own_state
 def perturb_scales(
     model: Any,
     prompts: PromptDataset | Iterable[str],
@@ -173,12 +183,14 @@ def perturb_scales(
         *(s for drawn in sets.values() for s in drawn),
     ]
     conditions = [perturbed(kind, statistics, blocks) for kind in kinds for blocks in block_sets]
-    by_group = respond(
-        adapter, batches, conditions, description="perturbing", progress=progress
-    ).reshape(len(kinds), len(block_sets), len(batches.groups), len(MEASURES))
+    conditions += [rounding(blocks) for blocks in segments.values()]
+    measured = respond(adapter, batches, conditions, description="perturbing", progress=progress)
     n_segments = len(segments)
+    floor = measured[-n_segments:]
+    by_group = measured[:-n_segments].reshape(len(kinds), len(block_sets), *measured.shape[1:])
     values, low, high = mean_interval(np.moveaxis(by_group[:, :n_segments], 2, 0))
-    rises = by_group[:, :n_segments, :, MEASURES.index("cross_entropy")]
+    above = beyond_rounding(by_group[:, :n_segments], floor)
+    rises = above[..., MEASURES.index("cross_entropy")]
     raw = sign_flip_p_values(np.moveaxis(rises, 2, 0).reshape(len(batches.groups), -1), seed=seed)
     drawn = by_group[:, n_segments:].mean(axis=2)
     starts = {size: i * n_controls for i, size in enumerate(sets)}
@@ -205,7 +217,27 @@ def perturb_scales(
             "prompts_fingerprint": batches.fingerprint,
         },
         versions=package_versions(),
+        floor=floor.mean(axis=1),
+        warnings=tuple(_mostly_rounding(values, floor.mean(axis=1), labels, segments, adapter)),
     )
+
+
+def _mostly_rounding(
+    values: Float[np.ndarray, "perturbation segment measure"],
+    floor: Float[np.ndarray, "segment measure"],
+    labels: Sequence[str],
+    segments: Mapping[str, tuple[int, ...]],
+    adapter: ModelAdapter,
+) -> Iterator[str]:
+    """Which effects are not far above what rounding does."""
+    for i, j in itertools.product(range(len(labels)), range(len(segments))):
+        kl, rounded = float(values[i, j, 0]), float(floor[j, 0])
+        if kl > 0 and rounded > NEGLIGIBLE * kl:
+            yield (
+                f"{labels[i]}, {list(segments)[j]}: rounding in {adapter.dtype} alone gives "
+                f"{rounded:.2g} of the {kl:.2g} nats of KL: load the model in float32, or use a "
+                "stronger perturbation"
+            )
 
 
 def perturbed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mspgt_lens.ambient import tell
 from mspgt_lens.models import Edit, ModelAdapter, RecordedRun, edited, require_acted
 from mspgt_lens.partition import ScalePartition, segment_names
 from mspgt_lens.prompts import (
@@ -111,10 +111,9 @@ def make_batches(
         check_prompt(adapter, prompt, index)
     numbered = [(i, p) for i, p in enumerate(rows) if _measurable(adapter, p, skip_first)]
     if len(numbered) < len(rows):
-        warnings.warn(
+        tell(
             f"{len(rows) - len(numbered)} of {len(rows)} prompts were left out: beyond their "
-            f"first {skip_first} tokens (skip_first) they hold no position with a next token",
-            stacklevel=3,
+            f"first {skip_first} tokens (skip_first) they hold no position with a next token"
         )
     labels = {
         group: index for index, group in enumerate(dict.fromkeys(p.group for _, p in numbered))
@@ -331,9 +330,11 @@ def _compare(
     rise = (clean.gather(1, target) - changed.gather(1, target))[:, 0]
     divergence, kept = [], []
     for p, q in zip(torch.split(clean, _ROWS), torch.split(changed, _ROWS), strict=True):
-        # Every term q - p - p log(q / p) is at least 0, so small divergences keep their digits.
-        share = p.exp()
-        divergence.append((q.exp() - share - share * (q - p)).sum(dim=1))
+        # Every term q - p - p log(q / p) is at least 0, and its parts do not cancel where both are
+        # nearly the same, so that small divergences keep their digits.
+        share, change = p.exp(), q - p
+        grown = torch.where(change < 1.0, share * torch.expm1(change), q.exp() - share)
+        divergence.append((grown - share * change).sum(dim=1))
         kept.append(p.argmax(dim=1) == q.argmax(dim=1))
     columns = (torch.cat(divergence), torch.where(known, rise, 0.0), torch.cat(kept))
     table: np.ndarray = torch.stack([c.double() for c in columns], dim=1).cpu().numpy()

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.perturbation.probing import Batch, Batches, make_batches
 from mspgt_lens.prompts import PromptDataset
@@ -40,6 +41,7 @@ class ResidualStatistics:
     n_positions: int
 
 
+@in_own_state
 def residual_statistics(
     model: object,
     prompts: PromptDataset | Iterable[str] | Batches,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.partition import SCALES
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
 from mspgt_lens.results import Curve, Estimate
@@ -196,6 +197,7 @@ def order(results: Sequence[ModelResults], *, gap: float = 0.05) -> Verdict:
     )
 
 
+@in_own_state
 def log_brittleness(
     brittle: Brittleness, mode: Mode = "per_block"
 ) -> dict[str, dict[str, Estimate]]:
@@ -214,17 +216,15 @@ def log_brittleness(
         ValueError: If a segment does not respond to noise at all.
     """
     found: dict[str, dict[str, Estimate]] = {}
-    for index, shape in enumerate(brittle.shapes):
-        responses = brittle.by_group[index, 0, :, :, 0]
-        for number, (segment, blocks) in enumerate(brittle.segments.items()):
-            rows = list(blocks) if mode == "per_block" else [brittle.n_layers + number]
-            slopes = responses[rows].mean(axis=0) / brittle.levels[0] ** 2
+    for shape in brittle.shapes:
+        for segment in brittle.segments:
+            slopes = brittle.slopes(segment, shape, mode)
             without = (slopes.sum() - slopes) / (len(slopes) - 1)
             if not (without > 0).all():
                 raise ValueError(
                     f"brittle: segment {segment!r} of {brittle.model_name} does not respond to "
-                    f"{shape} noise at level {brittle.levels[0]:g}, so its brittleness has no "
-                    "logarithm; measure from a higher level on"
+                    f"{shape} noise at level {brittle.levels[0]:g} beyond rounding, so its "
+                    "brittleness has no logarithm; measure from a higher level on"
                 )
             value = np.log(slopes.mean())
             (low,), (high,) = jackknife_interval(np.array([value]), np.log(without)[:, None])
@@ -234,6 +234,7 @@ def log_brittleness(
     return found
 
 
+@in_own_state
 def half_depth(curve: Curve) -> Estimate | None:
     """The relative depth at which a curve over sites first reaches half its maximum.
 
