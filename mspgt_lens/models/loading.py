@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mspgt_lens.ambient import in_own_state, tell
@@ -39,7 +41,20 @@ _TOKENIZER = {
 _HOOKED_CONTEXT = 2048
 
 
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Random state as it was: models draw first weights from it before theirs are read."""
+    drawn, numpy_drawn = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(drawn)
+        np.random.set_state(numpy_drawn)
+
+
 @in_own_state
+@_random_state_kept()
 def load_model(name: str, *, revision: str | None = None, device: str | None = None) -> Any:
     """A TransformerLens model by hub name, local folder or GGUF file, or ``"demo"``.
 
@@ -84,6 +99,7 @@ def load_model(name: str, *, revision: str | None = None, device: str | None = N
 
 
 @in_own_state
+@_random_state_kept()
 def load_demo_model(cache_dir: str | os.PathLike[str] | None = None) -> Any:
     """SmolLM2-135M-Instruct (Llama architecture, 30 blocks, d_model 576), ready to hook.
 
