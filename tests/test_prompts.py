@@ -249,6 +249,20 @@ def test_a_missing_group_is_named_by_index(model: Any, label: Any) -> None:
             make()
 
 
+@pytest.mark.parametrize("label", [None, float("nan")])
+def test_a_missing_group_is_named_wherever_arrays_are_given(label: Any) -> None:
+    z = np.random.default_rng(0).normal(size=(40, 2))
+    groups = [*range(39), label]
+    given: list[Callable[[], Any]] = [
+        lambda: ml.mutual_information(z, z, groups=groups),
+        lambda: ml.bottleneck_frontier(z, z, groups=groups),
+        lambda: ml.fit_hvib_arrays(z[None], {"local": z}, groups, progress=False),
+    ]
+    for make in given:
+        with pytest.raises(ValueError, match=r"groups must label.*index 39 has"):
+            make()
+
+
 def test_groups_are_compared_by_value_and_must_be_hashable(model: Any) -> None:
     groups = torch.tensor([0, 0, 1, 1])
     for labels in (groups, groups.numpy(), list(groups)):

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Integer
 from scipy import stats
 
+from mspgt_lens.prompts import group_label
 from mspgt_lens.statistics import cluster_interval
 
 N_FOLDS = 5
@@ -162,6 +163,8 @@ def _as_groups(groups: Any, n: int) -> Integer[np.ndarray, " sample"]:
     array = np.asarray(given)
     if array.shape != (n,):
         raise ValueError(f"groups must have shape [{n}], one per sample, got {array.shape}")
+    for number, label in enumerate(array.tolist()):
+        group_label(label, number)
     labels, index = np.unique(array, return_inverse=True)
     if len(labels) < MIN_GROUPS:
         raise ValueError(

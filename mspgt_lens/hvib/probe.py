@@ -20,7 +20,14 @@ from mspgt_lens.hvib.results import HvibFit
 from mspgt_lens.models import ModelAdapter, as_adapter, unembedding_rows, weight_digest
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.run import LOOKAHEAD
-from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, check_prompt, stable_hash
+from mspgt_lens.prompts import (
+    Prompt,
+    PromptDataset,
+    as_dataset,
+    check_prompt,
+    group_label,
+    stable_hash,
+)
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 
 HVIB_BETAS = (1.5, 3.0, 6.0, 12.0, 25.0, 50.0)
@@ -219,7 +226,8 @@ def fit_hvib_arrays(
             raise ValueError(f"targets[{name!r}] holds NaN or infinite values")
     labels = np.arange(z.shape[1])
     if groups is not None:
-        labels = np.array([stable_hash(group) for group in groups], dtype=np.uint64)
+        given = [group_label(label, index) for index, label in enumerate(groups)]
+        labels = np.array([stable_hash(label) for label in given], dtype=np.uint64)
     if len(labels) != z.shape[1]:
         raise ValueError(f"groups needs one label per sample ({z.shape[1]}), got {len(labels)}")
     identity = digest_of(z, labels, *itertools.chain(*checked.items()))

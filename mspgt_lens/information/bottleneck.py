@@ -13,7 +13,7 @@ from mspgt_lens.information.frontier import DEFAULT_BETAS, Frontier
 from mspgt_lens.information.readers import choose_strengths
 from mspgt_lens.information.ridge import FoldSums
 from mspgt_lens.information.site_reader import SiteReader
-from mspgt_lens.prompts import balanced_folds
+from mspgt_lens.prompts import balanced_folds, group_label
 
 N_FOLDS = 5
 
@@ -53,6 +53,7 @@ def bottleneck_frontier(
     labels = list(range(len(z))) if groups is None else list(groups)
     if len(labels) != len(z):
         raise ValueError(f"groups needs one label per sample ({len(z)}), got {len(labels)}")
+    labels = [group_label(label, index) for index, label in enumerate(labels)]
     sizes: dict[Hashable, int] = {}
     for label in labels:
         sizes[label] = sizes.get(label, 0) + 1
