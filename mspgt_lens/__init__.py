@@ -32,6 +32,7 @@ from mspgt_lens.plots.perturbation import plot_brittleness, plot_token_classes
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
 from mspgt_lens.plots.profile import plot_profile
 from mspgt_lens.profile.layers import profile_cache, profile_layers
+from mspgt_lens.profile.recording import Recording, recording
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Passage, Prompt, PromptDataset, load_passages
 from mspgt_lens.report.writing import write_report
@@ -83,6 +84,7 @@ __all__ = [
     "Prompt",
     "PromptDataset",
     "PromptPairs",
+    "Recording",
     "ResidualStatistics",
     "ScaleByClass",
     "ScalePartition",
@@ -136,6 +138,7 @@ __all__ = [
     "power",
     "profile_cache",
     "profile_layers",
+    "recording",
     "residual_statistics",
     "scale_by_class",
     "segment_blocks",

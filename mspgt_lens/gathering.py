@@ -40,8 +40,6 @@ _GRAM_BLOCKS = 4
 # are addresses only until something is written there.
 _HEAP_BLOCK = 31 * 2**20
 _HEAP_BLOCKS = 32
-# Residuals of every site and attention patterns of every block, read from a cache.
-Source = tuple[Sequence[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -105,49 +103,55 @@ def kept_memory() -> Iterator[None]:
         del end
 
 
-def add_batch(
-    moments: Moments, adapter: ModelAdapter, batch: Batch, source: Source | None = None
-) -> None:
+def add_batch(moments: Moments, adapter: ModelAdapter, batch: Batch) -> None:
     """Run one batch through the model and add its moments.
 
     Args:
         moments: Where to add; untouched if anything fails before the pass has ended.
         adapter: The model.
         batch: Prompts of one fold.
-        source: Activations to take from a cache, instead of running the model.
 
     Raises:
         FloatingPointError: If an activation is NaN or infinite; names the site and the prompt.
     """
-    reader = _BatchReader(moments.plan, adapter, batch, moments.reference)
+    reader = begin_batch(moments, adapter, batch)
+    reader.run()
+    finish_batch(moments, adapter, reader)
+
+
+def begin_batch(moments: Moments, adapter: ModelAdapter, batch: Batch) -> BatchReader:
+    """What takes in the activations of one batch, site by site, whoever runs the model."""
+    reader = BatchReader(moments.plan, adapter, batch, moments.reference)
     reader.choose_sample(moments.sample)
-    reader.read(source)
+    return reader
+
+
+def finish_batch(moments: Moments, adapter: ModelAdapter, reader: BatchReader) -> None:
+    """Add what a reader has taken in of a whole pass."""
     if reader.n_valid:
         if moments.reference is None:
             moments.reference = _make_reference(moments.plan, reader.rows)
         _reduce(moments, moments.reference, reader)
-    _count(moments, adapter, batch)
+    _count(moments, adapter, reader.batch)
 
 
-def calibrate(
-    plan: MomentPlan, adapter: ModelAdapter, batch: Batch, source: Source | None = None
-) -> Reference:
+def calibrate(plan: MomentPlan, adapter: ModelAdapter, batch: Batch) -> Reference:
     """The reference that one batch gives; the same for however the others are batched.
 
     Raises:
         ValueError: If the batch has no valid position.
     """
-    reader = _BatchReader(plan, adapter, batch, None)
+    reader = BatchReader(plan, adapter, batch, None)
     if not reader.n_valid:
         raise CannotMeasure(
             "the first prompts have no valid position to calibrate on: they are shorter than "
             f"skip_first ({plan.skip_first}) or hold special tokens only"
         )
-    reader.read(source)
+    reader.run()
     return _make_reference(plan, reader.rows)
 
 
-class _BatchReader:
+class BatchReader:
     """Takes what is needed out of one forward pass: valid rows of each site, attention sums."""
 
     def __init__(
@@ -193,17 +197,10 @@ class _BatchReader:
         self.chosen = chosen[np.argsort(candidate[chosen], kind="stable")][:SAMPLE_CAPACITY]
         self.priority = candidate[self.chosen]
 
-    def read(self, source: Source | None) -> None:
-        """Take everything from the model, or from a cache."""
-        if not self.n_valid:
-            return
-        if source is None:
-            self.adapter.run(self.tokens, self.batch.mask, self._on_site, self._on_pattern)
-            return
-        for site, residual in enumerate(source[0]):
-            self._on_site(site, residual)
-        for block, pattern in enumerate(source[1]):
-            self._on_pattern(block, pattern)
+    def run(self) -> None:
+        """Take everything from the model."""
+        if self.n_valid:
+            self.adapter.run(self.tokens, self.batch.mask, self.on_site, self.on_pattern)
 
     def sample(self) -> Sample:
         """The chosen rows, once they are read."""
@@ -216,8 +213,11 @@ class _BatchReader:
             group=self.batch.groups[prompt],
         )
 
-    def _on_site(self, site: int, residual: Tensor) -> None:
-        raw = residual.detach().flatten(0, 1).index_select(0, self.flat).float()
+    def on_site(self, site: int, residual: Float[Tensor, "prompt pos d_model"]) -> None:
+        """Take the valid rows of one site; sites come in order."""
+        if not self.n_valid:
+            return
+        raw = _at_least_float32(residual.detach().flatten(0, 1).index_select(0, self.flat))
         length = raw.norm(dim=1)
         if not bool(torch.isfinite(length.sum())):
             bad = int(self.prompt[~torch.isfinite(length)][0])
@@ -239,17 +239,21 @@ class _BatchReader:
             rows = self.reference.apply(site, rows)
         self.rows.append(rows)
 
-    def _on_pattern(self, block: int, pattern: Tensor) -> None:
+    def on_pattern(self, block: int, pattern: Float[Tensor, "prompt head query key"]) -> None:
         """Add the span and the entropy of every query of one block."""
+        if not self.n_valid:
+            return
         n_keys = pattern.shape[3]
+        pattern = pattern.detach()
         keys = torch.arange(n_keys, device=pattern.device, dtype=torch.float32)
+        keys = keys.to(_at_least_float32(pattern[:0]).dtype)
         apart = (keys[:, None] - keys).abs() if self.plan.masked else None
         parts = []
         for start in range(0, n_keys, _QUERIES_AT_ONCE):
             at = slice(start, min(start + _QUERIES_AT_ONCE, n_keys))
             # Where the model is causal, a query attends to no later key.
             reach = n_keys if self.plan.masked else at.stop
-            some = pattern.detach()[:, :, at, :reach].float()
+            some = _at_least_float32(pattern[:, :, at, :reach])
             if self.plan.masked:
                 # Separators draw attention that is not needed elsewhere, as a first key does.
                 some = some * self.ordinary[:, None, None, :]
@@ -263,6 +267,11 @@ class _BatchReader:
         self.span[block] += float(distance[counted].double().sum())
         self.entropy[block] += float(entropy[counted].double().sum())
         self.n_attended[block] += int(counted.sum())
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """In float32, or in float64 where it comes so."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _sums_over_keys(
@@ -315,10 +324,10 @@ def _inputs_and_targets(
     return torch.where(hidden, adapter.mask_id, batch.tokens), targets
 
 
-def _reduce(moments: Moments, reference: Reference, reader: _BatchReader) -> None:
+def _reduce(moments: Moments, reference: Reference, reader: BatchReader) -> None:
     fold, n_read = reader.batch.fold, reader.n_read
     device = moments.zz_read.device
-    values = reader.targets.values.to(device)
+    values = reader.targets.values.to(device, reader.final.dtype)
     # Hidden tokens are decoded from where they are hidden, so the lens learns from there.
     n_final = n_read if moments.plan.masked else reader.n_valid
     final = (reader.final[:n_final] - reference.center[-1]).to(device)
@@ -379,7 +388,8 @@ def _make_reference(plan: MomentPlan, rows: Sequence[Tensor]) -> Reference:
         return Reference(center, None, None)
     generator = torch.Generator().manual_seed(plan.seed)
     axes, _ = torch.linalg.qr(torch.randn(d_model, plan.width, generator=generator))
+    axes = axes.to(center)
     if plan.coordinates == "raw":
-        return Reference(center, torch.ones_like(center), axes.to(center.device))
+        return Reference(center, torch.ones_like(center), axes)
     spread = torch.stack([r.std(dim=0, correction=0) for r in rows])
-    return Reference(center, torch.where(spread > 0, spread, 1.0), axes.to(center.device))
+    return Reference(center, torch.where(spread > 0, spread, 1.0), axes)

@@ -124,8 +124,9 @@ class Moments:
         self.y = zeros(n_folds, columns)
         self.yy = zeros(n_folds, columns, columns)
         # These two feed a regularized map and a ratio of norms: float32 sums about the center do.
-        self.z_next = zeros(n_folds, n_blocks, width, width, dtype=torch.float32)
-        self.z_final = zeros(n_folds, n_sites, width, d_model, dtype=torch.float32)
+        dtype = torch.promote_types(adapter.dtype, torch.float32)
+        self.z_next = zeros(n_folds, n_blocks, width, width, dtype=dtype)
+        self.z_final = zeros(n_folds, n_sites, width, d_model, dtype=dtype)
         self.final = zeros(n_folds, d_model)
         self.final_square = zeros(n_folds, d_model)
         self.n_read = np.zeros(n_folds, dtype=np.int64)

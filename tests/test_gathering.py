@@ -38,7 +38,11 @@ def test_a_model_of_7b_parameters_stays_under_six_gigabytes():
         features=torch.zeros(1, 32),
     )
     adapter = SimpleNamespace(
-        n_layers=n_layers, d_model=d_model, d_vocab=128_256, device=torch.device("cpu")
+        n_layers=n_layers,
+        d_model=d_model,
+        d_vocab=128_256,
+        device=torch.device("cpu"),
+        dtype=torch.bfloat16,
     )
     moments = Moments(plan, adapter)
     sums = sum(getattr(moments, name).nbytes for name in Moments._SUMS)

@@ -71,7 +71,7 @@ def ridge_lens_relevance(
         if site == n_sites - 1:
             predicted = rows[:, site]
         else:
-            predicted = torch.zeros(count, adapter.d_model)
+            predicted = torch.zeros(count, adapter.d_model, dtype=rows.dtype)
             scale = pooled_scale(moments, site, coordinates)
             sums = _lens_sums(moments, site, scale)
             for k in sorted(set(folds.tolist())):
@@ -79,7 +79,7 @@ def ridge_lens_relevance(
                 mine = torch.from_numpy(folds == k)
                 z = reference.apply(site, rows[mine, site].to(adapter.device)).to(device)
                 out = fit.predict(strengths[k], z / scale)
-                predicted[mine] = out.float().cpu() + reference.center[-1].cpu()
+                predicted[mine] = out.to(rows.dtype).cpu() + reference.center[-1].cpu()
         log_likelihood[:, site] = _log_likelihood(adapter, predicted, sample.next_token[:count])
     return _relevance(moments, log_likelihood)
 

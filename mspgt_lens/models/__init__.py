@@ -14,6 +14,7 @@ from mspgt_lens.models.building import (
 )
 from mspgt_lens.models.editing import Change, Edit, edited, edited_logits, require_acted
 from mspgt_lens.models.generating import RowEdits, Rows, check_generation, decode_text, generate
+from mspgt_lens.models.listening import listening
 from mspgt_lens.models.reading import unembedding_rows, weight_digest
 from mspgt_lens.models.resuming import RecordedRun, Site
 
@@ -38,6 +39,7 @@ __all__ = [
     "edited_logits",
     "generate",
     "hooked_llama_from_huggingface",
+    "listening",
     "needed_hooks",
     "require_acted",
     "unembedding_rows",

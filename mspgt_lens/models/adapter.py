@@ -32,7 +32,7 @@ class _LastSiteReached(Exception):  # noqa: N818 - a signal, not an error
 def answer_in_float32(
     module: Any, rows: Float[Tensor, "*batch d_in"], dtype: torch.dtype
 ) -> Float[Tensor, "*batch d_out"]:
-    """What a module makes of rows, in float32 also where its weights (of ``dtype``) are narrower.
+    """What a module makes of rows, in float32 or wider also where its weights are narrower.
 
     Rounded to bfloat16, logits near 20 are .06 off: predictions would move by more than by many an
     effect.
@@ -43,7 +43,7 @@ def answer_in_float32(
         weights = itertools.chain(module.named_parameters(), module.named_buffers())
         wide = {name: weight.float() for name, weight in weights if weight.is_floating_point()}
         answer = torch.func.functional_call(module, wide, (rows.float(),))
-    return answer.float()
+    return answer if answer.dtype == torch.float64 else answer.float()
 
 
 class ModelAdapter:
@@ -321,7 +321,8 @@ class ModelAdapter:
 
     def decode(self, normalized: Float[Tensor, "position d_model"]) -> Float[Tensor, "position v"]:
         """Logits of normalized final residuals: the final norm's learned part, then unembedding."""
-        scaled = normalized.to(self.device, torch.float32) * self._scale + self._shift
+        wide = torch.promote_types(self.dtype, torch.float32)
+        scaled = normalized.to(self.device, wide) * self._scale + self._shift
         # A position axis of its own: unembedding modules expect [prompt, pos, d_model].
         logits = answer_in_float32(self.model.unembed, scaled[None], self.dtype)[0]
         if self._logit_scale != 1.0:

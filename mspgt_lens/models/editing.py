@@ -116,7 +116,7 @@ def installed(adapter: ModelAdapter, edits: Sequence[Edit]) -> Iterator[list[int
     with ExitStack() as stack:
         for index, edit in enumerate(edits):
             for name, change in _changes(edit, index, counts):
-                _install(stack, adapter.model.hook_dict[name], change)
+                install_hook(stack, adapter.model.hook_dict[name], change)
         yield counts
 
 
@@ -267,7 +267,7 @@ def _changes(edit: Edit, index: int, counts: list[int]) -> list[tuple[str, Calla
     return [(_HOOKS[edit.place].format(block=edit.block), replace)]
 
 
-def _install(stack: ExitStack, point: Any, change: Callable[..., Any]) -> None:
+def install_hook(stack: ExitStack, point: Any, change: Callable[..., Any]) -> None:
     """Add one hook, to be removed with the stack."""
     # Not through model.hooks(): in compatibility mode that calls a hook once per alias.
     point.add_hook(change)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
 
@@ -11,20 +11,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mspgt_lens.ambient import in_own_state, tell
-from mspgt_lens.gathering import Batch, Source, add_batch, calibrate, make_batch
-from mspgt_lens.models import as_adapter, cache_reader
+from mspgt_lens.models import ModelAdapter, as_adapter, cache_reader
 from mspgt_lens.moments import Coordinates
 from mspgt_lens.padding import real_spans
+from mspgt_lens.profile.intake import Intake
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import Control, ProfileRun
-from mspgt_lens.prompts import (
-    PromptDataset,
-    as_dataset,
-)
+from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset
 from mspgt_lens.targets import DEFAULT_BANDS
-
-# Masked keys get exactly nothing; this leaves room for what half precision makes of that.
-_ATTENDED = 1e-4
 
 
 @in_own_state
@@ -94,9 +88,10 @@ def profile_layers(
 @in_own_state
 def profile_cache(
     model: Any,
-    cache: Mapping[str, Any],
-    tokens: Int[Tensor, "prompt pos"],
+    cache: Mapping[str, Any] | Iterable[tuple[Mapping[str, Any], Tensor]],
+    tokens: Int[Tensor, "prompt pos"] | None = None,
     *,
+    prompts: PromptDataset | None = None,
     mask: Bool[Tensor, "prompt pos"] | None = None,
     groups: Sequence[Hashable] | None = None,
     bands: Mapping[str, tuple[int, int]] = DEFAULT_BANDS,
@@ -107,16 +102,21 @@ def profile_cache(
     logit_lens: bool = False,
     seed: int = 0,
 ) -> LayerProfile:
-    """The same curves from an ``ActivationCache`` that is already there.
+    """The same curves from an ``ActivationCache`` that is already there, or from many.
 
     Args:
         model: The model that made the cache.
         cache: From ``model.run_with_cache(tokens, names_filter=needed_hooks(model))``, of whole
-            prompts; tensors or arrays. Left-padded tokens need ``attention_mask=mask`` there.
-        tokens: The tokens that were run.
+            prompts; tensors or arrays. Left-padded tokens need ``attention_mask=mask`` there. Or
+            pairs of a cache and its tokens, which are read one after the other and dropped, so
+            that a generator of them needs the memory of one.
+        tokens: The tokens that were run; with pairs, None.
+        prompts: With pairs: all their prompts, in any order, which decide the folds and what is
+            read for. None takes them from the pairs' tokens, which must then be a list.
         mask: True where a token is not padding; padding may be on either side. By default it is
             what the tokenizer pads with, at the ends.
-        groups: One label per prompt; by default every prompt is a group of its own.
+        groups: One label per prompt; by default every prompt is a group of its own. With
+            ``prompts``, these bring their groups.
         bands, noise, coordinates, n_folds, skip_first, logit_lens, seed: As in
             :func:`profile_layers`.
 
@@ -131,43 +131,36 @@ def profile_cache(
     adapter = as_adapter(model)
     # An encoder is profiled on masked tokens, which a cache of plain ones does not hold.
     adapter.require_causal("profile_cache (profile_layers does not)")
-    sites, patterns = cache_reader(adapter, cache)
-    tokens = torch.as_tensor(tokens)
-    tokens = (tokens[None] if tokens.ndim == 1 else tokens).cpu()
-    if sites[0].shape[:2] != tokens.shape:
-        raise ValueError(
-            f"tokens must be those that the cache was made from, of shape "
-            f"{tuple(sites[0].shape[:2])}, got {tuple(tokens.shape)}"
-        )
     run = ProfileRun(adapter, bands, noise, coordinates, n_folds, skip_first, seed)
-    if mask is None:
-        mask = torch.zeros_like(tokens, dtype=torch.bool)
-        for row, span in zip(mask, real_spans(adapter, list(tokens.numpy())), strict=True):
-            row[span] = True
-    prompts = list(PromptDataset.from_tokens(tokens, mask, groups))
-    start = torch.as_tensor(mask).cpu().long().argmax(dim=1)
-    _check_padding(patterns, start)
-    run.begin(prompts)
-    assigned = run.assign(prompts)
-
-    def read(index: Sequence[int], fold: int) -> tuple[Batch, Source]:
-        batch = make_batch([prompts[i] for i in index], fold, index)
-        length = batch.tokens.shape[1]
-
-        def taken(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-            rows = [_shifted(tensor[i], int(start[i]), length, axes) for i in index]
-            return torch.stack(rows).to(adapter.device)
-
-        return batch, ([taken(s, (0,)) for s in sites], [taken(p, (1, 2)) for p in patterns])
-
+    if hasattr(cache, "keys"):
+        if tokens is None:
+            raise TypeError("tokens must be those that the cache was made from, got None")
+        if prompts is not None:
+            raise TypeError("prompts goes with pairs of caches and tokens; here tokens say it all")
+        rows = _token_rows(tokens)
+        real = _real(adapter, rows) if mask is None else torch.as_tensor(mask).cpu().bool()
+        promised = list(PromptDataset.from_tokens(rows, real, groups))
+        pairs: Iterable[tuple[Any, Tensor, Tensor | None]] = [(cache, rows, real)]
+    else:
+        promised = _promised(adapter, cache, tokens, prompts, mask, groups)
+        pairs = ((one, _token_rows(ids), None) for one, ids in cache)
     with adapter.inference():
-        if run.projects:
-            chosen = range(len(run.first_tokens(prompts)))
-            run.moments.reference = calibrate(run.moments.plan, adapter, *read(chosen, 0))
-        for fold in sorted({fold for _, fold in assigned}):
-            index = [i for i, (_, f) in enumerate(assigned) if f == fold]
-            add_batch(run.moments, adapter, *read(index, fold))
-        return _warned(run.finish(logit_lens))
+        intake = Intake(run, promised)
+        intake.calibrate(promised)
+        for one, ids, real_tokens in pairs:
+            sites, patterns = cache_reader(adapter, one)
+            if sites[0].shape[:2] != ids.shape:
+                raise ValueError(
+                    f"tokens must be those that the cache was made from, of shape "
+                    f"{tuple(sites[0].shape[:2])}, got {tuple(ids.shape)}"
+                )
+            intake.begin(ids, real_tokens)
+            for site, residual in enumerate(sites):
+                intake.on_site(site, residual.to(adapter.device))
+            for block, pattern in enumerate(patterns):
+                intake.on_pattern(block, pattern.to(adapter.device))
+            intake.end()
+        return _warned(run.finish(logit_lens, intake.notes()))
 
 
 def _warned(profile: LayerProfile) -> LayerProfile:
@@ -177,23 +170,44 @@ def _warned(profile: LayerProfile) -> LayerProfile:
     return profile
 
 
-def _check_padding(patterns: Sequence[Tensor], start: Int[Tensor, " prompt"]) -> None:
-    """Raise ``ValueError`` if a real token attends to the padding before it."""
-    for block, pattern in enumerate(patterns):
-        for index in start.nonzero()[:, 0].tolist():
-            first = int(start[index])
-            share = float(pattern[index, :, first:, :first].float().sum(dim=-1).max())
-            if share > _ATTENDED:
-                raise ValueError(
-                    f"cache: in block {block}, tokens of prompt {index} attend to the {first} "
-                    f"positions of padding before it (up to {share:.2g} of a head's attention); "
-                    "make the cache with model.run_with_cache(tokens, attention_mask=mask, ...), "
-                    "or pad on the right"
-                )
+def _token_rows(tokens: Any) -> Int[Tensor, "prompt pos"]:
+    rows = torch.as_tensor(tokens)
+    return (rows[None] if rows.ndim == 1 else rows).cpu()
 
 
-def _shifted(tensor: Tensor, start: int, length: int, axes: tuple[int, ...]) -> Tensor:
-    """One prompt's activations from its first real token on, ``length`` long on these axes."""
-    for axis in axes:
-        tensor = tensor.roll(-start, dims=axis).narrow(axis, 0, length)
-    return tensor
+def _real(adapter: ModelAdapter, rows: Int[Tensor, "prompt pos"]) -> Bool[Tensor, "prompt pos"]:
+    """True where a token is not what the tokenizer pads with, at the ends."""
+    mask = torch.zeros_like(rows, dtype=torch.bool)
+    for row, span in zip(mask, real_spans(adapter, list(rows.numpy())), strict=True):
+        row[span] = True
+    return mask
+
+
+def _promised(
+    adapter: ModelAdapter,
+    pairs: Any,
+    tokens: Any,
+    prompts: PromptDataset | None,
+    mask: Any,
+    groups: Sequence[Hashable] | None,
+) -> list[Prompt]:
+    """All prompts of pairs of a cache and its tokens."""
+    if tokens is not None or mask is not None:
+        raise TypeError(
+            "tokens and mask go with one cache; pairs bring their tokens, and prompts= tells "
+            "padding apart"
+        )
+    if prompts is not None:
+        if groups is not None:
+            raise TypeError("groups must be None where prompts are given: they bring their groups")
+        return list(as_dataset(prompts, adapter))
+    if isinstance(pairs, Iterator):
+        raise TypeError(
+            "prompts must be given with an iterator of caches: all its prompts decide the folds "
+            "before the first cache is read (or give a list of pairs)"
+        )
+    own = []
+    for _, ids in pairs:
+        rows = _token_rows(ids)
+        own += [r[real].tolist() for r, real in zip(rows, _real(adapter, rows), strict=True)]
+    return list(PromptDataset.from_tokens(own, None, groups))

@@ -179,8 +179,13 @@ class ProfileRun:
             assigned.append((prompt, fold))
         return assigned
 
-    def finish(self, logit_lens: bool) -> LayerProfile:
-        """All curves from the moments."""
+    def finish(self, logit_lens: bool, notes: Sequence[str] = ()) -> LayerProfile:
+        """All curves from the moments.
+
+        Args:
+            logit_lens: Also decode the raw logit lens.
+            notes: Warnings that the passes gave.
+        """
         moments = self.moments
         self._check_enough(moments.n_read, int(moments.n_valid.sum()))
         reading = read_targets(moments, self.coordinates)
@@ -191,7 +196,7 @@ class ProfileRun:
         said = partial(guarantee, masked=moments.plan.masked)
         retained = by_scale(reading.targets, scales, 0, said("retained"))
         predicted = by_scale(reading.targets, scales, len(scales), said("predicted"))
-        notes = small_sample_warnings(retained, predicted)
+        notes = [*notes, *small_sample_warnings(retained, predicted)]
         return LayerProfile(
             model_name=self.adapter.name + _CONTROL_WORDS[self.control],
             n_layers=self.adapter.n_layers,
