@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from mspgt_lens.storage import SavedResult
+from mspgt_lens.contract import Result, Rows, counted, named, tidy
 
 SCALES = ("local", "intermediate", "global")
 
@@ -38,8 +38,8 @@ def segment_names(n_segments: int) -> tuple[str, ...]:
     return tuple(f"segment {i + 1}" for i in range(n_segments))
 
 
-@dataclass(frozen=True, eq=False)
-class ScalePartition(SavedResult):
+@dataclass(frozen=True, eq=False, repr=False)
+class ScalePartition(Result):
     """Segments of blocks, and how far the data support them.
 
     Attributes:
@@ -125,8 +125,12 @@ class ScalePartition(SavedResult):
             {a: {b: float((labels[a] == labels[b]).mean()) for b in labels} for a in labels}
         )
 
-    def summary(self) -> str:
-        """The finding in words: how many boundaries, how sure, stages or drift, and the places."""
+    def heading(self) -> str:
+        """The model and its depth."""
+        return f"ScalePartition{named(self.model_name)}: {counted(self.n_blocks, 'block')}"
+
+    def findings(self) -> list[str]:
+        """How many boundaries, how sure, stages or drift, and the places."""
         found = {0: "no boundary", 1: "one boundary", 2: "two boundaries", 3: "three boundaries"}
         p = _p_words(self.p_value)
         lines = [
@@ -143,33 +147,41 @@ class ScalePartition(SavedResult):
         sure = self.n_boundaries == len(self.boundaries)
         label = "Boundaries" if sure else "Best places, which the data do not support as such"
         method = "" if self.method == "fused" else f" by {self.method}"
-        lines.append(f"{label}{method}: {places}.")
-        return "\n".join(lines)
+        return [*lines, f"{label}{method}: {places}."]
+
+    def rows(self) -> Rows:
+        """The segments."""
+        return [
+            ("segment", "blocks", "first", "last"),
+            *((n, str(len(b)), str(b[0]), str(b[-1])) for n, b in self.segments.items()),
+        ]
 
     def _best_description(self) -> str:
         words = {"stages": "stages", "drift": "gradual drift", "both": "stages and drift together"}
         return words[min(self.sharpness, key=lambda name: self.sharpness[name])]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per block: ``model, block, segment, probability`` and every signal."""
-        segment = [name for name, blocks in self.segments.items() for _ in blocks]
-        table = pd.DataFrame(
-            {
-                "model": self.model_name,
-                "block": np.arange(self.n_blocks),
-                "segment": segment,
-                "probability": self.probability,
-            }
-        )
-        values = pd.DataFrame(self.signals, columns=list(self.by_signal))
-        return pd.concat([table, values], axis=1)
+        """One row per quantity and block: ``model, quantity, segment, block, value, unit``.
 
-    @classmethod
-    def _decoded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return values | {
-            "p_values": {int(jumps): p for jumps, p in values["p_values"].items()},
-            "by_signal": {name: Support(*kept) for name, kept in values["by_signal"].items()},
-        }
+        The quantities are the ``"probability"`` of a boundary at the block, then every signal in
+        its own unit.
+        """
+        segment = [name for name, blocks in self.segments.items() for _ in blocks]
+        of_signals = dict(zip(self.by_signal, self.signals.T, strict=True))
+        parts = [
+            tidy(
+                {
+                    "model": self.model_name,
+                    "quantity": quantity,
+                    "segment": segment,
+                    "block": np.arange(self.n_blocks),
+                    "value": values,
+                    "unit": "share of draws" if quantity == "probability" else "the signal's own",
+                }
+            )
+            for quantity, values in {"probability": self.probability, **of_signals}.items()
+        ]
+        return pd.concat(parts, ignore_index=True)
 
 
 def _p_words(p_value: float) -> str:

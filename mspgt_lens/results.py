@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
+
+from mspgt_lens.contract import Result, interval, tidy
 
 Unit = Literal["nats", "bits"]
 NATS_PER_BIT = float(np.log(2.0))
@@ -20,8 +23,8 @@ class CannotMeasure(ValueError):  # noqa: N818 - says what is so, as the name of
     """
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
+@dataclass(frozen=True, eq=False, repr=False)
+class Curve(Result):
     """One quantity along depth, with its 95% interval.
 
     Attributes:
@@ -64,17 +67,27 @@ class Curve:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Curve)
-            and (self.unit, self.guarantee) == (other.unit, other.guarantee)
-            and all(
-                np.array_equal(getattr(self, name), getattr(other, name))
-                for name in ("values", "low", "high", "by_fold")
-            )
-        )
+    def heading(self) -> str:
+        """Length, unit and range."""
+        return f"Curve of {len(self)} points in {self.unit}"
 
-    __hash__ = None  # type: ignore[assignment]
+    def findings(self) -> list[str]:
+        """The ends, the highest point, and what the numbers are."""
+        if not len(self):
+            return [self.guarantee]
+        top = int(np.argmax(self.values))
+        first, highest, last = (
+            interval(self.values[i], self.low[i], self.high[i]) for i in (0, top, -1)
+        )
+        return [
+            f"First {first}, highest {highest} at point {top}, last {last}; 95% intervals.",
+            self.guarantee,
+        ]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per point: ``point, value, low, high, unit``."""
+        columns = {"value": self.values, "low": self.low, "high": self.high, "unit": self.unit}
+        return tidy({"point": np.arange(len(self)), **columns})
 
     def to(self, unit: Unit) -> Curve:
         """The same curve in nats or bits.
@@ -99,8 +112,8 @@ class Curve:
         )
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(Result):
     """One number with its 95% interval.
 
     Attributes:
@@ -130,3 +143,18 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.4g} {self.unit} ({self.low:.4g} to {self.high:.4g})"
+
+    def heading(self) -> str:
+        """The number with its interval."""
+        tested = "" if self.p_value is None else f", p = {self.p_value:.3g}"
+        return f"Estimate: {self}{tested}"
+
+    def findings(self) -> list[str]:
+        """What the number is."""
+        return [self.guarantee]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row: ``value, low, high, unit, p_value``."""
+        names = ("value", "low", "high", "unit", "p_value")
+        table = tidy({name: getattr(self, name) for name in names}, 1)
+        return table.astype({"p_value": "float64"})

@@ -6,92 +6,23 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import AbstractArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from torch import Tensor
 
 _HEADER = "mspgt_lens"
-_FORMAT = 1
-_Saved = TypeVar("_Saved", bound="SavedResult")
-
-
-class SavedResult:
-    """A frozen dataclass with read-only arrays, compared by value and saved field by field.
-
-    Arrays must be finite, but where a class says that NaN stands for what is undefined.
-    """
-
-    nan_is_undefined: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        for item in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if isinstance(value, np.ndarray):
-                kept = np.array(value)
-                if not (self.nan_is_undefined or np.isfinite(kept).all()):
-                    raise ValueError(f"{type(self).__name__}: {item.name} must be finite")
-                kept.flags.writeable = False
-                object.__setattr__(self, item.name, kept)
-            elif isinstance(value, Mapping):
-                object.__setattr__(self, item.name, MappingProxyType(dict(value)))
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        pairs = (
-            (getattr(self, item.name), getattr(other, item.name))
-            for item in fields(self)  # type: ignore[arg-type]
-        )
-        return all(
-            np.array_equal(a, b, equal_nan=True) if isinstance(a, np.ndarray) else a == b
-            for a, b in pairs
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the result to one ``.safetensors`` file with a JSON header.
-
-        Args:
-            path: Where to write; the suffix is added where it is missing.
-
-        Returns:
-            The path that was written.
-        """
-        values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
-        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-        header = {name: value for name, value in values.items() if name not in arrays}
-        return write_result(path, type(self).__name__, header, arrays)
-
-    @classmethod
-    def load(cls: type[_Saved], path: str | os.PathLike[str]) -> _Saved:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file holds something else.
-        """
-        header, arrays = read_result(path, cls.__name__)
-        names = {item.name for item in fields(cls)}  # type: ignore[arg-type]
-        values = {
-            # Settings keep their lists, which is what JSON has.
-            name: value if name == "settings" else _as_tuples(value)
-            for name, value in header.items()
-            if name in names
-        }
-        return cls(**cls._decoded(values), **arrays)
-
-    @classmethod
-    def _decoded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Header fields as the class wants them, where JSON does not say enough."""
-        return values
+_FORMAT = 2
 
 
 def write_result(
@@ -115,7 +46,7 @@ def write_result(
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".partial")
     os.close(handle)
-    text = json.dumps({"format": _FORMAT, "kind": kind, **header}, default=_plain)
+    text = json.dumps({"format": _FORMAT, "kind": kind, **header})
     try:
         # Arrays in any other order than C's would come back scrambled.
         ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
@@ -157,23 +88,90 @@ def read_result(
     return header, arrays
 
 
+def encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    """A value as JSON; arrays in it go into ``arrays``, and their names stand for them.
+
+    Args:
+        value: Numbers, texts, arrays, tensors, tables, dataclasses, and mappings and sequences of
+            them.
+        name: Of the first array in it; others add where they lie.
+        arrays: Where arrays go.
+
+    Raises:
+        TypeError: If it holds anything else.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | Tensor):
+        arrays[name] = value.numpy(force=True) if isinstance(value, Tensor) else value
+        return name
+    if isinstance(value, pd.DataFrame):
+        return {
+            str(column): [None if missing else encode(x, name, arrays) for x, missing in cells]
+            for column, cells in ((c, zip(v, _missing(v), strict=True)) for c, v in value.items())
+        }
+    if is_dataclass(value):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {
+            str(k): encode(v, f"{name}.{k}" if name else str(k), arrays) for k, v in value.items()
+        }
+    if isinstance(value, tuple | list | range):
+        return [encode(v, f"{name}.{i}", arrays) for i, v in enumerate(value)]
+    raise TypeError(f"{name}: a {type(value).__name__} cannot be saved")
+
+
+def decode(hint: Any, value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """What :func:`encode` made JSON of, as the annotation of its field says.
+
+    Args:
+        hint: The annotation. Nothing is made that it does not name.
+        value: The JSON.
+        arrays: The arrays that it names.
+    """
+    if value is None or hint is Any:
+        return value
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        known = [one for one in inner if one is not type(None)]
+        return decode(known[0], value, arrays) if len(known) == 1 else value
+    if hint is np.ndarray or (isinstance(hint, type) and issubclass(hint, AbstractArray)):
+        # Tensors are written, arrays are not.
+        is_tensor = getattr(hint, "array_type", np.ndarray) is Tensor
+        return torch.from_numpy(arrays[value].copy()) if is_tensor else arrays[value]
+    if origin is tuple:
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(decode(k, v, arrays) for k, v in zip(kinds, value, strict=True))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {inner[0](k): decode(inner[1], v, arrays) for k, v in value.items()}
+    if hint is pd.DataFrame:
+        return pd.DataFrame(value)
+    if isinstance(hint, type) and (is_dataclass(hint) or hasattr(hint, "_fields")):
+        return hint(**decoded_fields(hint, value, arrays))
+    return value
+
+
+def decoded_fields(
+    kind: Any, value: Mapping[str, Any] | Sequence[Any], arrays: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """The fields of a dataclass, or of a named tuple; those that the file lacks are left out."""
+    hints = get_type_hints(kind)
+    if not isinstance(value, Mapping):
+        value = dict(zip(kind._fields, value, strict=True))
+    names = [f.name for f in fields(kind)] if is_dataclass(kind) else list(kind._fields)
+    return {n: decode(hints[n], value[n], arrays) for n in names if n in value}
+
+
+def _missing(column: Iterable[Any]) -> list[bool]:
+    return [bool(one is None or one != one) for one in column]
+
+
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide a result's numbers."""
     names = ("mspgt-lens", "transformer-lens", "transformers", "torch", "numpy", "scipy")
     return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
-
-
-def _plain(value: Any) -> Any:
-    """What JSON does not know: read-only mappings, and dataclasses by their fields."""
-    return dict(value) if isinstance(value, Mapping) else asdict(value)
-
-
-def _as_tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_as_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {name: _as_tuples(item) for name, item in value.items()}
-    return value
 
 
 def _with_suffix(path: str | os.PathLike[str]) -> Path:

@@ -148,7 +148,7 @@ def test_brittleness_is_kept_as_it_is(tmp_path):
     )
     table = one.to_dataframe()
     assert len(table) == 2 * len(LEVELS) * (6 + 3 + 3) * 3
-    row = table.query("target == 'block 2' and measure == 'kl' and level == 0.5").iloc[0]
+    row = table.query("block == 2 and quantity == 'kl' and level == 0.5").iloc[0]
     assert row["value"] == pytest.approx(one.by_group[0, 2, 2, :, 0].mean())
     with pytest.raises(ValueError, match="read-only"):
         one.by_group[0] = 0

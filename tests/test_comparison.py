@@ -23,18 +23,29 @@ def comparison(results):
 
 
 def test_tables_hold_what_was_measured(results, comparison):
-    table = comparison.to_dataframe().set_index("model")
-    assert len(table) == len(results)
+    wide, table = comparison.models.set_index("model"), comparison.to_dataframe()
+    assert len(wide) == len(results)
+    # Two boundaries, three lengths, three segments under two shapes.
+    assert len(table) == len(results) * (2 + 3 + 6)
     for one in results:
-        row, n = table.loc[one.name], one.partition.n_blocks
+        row, n = wide.loc[one.name], one.partition.n_blocks
         assert (row["first"], row["second"]) == one.partition.boundaries
         assert row["first_depth"] == one.partition.boundaries[0] / n
         assert row["second_depth_high"] == one.partition.intervals[1][1] / n
-        shares = [row[f"share_{s}"] for s in ("local", "intermediate", "global")]
-        assert sum(shares) == pytest.approx(1.0)
-        assert shares[0] == row["first_depth"]
+        own = table[table["model"] == one.name]
+        placed = own[own["quantity"] == "boundary"].set_index("segment")
+        assert placed["value"].to_dict() == {"intermediate": one.depths[0], "global": one.depths[1]}
+        assert placed.loc["global", "high"] == one.partition.intervals[1][1] / n
+        assert set(placed["p_value"]) == {one.partition.p_value}
+        lengths = own[own["quantity"] == "length"].set_index("segment")["value"]
+        assert list(lengths.index) == ["local", "intermediate", "global"]
+        assert lengths.sum() == pytest.approx(1.0)
+        assert lengths["local"] == row["first_depth"]
         brittle = one.brittleness["isotropic"]["global"]
-        assert row["brittleness_isotropic_global"] == pytest.approx(np.exp(brittle.value))
+        where = {"quantity": "brittleness", "shape": "isotropic", "segment": "global"}
+        (found,) = own[(own[list(where)] == pd.Series(where)).all(axis=1)].itertuples()
+        expected = np.exp([brittle.value, brittle.low, brittle.high])
+        np.testing.assert_allclose([found.value, found.low, found.high], expected)
     family = comparison.families.set_index("family").loc["family 1"]
     depths = np.array([r.depths for r in results[:4]])
     assert family["cv"] == pytest.approx(ml.depth_variation(depths).value)
@@ -85,7 +96,7 @@ def test_one_bare_model_is_enough(tmp_path):
     assert compared.families.empty
     assert compared.brittleness.empty
     assert ml.plot_comparison(ml.Comparison.load(compared.save(tmp_path / "one"))).data
-    assert len(compared.summary().splitlines()) == 1
+    assert len(compared.findings()) == 1
     with pytest.raises(ValueError, match="different names"):
         ml.compare_models([one, one])
     with pytest.raises(ValueError, match="at least one"):
@@ -94,7 +105,7 @@ def test_one_bare_model_is_enough(tmp_path):
 
 def test_the_summary_says_what_is_not_supported(results):
     unsure = replace(results[0], partition=replace(results[0].partition, n_boundaries=0))
-    first, second = ml.compare_models([unsure, results[1]]).summary().splitlines()[:2]
+    first, second = ml.compare_models([unsure, results[1]]).findings()[:2]
     assert "not supported" in first
     assert "not supported" not in second
 

@@ -55,8 +55,9 @@ def test_a_class_is_the_longest_band_that_matters(tiny):
         assert one == max((i for i in range(3) if gains[i] >= 0.2), default=-1)
     assert sum(found.counts.values()) == 6 * (24 - 13)
     table = found.to_dataframe()
-    assert list(table.columns[-4:]) == ["loss_0", "loss_1", "loss_4", "loss_9"]
-    assert dict(table["class"].value_counts()) == {k: v for k, v in found.counts.items() if v}
+    assert list(table["context"][:4]) == [0, 1, 4, 9]
+    np.testing.assert_array_equal(table["value"].to_numpy().reshape(-1, 4), found.losses)
+    assert dict(table["class"][::4].value_counts()) == {k: v for k, v in found.counts.items() if v}
 
 
 def test_every_window_begins_with_bos_where_the_model_takes_one():

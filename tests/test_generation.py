@@ -55,9 +55,7 @@ def test_an_identity_changes_no_text_and_has_no_effect(model):
     assert (found.kl == 0).all()
     table = found.to_dataframe().dropna(subset="p_value")
     assert len(table) == 9 * 6
-    assert (table[["difference", "low", "high", "delta", "delta_low", "delta_high"]] == 0).all(
-        axis=None
-    )
+    assert (table[["value", "low", "high", "delta", "delta_low", "delta_high"]] == 0).all(axis=None)
     assert (table["p_value"] == 1).all()
     assert (table["control"] == 0).all()
 
@@ -78,7 +76,7 @@ def test_result_is_as_described_and_comes_back_from_disk(effects, tmp_path):
     assert effects.metrics["embedding_coherence"] == "global"
     table = effects.to_dataframe()
     assert len(table) == 9 * n
-    assert set(table["segment"][table["predicted"] & (table["metric"] == "mtld")]) == {"local"}
+    assert set(table["segment"][table["predicted"] & (table["quantity"] == "mtld")]) == {"local"}
     assert (table["n_pairs"] + table["n_undefined"] == 8).all()
     assert "predicted by MSPGT's first version" in effects.summary()
     assert same(GenerationEffects.load(effects.save(tmp_path / "effects")), effects)

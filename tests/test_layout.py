@@ -15,8 +15,9 @@ ROOT = Path(mspgt_lens.__file__).parent
 # Each may import from itself and from those before it.
 ORDER = [
     "ambient",
-    "results",
     "storage",
+    "contract",
+    "results",
     "statistics",
     "models",
     "partition",

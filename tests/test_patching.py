@@ -555,7 +555,7 @@ def test_results_are_frozen_tidy_and_saved(
     table = sweep.to_dataframe()
     assert len(table) == N_LAYERS * N_POS * N_HEADS
     row = table[(table.block == 2) & (table.position == 4) & (table["head"] == 1)].iloc[0]
-    assert row.effect == sweep.effect[2, 4, 1]
+    assert row["value"] == sweep.effect[2, 4, 1]
     assert row.p_value == sweep.p_value[2, 4, 1]
     scales = ml.patch_scales(
         tiny("llama"), made_pairs(), three_segments(), n_random=20, progress=False

@@ -187,9 +187,14 @@ def test_partitions_survive_saving(partition, tmp_path):
 
 def test_partition_as_a_table(partition):
     table = partition.to_dataframe()
-    assert list(table.columns[:4]) == ["model", "block", "segment", "probability"]
-    assert (table["segment"] == "global").sum() == 7
-    assert table.shape == (24, 18)
+    assert list(table.columns) == ["model", "quantity", "segment", "block", "value", "unit"]
+    n_signals = partition.signals.shape[1]
+    assert n_signals == 14
+    assert len(table) == 24 * (1 + n_signals)
+    wide = table.pivot(index="block", columns="quantity", values="value")
+    np.testing.assert_array_equal(wide["probability"], partition.probability)
+    np.testing.assert_array_equal(wide[list(partition.by_signal)], partition.signals)
+    assert (table["segment"] == "global").sum() == 7 * (1 + n_signals)
 
 
 @pytest.mark.parametrize(

@@ -148,14 +148,14 @@ def test_existence_says_what_shuffled_text_shows():
 def test_all_verdicts_in_one_table_saved_and_loaded(tmp_path):
     verdicts = ml.evaluate_predictions(ml.synthetic_models(2, 6), strong=0.05)
     table = verdicts.to_dataframe()
-    assert list(table["name"]) == [v.name for v in verdicts]
+    assert list(table["prediction"]) == [v.name for v in verdicts]
     assert set(table["verdict"]) <= {"supported", "refuted", "inconclusive"}
-    assert [name.split()[0] for name in table["name"]] == [
+    assert [name.split()[0] for name in table["prediction"]] == [
         *("P1", "P2", "P3", "P3", "P3", "P4", "P4", "P4", "P4", "P5", "P6")
     ]
-    known = table["statistic"].notna()
-    assert (table["low"] <= table["statistic"])[known].all()
-    assert (table["statistic"] <= table["high"])[known].all()
+    known = table["value"].notna()
+    assert (table["low"] <= table["value"])[known].all()
+    assert (table["value"] <= table["high"])[known].all()
     assert table["published"].str.contains("arXiv 2505.18244").all()
     assert verdicts["P3 dominance, family 1"].threshold == verdicts.thresholds["strong"] == 0.05
     assert verdicts.thresholds["family_ratio"] == 10.0

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mspgt_lens.contract import aligned
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.prompts import PromptDataset
-from mspgt_lens.report.tables import aligned, verdict_rows
+from mspgt_lens.report.tables import verdict_rows
 from mspgt_lens.report.writing import write_report
 from mspgt_lens.studies.analysis import Analysis, analyze
 from mspgt_lens.studies.comparison import compare_models
@@ -97,7 +98,8 @@ def _analyze(
     if len(done) > 1:
         results = [one.results for one in done]
         verdicts, compared = evaluate_predictions(results), compare_models(results)
-        print(f"\n{compared.summary()}\n\n{aligned(verdict_rows(verdicts))}")
+        print("", *compared.findings(), "", sep="\n")
+        print(aligned(verdict_rows(verdicts)))
         verdicts.save(options.out / "verdicts")
         compared.save(options.out / "comparison")
         path = write_report(options.out / "report.html", compared, verdicts)
@@ -125,7 +127,7 @@ def _one(
         progress=not options.no_progress,
     )
     verdicts = evaluate_predictions(found.results)
-    print(f"\n{found.profile.model_name}\n{found.partition.summary()}\n")
+    print("", found.profile.model_name, *found.partition.findings(), "", sep="\n")
     print(aligned(verdict_rows(verdicts)))
     for step, why in found.skipped.items():
         print(f"note: {step.replace('_', ' ')} was skipped: {why}")

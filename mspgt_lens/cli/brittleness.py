@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
+from mspgt_lens.contract import aligned
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.perturbation.brittleness import (
@@ -15,7 +16,7 @@ from mspgt_lens.perturbation.brittleness import (
 )
 from mspgt_lens.perturbation.probing import Segments
 from mspgt_lens.prompts import Prompt, PromptDataset
-from mspgt_lens.report.tables import aligned, ratio_rows, slope_rows
+from mspgt_lens.report.tables import ratio_rows, slope_rows
 from mspgt_lens.report.writing import write_report
 
 

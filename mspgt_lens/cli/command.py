@@ -13,13 +13,14 @@ from mspgt_lens.cli.analyze import add_analyze_command
 from mspgt_lens.cli.brittleness import add_brittleness_command
 from mspgt_lens.cli.patch import add_patch_command
 from mspgt_lens.cli.reading import read_documents
+from mspgt_lens.contract import aligned
 from mspgt_lens.models import as_adapter
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import Control
 from mspgt_lens.prompts import PromptDataset, load_passages
-from mspgt_lens.report.tables import aligned, summary_rows
+from mspgt_lens.report.tables import summary_rows
 from mspgt_lens.report.writing import write_report
 from mspgt_lens.scales.detection import METHODS, detect_scales
 from mspgt_lens.targets import OFFSET_BANDS
@@ -165,7 +166,7 @@ def _profile(options: argparse.Namespace) -> int:
     )
     print(aligned(summary_rows(profile)))
     if partition is not None:
-        print(f"\n{partition.summary()}")
+        print("", *partition.findings(), sep="\n")
     if options.save is not None:
         print(f"\nprofile: {profile.save(options.save).resolve()}")
     shown = [profile] if partition is None else [profile, partition]
@@ -190,7 +191,7 @@ def _scales(options: argparse.Namespace) -> int:
             progress=not options.no_progress,
         )
     partition = detect_scales(profile=profile, method=options.method, seed=options.seed)
-    print(f"\n{partition.model_name}\n{partition.summary()}\n")
+    print("", partition.model_name, *partition.findings(), "", sep="\n")
     for name, blocks in partition.segments.items():
         print(f"{name.capitalize():14}blocks {blocks[0]} to {blocks[-1]}")
     print("\nby method")

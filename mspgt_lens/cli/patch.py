@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mspgt_lens.cli.reading import read_records, record_group
+from mspgt_lens.contract import aligned
 from mspgt_lens.models import Site
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.partition import ScalePartition
@@ -16,7 +17,7 @@ from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.scales import patch_scales
 from mspgt_lens.patching.sweeping import Direction
 from mspgt_lens.patching.tasks import TASKS
-from mspgt_lens.report.tables import aligned, strongest_cells
+from mspgt_lens.report.tables import strongest_cells
 from mspgt_lens.report.writing import write_report
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from mspgt_lens.contract import Result, Rows, counted, named
 from mspgt_lens.statistics import (
     SIGNIFICANCE,
     bootstrap_interval,
@@ -17,13 +18,12 @@ from mspgt_lens.statistics import (
     holm,
     sign_flip_p_values,
 )
-from mspgt_lens.storage import SavedResult
 
 MIN_GROUPS = 3
 
 
-@dataclass(frozen=True, eq=False)
-class GenerationEffects(SavedResult):
+@dataclass(frozen=True, eq=False, repr=False)
+class GenerationEffects(Result):
     """Properties of texts written under interventions, against those of the same prompts without.
 
     A text's property may be undefined (the mean length of no sentence). Pairs with such a text are
@@ -100,11 +100,12 @@ class GenerationEffects(SavedResult):
         """One row per perturbation, segment and property.
 
         Returns:
-            Columns ``model, perturbation, segment, metric, predicted, clean, difference, low, high,
-            delta, delta_low, delta_high, p_value, n_pairs, n_undefined, control, control_low,
-            control_high, strength, kl``. ``predicted`` says whether MSPGT's first version expects
-            an effect here; ``control`` is the mean delta of the random block sets, ``control_low``
-            and ``control_high`` their least and greatest (missing without controls).
+            Columns ``model, quantity, segment, perturbation, predicted, clean, value, low, high,
+            unit, p_value, delta, delta_low, delta_high, n_pairs, n_undefined, control, control_low,
+            control_high, strength, kl``. ``quantity`` is the property and ``value`` its difference;
+            ``predicted`` says whether MSPGT's first version expects an effect here; ``control`` is
+            the mean delta of the random block sets, ``control_low`` and ``control_high`` their
+            least and greatest (missing without controls).
         """
         rows = []
         for i, perturbation in enumerate(self.perturbations):
@@ -116,18 +117,19 @@ class GenerationEffects(SavedResult):
                     rows.append(
                         {
                             "model": self.model_name,
-                            "perturbation": perturbation,
+                            "quantity": metric,
                             "segment": segment,
-                            "metric": metric,
+                            "perturbation": perturbation,
                             "predicted": scale == segment,
                             "clean": self.clean[k],
-                            "difference": self.differences[i, j, k],
+                            "value": self.differences[i, j, k],
                             "low": self.low[i, j, k],
                             "high": self.high[i, j, k],
+                            "unit": "the property's own",
+                            "p_value": self.p_values[i, j, k],
                             "delta": self.deltas[i, j, k],
                             "delta_low": self.delta_low[i, j, k],
                             "delta_high": self.delta_high[i, j, k],
-                            "p_value": self.p_values[i, j, k],
                             "n_pairs": self.n_pairs[i, j, k],
                             "n_undefined": len(self.prompts) - self.n_pairs[i, j, k],
                             "control": drawn.mean() if any_drawn else np.nan,
@@ -139,19 +141,44 @@ class GenerationEffects(SavedResult):
                     )
         return pd.DataFrame(rows)
 
-    def summary(self) -> str:
+    def heading(self) -> str:
+        """The model, how many texts, and what was done."""
+        return (
+            f"GenerationEffects{named(self.model_name)}: {counted(len(self.prompts), 'text')} "
+            f"under {counted(len(self.perturbations), 'perturbation')} of "
+            f"{counted(len(self.segments), 'segment')}"
+        )
+
+    def rows(self) -> Rows:
+        """The largest effect of each property."""
+        rows: Rows = [("property", "predicted for", "largest delta", "under", "p (Holm)")]
+        table = self.to_dataframe().dropna(subset="delta")
+        for metric, scale in self.metrics.items():
+            own = table[table["quantity"] == metric]
+            if own.empty:
+                rows.append((metric, scale, "undefined", "", ""))
+                continue
+            top = own.iloc[int(own["delta"].abs().argmax())]
+            under = f"{top['perturbation']}, {top['segment']}"
+            rows.append((metric, scale, f"{top['delta']:.2f}", under, f"{top['p_value']:.3g}"))
+        return rows
+
+    def findings(self) -> list[str]:
         """How many of the predicted effects show, and how many of those not predicted."""
         table = self.to_dataframe()
         tested = table[table["p_value"].notna()]
         lines = []
-        for predicted, words in ((True, "predicted by MSPGT's first version"), (False, "others")):
+        for predicted, words in (
+            (True, "Effects predicted by MSPGT's first version"),
+            (False, "Other effects"),
+        ):
             part = tested[tested["predicted"] == predicted]
             shown = int((part["p_value"] < SIGNIFICANCE).sum())
             size = f"; mean |delta| {part['delta'].abs().mean():.2f}" if len(part) else ""
             lines.append(
-                f"Effects {words}: {shown} of {len(part)} significant (p < 0.05 after Holm){size}."
+                f"{words}: {shown} of {len(part)} significant (p < 0.05 after Holm){size}."
             )
-        return "\n".join([*lines, *self.warnings])
+        return lines
 
 
 def compare_texts(

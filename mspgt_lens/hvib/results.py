@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from mspgt_lens.contract import Result, Rows, counted, interval, named, tidy
 from mspgt_lens.results import Curve
-from mspgt_lens.storage import read_result, write_result
-
-_KIND = "HvibFit"
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
+@dataclass(frozen=True, eq=False, repr=False)
+class Grid(Result):
     """One quantity at every site and beta, with its 95% interval.
 
     Attributes:
@@ -45,12 +40,24 @@ class Grid:
             array.flags.writeable = False
             object.__setattr__(self, name, array)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Grid) and all(
-            np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
-        )
+    def heading(self) -> str:
+        """Size and unit."""
+        n_sites, n_betas = self.values.shape
+        return f"Grid of {n_sites} sites and {n_betas} betas in {self.unit}"
 
-    __hash__ = None  # type: ignore[assignment]
+    def findings(self) -> list[str]:
+        """The largest number, and what the numbers are."""
+        site, beta = np.unravel_index(int(np.argmax(self.values)), self.values.shape)
+        ends = (x[site, beta] for x in (self.values, self.low, self.high))
+        return [f"Largest {interval(*ends)} in row {site}, column {beta}.", self.guarantee]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per number: ``site, beta`` (their indices), ``value, low, high, unit``."""
+        site, beta = (index.ravel() for index in np.indices(self.values.shape))
+        ends = {name: getattr(self, name).ravel() for name in ("values", "low", "high")}
+        return tidy({"site": site, "beta": beta, **ends, "unit": self.unit}).rename(
+            columns={"values": "value"}
+        )
 
     def over_sites(self, beta: int) -> Curve:
         """The curve over depth at the beta of this index."""
@@ -63,8 +70,8 @@ class Grid:
         return Curve(*parts, self.unit, self.guarantee)
 
 
-@dataclass(frozen=True, eq=False)
-class HvibFit:
+@dataclass(frozen=True, eq=False, repr=False)
+class HvibFit(Result):
     """What a hierarchical variational information bottleneck reads off every site at every beta.
 
     All numbers are means over groups that neither training nor stopping has seen. Scales keep the
@@ -113,25 +120,6 @@ class HvibFit:
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Mapping):
-                object.__setattr__(self, f.name, MappingProxyType(dict(value)))
-        steps = np.array(self.best_step)
-        steps.flags.writeable = False
-        object.__setattr__(self, "best_step", steps)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, HvibFit) and all(
-            np.array_equal(mine, theirs) if isinstance(mine, np.ndarray) else mine == theirs
-            for mine, theirs in (
-                (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
-            )
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
     @property
     def scales(self) -> tuple[str, ...]:
         """Scale names, finest first."""
@@ -146,6 +134,30 @@ class HvibFit:
             yield "token_relevance", "", self.token_relevance
         yield "distortion", "", self.distortion
         yield "free_energy", "", self.free_energy
+
+    def heading(self) -> str:
+        """The model and the sizes of the fit."""
+        return (
+            f"HvibFit{named(self.model_name)}: {counted(len(self.sites), 'site')}, "
+            f"{counted(len(self.betas), 'beta')}, tested on "
+            f"{self.n_positions.get('testing', 0):,} positions in "
+            f"{counted(self.n_groups.get('testing', 0), 'group')}"
+        )
+
+    def rows(self) -> Rows:
+        """Per scale, the most information at the largest beta, and what it costs there."""
+        last = int(np.argmax(self.betas))
+        rows: Rows = [("scale", "information", "site", "total rate", "relevance")]
+        for scale, grid in self.information.items():
+            best = int(np.argmax(grid.values[:, last]))
+            found = (grid, self.total_rate[scale], self.relevance[scale])
+            cells = [interval(*(x[best, last] for x in (g.values, g.low, g.high))) for g in found]
+            rows.append((scale, cells[0], str(self.sites[best]), *cells[1:]))
+        return rows
+
+    def findings(self) -> list[str]:
+        """Which beta the numbers are of."""
+        return [f"Nats per position at beta {max(self.betas):g}; 95% intervals over groups."]
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per number: ``model, quantity, scale, site, beta, value, low, high, unit``."""
@@ -167,59 +179,3 @@ class HvibFit:
             for quantity, scale, grid in self.grids()
         ]
         return pd.concat(frames, ignore_index=True)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the result to one ``.safetensors`` file with a JSON header.
-
-        Args:
-            path: Where to write; the suffix is added where it is missing.
-
-        Returns:
-            The path that was written.
-        """
-        header: dict[str, Any] = {
-            name: getattr(self, name) for name in ("model_name", "sites", "betas", "warnings")
-        }
-        for name in ("taps", "n_positions", "n_groups", "settings", "versions"):
-            header[name] = dict(getattr(self, name))
-        arrays = {"best_step": self.best_step}
-        described = []
-        for index, (quantity, scale, grid) in enumerate(self.grids()):
-            arrays[f"grid{index}"] = np.stack([grid.values, grid.low, grid.high])
-            described.append([quantity, scale, grid.unit, grid.guarantee])
-        return write_result(path, _KIND, header | {"grids": described}, arrays)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> HvibFit:
-        """Read a result that :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is no saved result of this kind.
-        """
-        header, arrays = read_result(path, _KIND)
-        by_scale: dict[str, dict[str, Grid]] = {}
-        single: dict[str, Grid] = {}
-        for index, (quantity, scale, unit, guarantee) in enumerate(header["grids"]):
-            value, low, high = arrays[f"grid{index}"]
-            grid = Grid(value, low, high, unit, guarantee)
-            if scale:
-                by_scale.setdefault(quantity, {})[scale] = grid
-            else:
-                single[quantity] = grid
-        return cls(
-            model_name=header["model_name"],
-            sites=tuple(header["sites"]),
-            taps=header["taps"],
-            betas=tuple(header["betas"]),
-            token_relevance=single.get("token_relevance"),
-            distortion=single["distortion"],
-            free_energy=single["free_energy"],
-            best_step=arrays["best_step"],
-            n_positions=header["n_positions"],
-            n_groups=header["n_groups"],
-            settings=header["settings"],
-            versions=header["versions"],
-            warnings=tuple(header["warnings"]),
-            **by_scale,
-        )

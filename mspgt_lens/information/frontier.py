@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from mspgt_lens.contract import Result, interval, tidy
 from mspgt_lens.results import Curve, Estimate
 from mspgt_lens.statistics import fold_interval, jackknife_interval
 
@@ -23,8 +24,8 @@ _RELEVANCE = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Frontier:
+@dataclass(frozen=True, eq=False, repr=False)
+class Frontier(Result):
     """How much of a target can be kept at which rate: the Gaussian information bottleneck.
 
     Minimizing ``I(T;Z) - beta I(T;Y)`` over noisy linear summaries T of z, component i switches on
@@ -99,12 +100,42 @@ class Frontier:
         low, high = jackknife_interval(value, np.array(without))
         return Estimate(float(value[0]), float(low[0]), float(high[0]), "nats", _RELEVANCE)
 
+    def heading(self) -> str:
+        """Sizes."""
+        n_folds, n_components = self.by_fold.shape
+        return (
+            f"Frontier: Gaussian information bottleneck at {len(self.betas)} betas, "
+            f"{n_components} components, {n_folds} folds"
+        )
+
+    def findings(self) -> list[str]:
+        """Where anything is kept, and how much at most."""
+        last = int(np.argmax(self.betas))
+        rate, relevance = (
+            interval(c.values[last], c.low[last], c.high[last]) for c in (self.rate, self.relevance)
+        )
+        return [
+            f"Something is kept from beta {interval(*self.critical_beta)} on.",
+            f"At beta {self.betas[last]:g}: relevance {relevance} nats at a rate of {rate} nats.",
+            "What linear-Gaussian readers can use; no bound on Shannon's information.",
+        ]
+
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per beta: ``beta, rate, rate_low, rate_high, relevance, relevance_low, ...``."""
-        columns: dict[str, np.ndarray] = {"beta": self.betas}
-        for name, curve in (("rate", self.rate), ("relevance", self.relevance)):
-            columns |= {name: curve.values, f"{name}_low": curve.low, f"{name}_high": curve.high}
-        return pd.DataFrame(columns)
+        """Rows of rate and relevance: ``quantity, beta, value, low, high, unit``."""
+        parts = [
+            tidy(
+                {
+                    "quantity": name,
+                    "beta": self.betas,
+                    "value": curve.values,
+                    "low": curve.low,
+                    "high": curve.high,
+                    "unit": curve.unit,
+                }
+            )
+            for name, curve in (("rate", self.rate), ("relevance", self.relevance))
+        ]
+        return pd.concat(parts, ignore_index=True)
 
     def _without_fold(self) -> list[np.ndarray]:
         kept = [np.arange(len(self.weights)) != k for k in range(len(self.weights))]

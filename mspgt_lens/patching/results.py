@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from mspgt_lens.storage import SavedResult
+from mspgt_lens.contract import Result, Rows, named, tidy
 
 
-@dataclass(frozen=True, eq=False)
-class PatchSweep(SavedResult):
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchSweep(Result):
     """What patching each block and position does to the answer.
 
     ``cell`` stands for ``block pos``, or ``block pos head`` where single heads were patched. With a
@@ -100,33 +100,91 @@ class PatchSweep(SavedResult):
             "n_cells": float(len(exact)),
         }
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per cell: model, site, block, position, token, head, metric, effect and so on.
+    def heading(self) -> str:
+        """The model, what was patched, and the unpatched runs."""
+        heads = ", single heads" if self.metric.ndim == 3 else ""
+        window = f", {self.window} blocks at once" if self.window > 1 else ""
+        return (
+            f"PatchSweep{named(self.model_name)}: {self.site}{heads}{window}, {self.direction}, "
+            f"{self.method}; {self.metric_name.replace('_', ' ')} {self.clean:.3g} clean, "
+            f"{self.corrupted:.3g} corrupted"
+        )
 
-        ``head`` is there for single heads only; ``low``, ``high`` and ``p_value`` where they are
-        known.
+    def rows(self) -> Rows:
+        """The cells that move the answer most."""
+        return self.strongest(5)
+
+    def findings(self) -> list[str]:
+        """What the effect is, and how far attribution errs."""
+        lines = ["Effect: 0 is the corrupted run, 1 the clean one; 95% intervals over groups."]
+        error = self.attribution_error
+        if error is not None:
+            lines.append(
+                f"Attribution errs by {error['mean']:.3g} on average on {error['n_cells']:g} cells "
+                "that were patched exactly."
+            )
+        return lines
+
+    def strongest(self, n_cells: int) -> Rows:
+        """The cells that move the answer most, as text: a header row, then one row per cell.
+
+        Args:
+            n_cells: How many, at most.
+        """
+        start = 0.0 if self.direction == "denoise" else 1.0
+        order = np.argsort(-np.abs(self.effect - start), axis=None, kind="stable")[:n_cells]
+        heads = ("head",) if self.effect.ndim == 3 else ()
+        rows: Rows = [("block", "token", *heads, "effect", "95% interval", "p (Holm)")]
+        for flat in order:
+            cell = np.unravel_index(int(flat), self.effect.shape)
+            block, pos, *head = (int(i) for i in cell)
+            place = int(self.positions[pos])
+            reach = ""
+            if self.low is not None and self.high is not None:
+                reach = f"{self.low[cell]:.3g} to {self.high[cell]:.3g}"
+            rows.append(
+                (
+                    str(block),
+                    f"{self.tokens[pos].strip()} ({'last' if place < 0 else place})",
+                    *(str(i) for i in head),
+                    f"{self.effect[cell]:.3g}",
+                    reach,
+                    "" if self.p_value is None else f"{self.p_value[cell]:.3g}",
+                )
+            )
+        return rows
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per cell.
+
+        Returns:
+            Columns ``model, quantity, place, block, position, token, head, metric, value, low,
+            high, unit, p_value``; ``value`` is the effect. ``head`` is there for single heads only;
+            ``low``, ``high`` and ``p_value`` where they are known.
         """
         index = np.indices(self.metric.shape).reshape(self.metric.ndim, -1)
-        table = pd.DataFrame(
-            {
-                "model": self.model_name,
-                "site": self.site,
-                "block": index[0],
-                "position": self.positions[index[1]],
-                "token": [self.tokens[i] for i in index[1]],
-            }
-        )
+        columns: dict[str, Any] = {
+            "model": self.model_name,
+            "quantity": "effect",
+            "place": self.site,
+            "block": index[0],
+            "position": self.positions[index[1]],
+            "token": [self.tokens[i] for i in index[1]],
+        }
         if self.metric.ndim == 3:
-            table["head"] = index[2]
-        for name in ("metric", "effect", "low", "high", "p_value"):
-            values = getattr(self, name)
-            if values is not None:
-                table[name] = values.ravel()
-        return table
+            columns["head"] = index[2]
+        columns |= {"metric": self.metric.ravel(), "value": self.effect.ravel()}
+        for name in ("low", "high"):
+            if getattr(self, name) is not None:
+                columns[name] = getattr(self, name).ravel()
+        columns["unit"] = "share of the way"
+        if self.p_value is not None:
+            columns["p_value"] = self.p_value.ravel()
+        return tidy(columns)
 
 
-@dataclass(frozen=True, eq=False)
-class ScalePatch(SavedResult):
+@dataclass(frozen=True, eq=False, repr=False)
+class ScalePatch(Result):
     """What patching every block of a segment at once does, against random blocks.
 
     Attributes:
@@ -167,21 +225,55 @@ class ScalePatch(SavedResult):
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    def heading(self) -> str:
+        """The model, the direction and the unpatched runs."""
+        return (
+            f"ScalePatch{named(self.model_name)}: {self.direction}; "
+            f"{self.metric_name.replace('_', ' ')} {self.clean:.3g} clean, "
+            f"{self.corrupted:.3g} corrupted"
+        )
+
+    def rows(self) -> Rows:
+        """The effect of every segment beside random sets."""
+        rows: Rows = [("segment", "blocks", "effect", "random sets", "p (Holm)")]
+        low, middle, high = self._random()
+        for i, name in enumerate(self.segments):
+            effect = f"{self.effect[i]:.3g}"
+            if self.low is not None and self.high is not None:
+                effect += f" ({self.low[i]:.3g} to {self.high[i]:.3g})"
+            first, last = self.blocks[i]
+            random = f"{middle[i]:.3g} ({low[i]:.3g} to {high[i]:.3g})"
+            rows.append((name, f"{first} to {last}", effect, random, f"{self.p_value[i]:.3g}"))
+        return rows
+
+    def findings(self) -> list[str]:
+        """What the effect and p are."""
+        return [
+            "Effect: 0 is the corrupted run, 1 the clean one. p: whether it matters which blocks "
+            "they are."
+        ]
+
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per segment, with the random sets' median and central 95%."""
-        low, middle, high = np.quantile(self.random_effect, [0.025, 0.5, 0.975], axis=1)
-        table = pd.DataFrame(
-            {
-                "model": self.model_name,
-                "segment": list(self.segments),
-                "first": self.blocks[:, 0],
-                "last": self.blocks[:, 1],
-                "metric": self.metric,
-                "effect": self.effect,
-            }
-        )
+        """One row per segment, with the random sets' median and central 95%.
+
+        Returns:
+            Columns ``model, quantity, segment, metric, value, low, high, unit, p_value, control,
+            control_low, control_high``; ``value`` is the effect, and ``low`` and ``high`` are there
+            where they are known.
+        """
+        low, middle, high = self._random()
+        columns: dict[str, Any] = {
+            "model": self.model_name,
+            "quantity": "effect",
+            "segment": list(self.segments),
+            "metric": self.metric,
+            "value": self.effect,
+        }
         if self.low is not None and self.high is not None:
-            table["low"], table["high"] = self.low, self.high
-        return table.assign(
-            random_low=low, random_median=middle, random_high=high, p_value=self.p_value
-        )
+            columns |= {"low": self.low, "high": self.high}
+        columns |= {"unit": "share of the way", "p_value": self.p_value}
+        return tidy(columns | {"control": middle, "control_low": low, "control_high": high})
+
+    def _random(self) -> Float[np.ndarray, "3 segment"]:
+        ends: np.ndarray = np.quantile(self.random_effect, [0.025, 0.5, 0.975], axis=1)
+        return ends

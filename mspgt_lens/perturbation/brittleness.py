@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, Rows, counted, interval, named
 from mspgt_lens.models import as_adapter
 from mspgt_lens.perturbation.kinds import Perturbation, Shape
 from mspgt_lens.perturbation.perturbing import perturbed
@@ -28,7 +29,7 @@ from mspgt_lens.perturbation.rounding import NEGLIGIBLE, rounding
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.results import CannotMeasure, Curve, Estimate
 from mspgt_lens.statistics import LEVEL, holm, jackknife_interval, sign_flip_p_values
-from mspgt_lens.storage import SavedResult, package_versions
+from mspgt_lens.storage import package_versions
 
 Mode = Literal["per_block", "equal_energy"]
 DEFAULT_LEVELS = (0.05, 0.1, 0.5, 1.0)
@@ -39,11 +40,12 @@ _SLOPE = (
     "KL from the clean prediction, less that of rounding alone, over the squared noise level, at "
     "the lowest level"
 )
+_SLOPES = "Initial slopes of KL at equal energy, nats per squared level; 95% intervals."
 _HALF = "Noise level at which half of the positions keep their most likely token, interpolated."
 
 
-@dataclass(frozen=True, eq=False)
-class Brittleness(SavedResult):
+@dataclass(frozen=True, eq=False, repr=False)
+class Brittleness(Result):
     """Response of predictions to noise in each block and each segment.
 
     Two modes: ``"per_block"``, noise at the entry of one block at a time, averaged over the
@@ -195,25 +197,66 @@ class Brittleness(SavedResult):
             )
         return curves
 
+    def heading(self) -> str:
+        """The model and how much was perturbed."""
+        return (
+            f"Brittleness{named(self.model_name)}: {counted(self.n_layers, 'block')}, "
+            f"{counted(len(self.levels), 'level')}, {counted(self.by_group.shape[3], 'document')}"
+        )
+
+    def rows(self) -> Rows:
+        """The slope of every segment under every shape, at equal energy."""
+        rows: Rows = [("noise", *self.segments)]
+        for shape in self.shapes:
+            slopes = [self.slope(name, shape, "equal_energy") for name in self.segments]
+            rows.append((shape, *(interval(e.value, e.low, e.high) for e in slopes)))
+        return rows
+
+    def findings(self) -> list[str]:
+        """Per noise shape, the two segments whose brittleness differs most at equal energy."""
+        lines = []
+        try:
+            table = self.ratios()
+        except CannotMeasure as error:
+            return [f"{str(error).capitalize()}.", _SLOPES]
+        for shape in self.shapes if len(table) else ():
+            part = table[(table["shape"] == shape) & (table["mode"] == "equal_energy")]
+            row = part.iloc[int(np.log(part["ratio"]).abs().argmax())]
+            first, second = row["segment"], row["against"]
+            ratio, low, high = (float(row[name]) for name in ("ratio", "low", "high"))
+            if ratio < 1:
+                first, second, ratio, low, high = second, first, 1 / ratio, 1 / high, 1 / low
+            lines.append(
+                f"Under {shape} noise of the same energy, {first} blocks are {ratio:.3g} times "
+                f"({low:.3g} to {high:.3g}) as brittle as {second} blocks."
+            )
+        return [*lines, _SLOPES]
+
     def to_dataframe(self) -> pd.DataFrame:
         """Every response as a tidy table.
 
         Returns:
-            Columns ``model, shape, level, target, mode, measure, value, low, high``; targets are
-            ``"block 0"`` and so on, then the segments in both modes.
+            Columns ``model, quantity, segment, shape, mode, level, block, value, low, high, unit``.
+            First come single blocks, whose ``segment`` is empty, then the segments in both modes,
+            whose ``block`` is missing.
         """
         rows = []
-        blocks = [(f"block {b}", "per_block", b) for b in range(self.n_layers)]
         for shape, measure in itertools.product(self.shapes, MEASURES):
             i, k = self.shapes.index(shape), MEASURES.index(measure)
-            found = [(t, m, self.by_group[i, :, b, :, k]) for t, m, b in blocks]
-            for mode in get_args(Mode):
-                found += [(s, mode, self._of(s, shape, mode, measure)) for s in self.segments]
-            for target, mode, values in found:
+            unit = "share" if measure == "agreement" else "nats"
+            found: list[tuple[str, int | None, Mode, np.ndarray]] = [
+                ("", b, "per_block", self.by_group[i, :, b, :, k]) for b in range(self.n_layers)
+            ]
+            modes: tuple[Mode, ...] = get_args(Mode)
+            for mode in modes:
+                found += [(s, None, mode, self._of(s, shape, mode, measure)) for s in self.segments]
+            for segment, block, mode, values in found:
                 for level, *ends in zip(self.levels, *mean_interval(values.T), strict=True):
-                    rows.append((self.model_name, shape, level, target, mode, measure, *ends))
-        names = ["model", "shape", "level", "target", "mode", "measure", "value", "low", "high"]
-        return pd.DataFrame(rows, columns=names)
+                    about = (self.model_name, measure, segment, shape, mode, level, block)
+                    rows.append((*about, *ends, unit))
+        names = ["model", "quantity", "segment", "shape", "mode", "level", "block"]
+        table = pd.DataFrame(rows, columns=[*names, "value", "low", "high", "unit"])
+        return table.astype({"block": "Int64"})
 
     def _of(
         self, segment: str, shape: Shape, mode: Mode, measure: str

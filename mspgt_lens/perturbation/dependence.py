@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, Rows, counted, named, tidy
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.prompts import (
     Prompt,
@@ -24,7 +25,7 @@ from mspgt_lens.prompts import (
     stack_rows,
 )
 from mspgt_lens.results import CannotMeasure
-from mspgt_lens.storage import SavedResult, package_versions
+from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 
 # Half a nat: the token becomes at least 1.65 times as likely. Fixed before any result was seen.
@@ -32,8 +33,8 @@ THRESHOLD = 0.5
 _BATCH_TOKENS = 4096
 
 
-@dataclass(frozen=True, eq=False)
-class TokenClasses(SavedResult):
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenClasses(Result):
     """Tokens by the longest band of context that they depend on.
 
     Attributes:
@@ -77,21 +78,48 @@ class TokenClasses(SavedResult):
         found = {name: int((self.classes == i).sum()) for i, name in enumerate(self.bands)}
         return found | {"none": int((self.classes < 0).sum())}
 
+    def heading(self) -> str:
+        """The model, how many tokens, and what counts."""
+        return (
+            f"TokenClasses{named(self.model_name)}: {counted(len(self.tokens), 'token')}, by the "
+            f"longest context that lowers the loss by {self.threshold:g} nats"
+        )
+
+    def rows(self) -> Rows:
+        """Tokens of every class, and the fall of the loss that makes it."""
+        n = max(len(self.tokens), 1)
+        falls = {
+            name: f"{fall.mean():.2f}" if len(fall) else ""
+            for i, name in enumerate(self.bands)
+            for fall in (self.gains[self.classes == i, i],)
+        }
+        return [
+            ("class", "tokens", "share", "mean fall of the loss"),
+            *((k, f"{v:,}", f"{v / n:.0%}", falls.get(k, "")) for k, v in self.counts.items()),
+        ]
+
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per token: ``prompt, position, token, class``, then losses by context in nats."""
+        """One row per token and context that it was predicted from.
+
+        Returns:
+            Columns ``model, quantity, class, prompt, position, token, context, value, unit``;
+            ``context`` counts tokens, and ``value`` is the loss.
+        """
         names = np.array([*self.bands, "none"])
-        table = pd.DataFrame(
+        ends = (0, *(b for _, b in self.bands.values()))
+        return tidy(
             {
-                "prompt": self.prompts,
-                "position": self.positions,
-                "token": self.tokens,
-                "class": names[self.classes],
+                "model": self.model_name,
+                "quantity": "cross_entropy",
+                "class": np.repeat(names[self.classes], len(ends)),
+                "prompt": np.repeat(self.prompts, len(ends)),
+                "position": np.repeat(self.positions, len(ends)),
+                "token": np.repeat(self.tokens, len(ends)),
+                "context": np.tile(ends, len(self.tokens)),
+                "value": self.losses.ravel(),
+                "unit": "nats",
             }
         )
-        ends = (0, *(b for _, b in self.bands.values()))
-        for index, end in enumerate(ends):
-            table[f"loss_{end}"] = self.losses[:, index]
-        return table
 
 
 @in_own_state

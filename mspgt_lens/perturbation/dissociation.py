@@ -13,6 +13,7 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, Rows, interval, named
 from mspgt_lens.models import as_adapter
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.kinds import Perturbation
@@ -30,7 +31,7 @@ from mspgt_lens.perturbation.rounding import rounding
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.results import CannotMeasure, Estimate
 from mspgt_lens.statistics import LEVEL, cluster_interval, pseudo_values, sign_flip_p_values
-from mspgt_lens.storage import SavedResult, package_versions
+from mspgt_lens.storage import package_versions
 
 _INTERACTION = (
     "Mean over the diagonal of the table of loss increases, each row divided by its mean over "
@@ -39,8 +40,8 @@ _INTERACTION = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class ScaleByClass(SavedResult):
+@dataclass(frozen=True, eq=False, repr=False)
+class ScaleByClass(Result):
     """Loss increase of each class of tokens under perturbation of each segment.
 
     Attributes:
@@ -72,28 +73,64 @@ class ScaleByClass(SavedResult):
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per cell: ``model, segment, class, value, low, high, relative, n_tokens``."""
-        return pd.DataFrame(
-            [
-                {
-                    "model": self.model_name,
-                    "segment": segment,
-                    "class": name,
-                    "value": self.values[i, j],
-                    "low": self.low[i, j],
-                    "high": self.high[i, j],
-                    "relative": self.relative[i, j],
-                    "n_tokens": self.counts[j],
-                }
-                for i, segment in enumerate(self.segments)
-                for j, name in enumerate(self.classes)
-            ]
-        )
+    def heading(self) -> str:
+        """The model and what was done."""
+        return f"ScaleByClass{named(self.model_name)}: loss increase under {self.perturbation}"
 
-    @classmethod
-    def _decoded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return values | {"interaction": Estimate(**values["interaction"])}
+    def rows(self) -> Rows:
+        """Loss increases, segments by classes."""
+        ends = (self.values, self.low, self.high)
+        return [
+            ("nats", *self.classes),
+            *(
+                (name, *(interval(*(x[i, j] for x in ends)) for j in range(len(self.classes))))
+                for i, name in enumerate(self.segments)
+            ),
+        ]
+
+    def findings(self) -> list[str]:
+        """Whether the diagonal leads."""
+        e = self.interaction
+        words = "leads" if e.low > 0 else "does not lead" if e.high < 0 else "does not clearly lead"
+        tested = "" if e.p_value is None else f"; p = {e.p_value:.3f}"
+        return [
+            f"The diagonal of segments by token classes {words}: interaction {e.value:.2f} "
+            f"({e.low:.2f} to {e.high:.2f}{tested})."
+        ]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per cell, then the interaction.
+
+        Returns:
+            Columns ``model, quantity, segment, class, perturbation, value, low, high, unit,
+            p_value, relative, n_tokens``; the last two are missing for the interaction.
+        """
+        about = {"model": self.model_name, "perturbation": self.perturbation}
+        rows = [
+            {
+                **about,
+                "quantity": "cross_entropy",
+                "segment": segment,
+                "class": name,
+                "value": self.values[i, j],
+                "low": self.low[i, j],
+                "high": self.high[i, j],
+                "unit": "nats",
+                "p_value": np.nan,
+                "relative": self.relative[i, j],
+                "n_tokens": int(self.counts[j]),
+            }
+            for i, segment in enumerate(self.segments)
+            for j, name in enumerate(self.classes)
+        ]
+        e = self.interaction
+        last = {"value": e.value, "low": e.low, "high": e.high, "unit": e.unit}
+        names = {"quantity": "interaction", "segment": "", "class": ""}
+        p_value = np.nan if e.p_value is None else e.p_value
+        table = pd.DataFrame([*rows, {**about, **names, **last, "p_value": p_value}])
+        first = ["model", "quantity", "segment", "class", "perturbation"]
+        table = table[[*first, *(c for c in table.columns if c not in first)]]
+        return table.astype({"n_tokens": "Int64"})
 
 
 @in_own_state

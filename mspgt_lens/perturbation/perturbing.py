@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, Rows, counted, interval, named
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.probing import (
@@ -27,8 +28,8 @@ from mspgt_lens.perturbation.probing import (
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
 from mspgt_lens.perturbation.rounding import NEGLIGIBLE, beyond_rounding, rounding
 from mspgt_lens.prompts import PromptDataset
-from mspgt_lens.statistics import holm, sign_flip_p_values
-from mspgt_lens.storage import SavedResult, package_versions
+from mspgt_lens.statistics import SIGNIFICANCE, holm, sign_flip_p_values
+from mspgt_lens.storage import package_versions
 
 DEFAULT_PERTURBATIONS = (
     Perturbation("noise"),
@@ -41,8 +42,8 @@ DEFAULT_PERTURBATIONS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class PerturbationEffects(SavedResult):
+@dataclass(frozen=True, eq=False, repr=False)
+class PerturbationEffects(Result):
     """Effects of perturbing each segment, with intervals, tests, and random block sets beside them.
 
     Measures, in the order of the last axis: ``"kl"``, divergence from the clean prediction to the
@@ -87,13 +88,45 @@ class PerturbationEffects(SavedResult):
     floor: Float[np.ndarray, "segment measure"] | None = None
     warnings: tuple[str, ...] = ()
 
+    def heading(self) -> str:
+        """The model and how many perturbations and controls."""
+        return (
+            f"PerturbationEffects{named(self.model_name)}: "
+            f"{counted(len(self.perturbations), 'perturbation')} of "
+            f"{counted(len(self.segments), 'segment')}, "
+            f"{counted(self.controls.shape[2], 'control')} each"
+        )
+
+    def rows(self) -> Rows:
+        """KL under every perturbation of every segment."""
+        k = MEASURES.index("kl")
+        ends = (self.values, self.low, self.high)
+        return [
+            ("KL, nats per token", *self.segments),
+            *(
+                (name, *(interval(*(x[i, j, k] for x in ends)) for j in range(len(self.segments))))
+                for i, name in enumerate(self.perturbations)
+            ),
+        ]
+
+    def findings(self) -> list[str]:
+        """How many effects differ from those of random block sets."""
+        k = MEASURES.index("kl")
+        least = 1 / (self.controls.shape[2] + 1)
+        apart = int((self.p_controls[..., k] <= max(least, SIGNIFICANCE)).sum())
+        return [
+            f"{apart} of {self.p_controls[..., k].size} differ from random block sets of the same "
+            f"size (rank p at most {max(least, SIGNIFICANCE):.2g}, uncorrected)."
+        ]
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row per perturbation, segment and measure.
 
         Returns:
-            Columns ``model, perturbation, segment, measure, value, low, high, p_value, control,
-            control_low, control_high, p_control``; the control's are the mean and the 2.5% and
-            97.5% quantiles over its block sets. ``p_value`` is missing where it is not defined.
+            Columns ``model, quantity, segment, perturbation, value, low, high, unit, p_value,
+            control, control_low, control_high, p_control``; ``quantity`` is the measure; the
+            control's are the mean and the 2.5% and 97.5% quantiles over its block sets.
+            ``p_value`` is missing where it is not defined.
         """
         rows = []
         for i, perturbation in enumerate(self.perturbations):
@@ -104,12 +137,13 @@ class PerturbationEffects(SavedResult):
                     rows.append(
                         {
                             "model": self.model_name,
-                            "perturbation": perturbation,
+                            "quantity": measure,
                             "segment": segment,
-                            "measure": measure,
+                            "perturbation": perturbation,
                             "value": self.values[i, j, k],
                             "low": self.low[i, j, k],
                             "high": self.high[i, j, k],
+                            "unit": "share" if measure == "agreement" else "nats",
                             "p_value": self.p_values[i, j] if tested else None,
                             "control": control.mean(),
                             "control_low": np.quantile(control, 0.025),

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, counted, tidy
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.perturbation.probing import Batch, Batches, make_batches
 from mspgt_lens.prompts import PromptDataset
@@ -18,8 +20,8 @@ from mspgt_lens.prompts import PromptDataset
 _N_DONORS = 512
 
 
-@dataclass(frozen=True, eq=False)
-class ResidualStatistics:
+@dataclass(frozen=True, eq=False, repr=False)
+class ResidualStatistics(Result):
     """What the residual stream of a model is like at every block's entry, at valid positions.
 
     Attributes:
@@ -39,6 +41,26 @@ class ResidualStatistics:
     updates: Float[Tensor, "block donor d_model"]
     groups: UInt64[np.ndarray, " donor"]
     n_positions: int
+
+    def heading(self) -> str:
+        """Sizes."""
+        n_blocks, width = self.deviation.shape
+        return (
+            f"ResidualStatistics: {counted(n_blocks, 'block')} of width {width}, from "
+            f"{counted(self.n_positions, 'position')}"
+        )
+
+    def findings(self) -> list[str]:
+        """How large the residual stream is."""
+        return [
+            f"RMS {self.rms[0]:.3g} at the first block's entry, {self.rms[-1]:.3g} at the last."
+        ]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The root mean square at every block's entry: ``quantity, block, value, unit``."""
+        values = self.rms.double().numpy(force=True)
+        blocks = np.arange(len(values))
+        return tidy({"quantity": "rms", "block": blocks, "value": values, "unit": "activation"})
 
 
 @in_own_state

@@ -53,7 +53,7 @@ def plot_effects(
     if isinstance(effects, GenerationEffects):
         return plot_texts(effects)
     table = effects.to_dataframe()
-    table = table[table["measure"] == measure]
+    table = table[table["quantity"] == measure]
     column = list(_AXES).index(measure)
     names, segments = list(effects.perturbations), list(effects.segments)
     logarithmic = measure == "kl"

@@ -113,7 +113,7 @@ def _points(
     segment = str(rows[0].segment) if rows else ""
     return go.Scatter(
         x=[row.delta for row in rows],
-        y=[len(metrics) - metrics.index(str(row.metric)) + shift for row in rows],
+        y=[len(metrics) - metrics.index(str(row.quantity)) + shift for row in rows],
         error_x={
             "type": "data",
             "symmetric": False,
@@ -149,11 +149,10 @@ def _words(row: Any, effects: GenerationEffects) -> str:
         else f"{'a difference' if clear else 'no clear difference'}: p {p} after Holm"
     )
     lines = [
-        f"<b>{escape(_WORDS.get(row.metric, row.metric))}</b>, {escape(row.perturbation)} of "
+        f"<b>{escape(_WORDS.get(row.quantity, row.quantity))}</b>, {escape(row.perturbation)} of "
         f"{escape(row.segment)} ({len(blocks)} blocks)",
         f"Cliff's delta {row.delta:+.2f} ({row.delta_low:+.2f} to {row.delta_high:+.2f})",
-        f"mean {row.clean:.3g} without, {row.difference:+.3g} ({row.low:+.3g} to {row.high:+.3g}) "
-        "with",
+        f"mean {row.clean:.3g} without, {row.value:+.3g} ({row.low:+.3g} to {row.high:+.3g}) with",
         verdict,
         f"{row.n_pairs} pairs of texts, {row.n_undefined} undefined; dose {row.kl:.2g} nats",
     ]

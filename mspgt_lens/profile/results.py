@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from mspgt_lens.contract import Result, Rows, counted, interval, named
 from mspgt_lens.information.frontier import DEFAULT_BETAS, Frontier
 from mspgt_lens.results import Curve, Unit
-from mspgt_lens.storage import read_result, write_result
 
 
-@dataclass(frozen=True)
-class LayerProfile:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerProfile(Result):
     """What each layer of one model keeps of the past and predicts of the future.
 
     Site ``l`` is the residual stream before block ``l`` (0 ... L - 1); site ``L`` is after the last
@@ -63,7 +60,7 @@ class LayerProfile:
     signals: Mapping[str, Curve]
     added: Mapping[str, Curve] = field(default_factory=dict)
     correlations: Mapping[str, Float[np.ndarray, "fold site component"]] = field(
-        default_factory=dict, compare=False
+        default_factory=dict
     )
     fold_weights: tuple[float, ...] = ()
     logit_lens: Curve | None = None
@@ -73,9 +70,7 @@ class LayerProfile:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        mappings = "bands retained predicted added correlations signals settings versions"
-        for name in mappings.split():
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        super().__post_init__()
         for quantity, _, curve in self.curves():
             expected = self.n_layers + (quantity not in self.signals)
             if len(curve) != expected:
@@ -128,6 +123,34 @@ class LayerProfile:
         by_fold = self.correlations[scale][:, site]
         return Frontier(np.asarray(betas, dtype=float), by_fold, np.array(self.fold_weights))
 
+    def heading(self) -> str:
+        """The model and how much text."""
+        return (
+            f"LayerProfile{named(self.model_name)}: {counted(self.n_layers, 'block')}, "
+            f"{self.n_tokens:,} token positions from {counted(self.n_groups, 'group')}"
+        )
+
+    def rows(self) -> Rows:
+        """A few sites and the best one of every curve over sites."""
+        last = self.n_layers
+        sites = sorted({0, round(last / 2), last})
+        rows: Rows = [("nats per token", *(f"site {s}" for s in sites), "highest (95% interval)")]
+        for quantity, scale, curve in self.curves():
+            if len(curve) > last and curve.unit == "nats":
+                top = int(np.argmax(curve.values))
+                best = interval(curve.values[top], curve.low[top], curve.high[top])
+                name = f"{quantity} {scale}".strip().replace("_", " ")
+                shown = (f"{curve.values[site]:.3g}" for site in sites)
+                rows.append((name, *shown, f"{best} at {top}"))
+        return rows
+
+    def findings(self) -> list[str]:
+        """What the numbers are."""
+        return [
+            "What linear-Gaussian readers can use, which may rise with depth and is no bound on "
+            "Shannon's information."
+        ]
+
     def to_dataframe(self, unit: Unit = "nats") -> pd.DataFrame:
         """All curves as a tidy table.
 
@@ -156,89 +179,3 @@ class LayerProfile:
                 )
             )
         return pd.concat(frames, ignore_index=True)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the profile to one ``.safetensors`` file with a JSON header.
-
-        Args:
-            path: Where to write; the suffix is added where it is missing.
-
-        Returns:
-            The path that was written.
-        """
-        arrays: dict[str, np.ndarray] = {}
-        described = []
-        for index, (quantity, scale, curve) in enumerate(self.curves()):
-            arrays[f"curve{index}"] = np.stack([curve.values, curve.low, curve.high])
-            if curve.by_fold is not None:
-                arrays[f"folds{index}"] = curve.by_fold
-            described.append(
-                {
-                    "quantity": quantity,
-                    "scale": scale,
-                    "unit": curve.unit,
-                    "guarantee": curve.guarantee,
-                    "signal": quantity in self.signals,
-                }
-            )
-        arrays |= {f"correlations.{name}": value for name, value in self.correlations.items()}
-        header = {
-            "model_name": self.model_name,
-            "n_layers": self.n_layers,
-            "n_tokens": self.n_tokens,
-            "n_groups": self.n_groups,
-            "bands": {name: list(band) for name, band in self.bands.items()},
-            "control": self.control,
-            "curves": described,
-            "fold_weights": list(self.fold_weights),
-            "settings": dict(self.settings),
-            "versions": dict(self.versions),
-            "warnings": list(self.warnings),
-        }
-        return write_result(path, "LayerProfile", header, arrays)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LayerProfile:
-        """Read a profile that :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is no saved profile.
-        """
-        header, arrays = read_result(path, "LayerProfile")
-        single: dict[str, Curve] = {}
-        by_scale: dict[str, dict[str, Curve]] = {"retained": {}, "predicted": {}, "added": {}}
-        signals: dict[str, Curve] = {}
-        for index, item in enumerate(header["curves"]):
-            values, low, high = arrays[f"curve{index}"]
-            curve = Curve(
-                values, low, high, item["unit"], item["guarantee"], arrays.get(f"folds{index}")
-            )
-            if item["signal"]:
-                signals[item["quantity"]] = curve
-            elif item["quantity"] in by_scale:
-                by_scale[item["quantity"]][item["scale"]] = curve
-            else:
-                single[item["quantity"]] = curve
-        return cls(
-            model_name=header["model_name"],
-            n_layers=header["n_layers"],
-            n_tokens=header["n_tokens"],
-            n_groups=header["n_groups"],
-            bands={name: (band[0], band[1]) for name, band in header["bands"].items()},
-            compression=single["compression"],
-            relevance=single["relevance"],
-            logit_lens=single.get("logit_lens"),
-            control=header.get("control"),
-            signals=signals,
-            correlations={
-                scale: arrays[f"correlations.{scale}"]
-                for scale in header["bands"]
-                if f"correlations.{scale}" in arrays
-            },
-            fold_weights=tuple(header.get("fold_weights", ())),
-            settings=header["settings"],
-            versions=header["versions"],
-            warnings=tuple(header["warnings"]),
-            **by_scale,
-        )

@@ -11,7 +11,6 @@ from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dissociation import ScaleByClass
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Curve
-from mspgt_lens.studies.comparison import records
 from mspgt_lens.theory.verdicts import Verdicts
 
 
@@ -29,17 +28,13 @@ def findings(
         for scale, curve in profile.predicted.items():
             found.append(f"Predicted information, {scale}: {_course(curve)}.")
     if partition is not None:
-        found.append(partition.summary().split("\n")[0])
-    found += [f"{one.model_name}: {one.summary().splitlines()[0]}" for one in controls]
+        found.append(partition.findings()[0])
+    found += [f"{one.model_name}: {one.findings()[0]}" for one in controls]
     if brittleness is not None:
-        found += _brittle_words(brittleness)
+        # The last says what slopes are, which the report tells elsewhere.
+        found += brittleness.findings()[:-1]
     if dissociation is not None:
-        e = dissociation.interaction
-        words = "leads" if e.low > 0 else "does not lead" if e.high < 0 else "does not clearly lead"
-        found.append(
-            f"The diagonal of segments by token classes {words}: interaction {e.value:.2f} "
-            f"({e.low:.2f} to {e.high:.2f})."
-        )
+        found += dissociation.findings()
     if verdicts is not None:
         counts = {
             judged: sum(v.verdict == judged for v in verdicts)
@@ -60,24 +55,3 @@ def _course(curve: Curve) -> str:
         f"({curve.low[top]:.3g} to {curve.high[top]:.3g}) nats at site {top}, "
         f"{curve.values[-1]:.3g} at the last"
     )
-
-
-def _brittle_words(found: Brittleness) -> list[str]:
-    """Per noise shape, the two segments whose brittleness differs most at equal energy."""
-    lines = []
-    table = found.ratios()
-    for shape in found.shapes:
-        part = table[(table["shape"] == shape) & (table["mode"] == "equal_energy")]
-        rows = records(part)
-        if not rows:
-            continue
-        row = max(rows, key=lambda r: abs(np.log(float(r["ratio"]))))
-        first, second = str(row["segment"]), str(row["against"])
-        ratio, low, high = (float(row[name]) for name in ("ratio", "low", "high"))
-        if ratio < 1:
-            first, second, ratio, low, high = second, first, 1 / ratio, 1 / high, 1 / low
-        lines.append(
-            f"Under {shape} noise of the same energy, {first} blocks are {ratio:.3g} times "
-            f"({low:.3g} to {high:.3g}) as brittle as {second} blocks."
-        )
-    return lines

@@ -79,8 +79,8 @@ def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartiti
     """The partition with its test, and what the controls give."""
     shown = section(
         "Scale boundaries",
-        f"{partition.summary()} Jumps that all signals share are tested against gradual drift "
-        "with depth: p says how often drift alone gives as much.",
+        f"{' '.join(partition.findings())} Jumps that all signals share are tested against gradual "
+        "drift with depth: p says how often drift alone gives as much.",
         plot_boundaries(partition),
     )
     if not controls:
@@ -134,7 +134,7 @@ def comparison_section(comparison: Comparison) -> str:
             plot_comparison(comparison),
         )
         + table(rows)
-        + "".join(f"<p>{escape(line)}</p>" for line in comparison.summary().split("\n"))
+        + "".join(f"<p>{escape(line)}</p>" for line in comparison.findings())
     )
 
 
@@ -187,7 +187,8 @@ def effects_section(found: PerturbationEffects | GenerationEffects) -> str:
     if isinstance(found, GenerationEffects):
         return section(
             "Text written under interventions",
-            f"{found.summary()} Filled points are the effects that MSPGT's first version predicts.",
+            f"{' '.join(found.findings())} Filled points are the effects that MSPGT's first "
+            "version predicts.",
             plot_effects(found),
         )
     return section(

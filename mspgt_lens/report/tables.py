@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mspgt_lens.contract import interval
 from mspgt_lens.patching.results import PatchSweep
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
 from mspgt_lens.profile.results import LayerProfile
@@ -30,28 +31,7 @@ def summary_rows(profile: LayerProfile) -> list[tuple[str, ...]]:
 
 def strongest_cells(sweep: PatchSweep) -> list[tuple[str, ...]]:
     """The cells that move the answer most, as text: a header row, then one row per cell."""
-    start = 0.0 if sweep.direction == "denoise" else 1.0
-    order = np.argsort(-np.abs(sweep.effect - start), axis=None, kind="stable")[:_STRONGEST]
-    heads = ("head",) if sweep.effect.ndim == 3 else ()
-    rows = [("block", "token", *heads, "effect", "95% interval", "p (Holm)")]
-    for flat in order:
-        cell = np.unravel_index(int(flat), sweep.effect.shape)
-        block, pos, *head = (int(i) for i in cell)
-        place = int(sweep.positions[pos])
-        known = sweep.low is not None and sweep.high is not None
-        rows.append(
-            (
-                str(block),
-                f"{sweep.tokens[pos].strip()} ({'last' if place < 0 else place})",
-                *(str(i) for i in head),
-                f"{sweep.effect[cell]:.3g}",
-                f"{sweep.low[cell]:.3g} to {sweep.high[cell]:.3g}"  # type: ignore[index]
-                if known
-                else "",
-                "" if sweep.p_value is None else f"{sweep.p_value[cell]:.3g}",
-            )
-        )
-    return rows
+    return sweep.strongest(_STRONGEST)
 
 
 def slope_rows(found: Brittleness) -> list[tuple[str, ...]]:
@@ -66,14 +46,14 @@ def slope_rows(found: Brittleness) -> list[tuple[str, ...]]:
                 slope = found.slope(segment, shape, mode)
                 reached = "not reached"
                 if half is not None:
-                    reached = _interval(half.value, half.low, half.high)
+                    reached = interval(half.value, half.low, half.high)
                 words = mode.replace("_", " ")
                 rows.append(
                     (
                         shape,
                         segment,
                         words,
-                        _interval(slope.value, slope.low, slope.high),
+                        interval(slope.value, slope.low, slope.high),
                         reached,
                     )
                 )
@@ -89,7 +69,7 @@ def ratio_rows(found: Brittleness) -> list[tuple[str, ...]]:
                 str(row["shape"]),
                 f"{row['segment']} / {row['against']}",
                 str(row["mode"]).replace("_", " "),
-                _interval(row["ratio"], row["low"], row["high"]),
+                interval(row["ratio"], row["low"], row["high"]),
                 f"{row['p_value']:.3g}",
             )
         )
@@ -104,25 +84,12 @@ def verdict_rows(verdicts: Verdicts) -> list[tuple[str, ...]]:
     for v in verdicts:
         value = "not measured"
         if v.statistic is not None:
-            figure = _interval(v.statistic, *v.interval) if v.interval else f"{v.statistic:.3g}"
+            figure = interval(v.statistic, *v.interval) if v.interval else f"{v.statistic:.3g}"
             value = f"{figure}, {v.quantity}"
         rows.append((v.name, v.verdict, value, f"{v.threshold:g}", v.published))
     return rows
 
 
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """Rows as lines of text, column under column."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
 def _best(curve: Curve) -> str:
     site = int(np.argmax(curve.values))
-    return f"{_interval(curve.values[site], curve.low[site], curve.high[site])} at site {site}"
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+    return f"{interval(curve.values[site], curve.low[site], curve.high[site])} at site {site}"

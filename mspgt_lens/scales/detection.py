@@ -14,6 +14,7 @@ from jaxtyping import Float
 from scipy.signal import find_peaks
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, Rows, counted, named, tidy
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.layers import profile_layers
@@ -362,8 +363,8 @@ _WHY_NONE = {
 }
 
 
-@dataclass(frozen=True)
-class Stability:
+@dataclass(frozen=True, eq=False, repr=False)
+class Stability(Result):
     """Partitions of one model under conditions that should not matter.
 
     Attributes:
@@ -371,6 +372,63 @@ class Stability:
     """
 
     partitions: Mapping[str, ScalePartition]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of every condition, each once."""
+        return tuple(dict.fromkeys(n for one in self.partitions.values() for n in one.warnings))
+
+    def heading(self) -> str:
+        """The model and how many conditions."""
+        first = next(iter(self.partitions.values()))
+        n = len(self.partitions)
+        return (
+            f"Stability of the boundaries{named(first.model_name)} under {counted(n, 'condition')}"
+        )
+
+    def rows(self) -> Rows:
+        """Boundaries under every condition, and how far they agree with the first."""
+        rows: Rows = [("condition", "boundaries", "supported", "p of two jumps", "agreement")]
+        for label, row in self.table.set_index("condition").iterrows():
+            places = ", ".join(map(str, row["boundaries"]))
+            shown = (str(row["n_boundaries"]), f"{row['p_value']:.3g}", f"{row['agreement']:.2f}")
+            rows.append((str(label), places, *shown))
+        return rows
+
+    def findings(self) -> list[str]:
+        """How far boundaries move."""
+        others = self.table.iloc[1:]
+        if others.empty:
+            return ["There is nothing to compare the first condition with."]
+        return [
+            f"Against the first, boundaries move by {others['distance'].mean():.2g} blocks on "
+            f"average, {others['distance'].max():.2g} at most."
+        ]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per condition and boundary, named by the segment that begins there.
+
+        Returns:
+            Columns ``model, condition, quantity, segment, value, low, high, unit, p_value``; the
+            p-value is that of two jumps under the condition.
+        """
+        parts = [
+            tidy(
+                {
+                    "model": one.model_name,
+                    "condition": label,
+                    "quantity": "boundary",
+                    "segment": list(one.segments)[1:],
+                    "value": np.array(one.boundaries, dtype=float),
+                    "low": np.array([low for low, _ in one.intervals], dtype=float),
+                    "high": np.array([high for _, high in one.intervals], dtype=float),
+                    "unit": "blocks",
+                    "p_value": one.p_value,
+                }
+            )
+            for label, one in self.partitions.items()
+        ]
+        return pd.concat(parts, ignore_index=True)
 
     @property
     def table(self) -> pd.DataFrame:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
+from scipy.stats import binomtest
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, Rows, counted, tidy
 from mspgt_lens.scales.drift import steps
 from mspgt_lens.scales.segments import MIN_BLOCKS, compare_with_drift
-from mspgt_lens.statistics import SIGNIFICANCE
+from mspgt_lens.statistics import LEVEL, SIGNIFICANCE
 
 Drift = Literal["flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk"]
 DRIFTS: tuple[Drift, ...] = ("flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk")
 
 
-@dataclass(frozen=True)
-class SyntheticSignals:
+@dataclass(frozen=True, eq=False, repr=False)
+class SyntheticSignals(Result):
     """Signals whose boundaries are known.
 
     Attributes:
@@ -28,6 +32,24 @@ class SyntheticSignals:
 
     signals: Float[np.ndarray, "block signal"]
     boundaries: tuple[int, ...]
+
+    def heading(self) -> str:
+        """Sizes."""
+        n_blocks, n_signals = self.signals.shape
+        return f"SyntheticSignals: {n_signals} signals over {n_blocks} blocks"
+
+    def findings(self) -> list[str]:
+        """Where boundaries were planted."""
+        places = ", ".join(map(str, self.boundaries))
+        return [f"Boundaries planted at blocks {places}." if places else "No boundary is planted."]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per signal and block: ``quantity, block, value, unit``."""
+        n_blocks, n_signals = self.signals.shape
+        names = np.repeat([f"signal {i}" for i in range(n_signals)], n_blocks)
+        blocks = np.tile(np.arange(n_blocks), n_signals)
+        values = {"value": self.signals.T.ravel(), "unit": "noise deviations"}
+        return tidy({"quantity": names, "block": blocks, **values})
 
 
 @in_own_state
@@ -138,8 +160,8 @@ def _noise(
     return noise
 
 
-@dataclass(frozen=True)
-class Power:
+@dataclass(frozen=True, eq=False, repr=False)
+class Power(Result):
     """What the boundary test makes of many synthetic draws; every field is a share of them.
 
     Attributes:
@@ -151,9 +173,42 @@ class Power:
     """
 
     rejected: float
-    chosen: dict[int, float]
+    chosen: Mapping[int, float]
     located: float
     n_simulations: int
+
+    def heading(self) -> str:
+        """How many draws."""
+        return f"Power of the boundary test, from {counted(self.n_simulations, 'draw')}"
+
+    def rows(self) -> Rows:
+        """Every share with its standard error."""
+        rows: Rows = [("share of draws", "value", "standard error")]
+        for quantity, share in self._shares().items():
+            error = (share * (1 - share) / self.n_simulations) ** 0.5
+            rows.append((quantity, f"{share:.3f}", f"{error:.3f}"))
+        return rows
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per share: ``quantity, value, low, high, unit``; Wilson's 95% intervals."""
+        shares = self._shares()
+        counts = [round(share * self.n_simulations) for share in shares.values()]
+        ends = [
+            binomtest(n, self.n_simulations).proportion_ci(LEVEL, method="wilson") for n in counts
+        ]
+        return tidy(
+            {
+                "quantity": list(shares),
+                "value": list(shares.values()),
+                "low": [float(end.low) for end in ends],
+                "high": [float(end.high) for end in ends],
+                "unit": "share of draws",
+            }
+        )
+
+    def _shares(self) -> dict[str, float]:
+        chosen = {f"{k} boundaries chosen": share for k, share in self.chosen.items()}
+        return {"rejected": self.rejected, "located": self.located, **chosen}
 
 
 @in_own_state

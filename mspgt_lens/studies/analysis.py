@@ -8,12 +8,13 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, named
 from mspgt_lens.models import ModelAdapter, as_adapter, weight_digest
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.partition import ScalePartition
@@ -43,6 +44,7 @@ _CLASSES_LENGTH = 160
 _LEVELS = (0.05, 0.2, 1.0)
 _N_CONTROLS = 5
 _INDEX = "analysis"
+_CONTROLS = ("random_weights", "shuffled_tokens")
 _KINDS: Mapping[str, Any] = {
     "profile": LayerProfile,
     "partition": ScalePartition,
@@ -55,8 +57,8 @@ _KINDS: Mapping[str, Any] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Analysis:
+@dataclass(frozen=True, eq=False, repr=False)
+class Analysis(Result):
     """What :func:`analyze` measured on one model.
 
     Attributes:
@@ -88,8 +90,43 @@ class Analysis:
     skipped: Mapping[str, str] = field(default_factory=dict)
     identity: str = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "skipped", MappingProxyType(dict(self.skipped)))
+    @property
+    def parts(self) -> dict[str, Result]:
+        """Step to its result, of those that were taken."""
+        found = {name: getattr(self, name) for name in _KINDS}
+        return {name: result for name, result in found.items() if result is not None}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was skipped and why, then the warnings of the results; not those of controls."""
+        skipped = (f"{s.replace('_', ' ')} was skipped: {why}" for s, why in self.skipped.items())
+        said = (
+            n
+            for name in _KINDS
+            if name not in _CONTROLS and (one := getattr(self, name))
+            for n in one.warnings
+        )
+        return tuple(dict.fromkeys((*skipped, *said)))
+
+    def heading(self) -> str:
+        """The model, its family and its size."""
+        size = "" if self.n_parameters is None else f", {self.n_parameters:,} parameters"
+        family = "" if self.family is None else f", family {self.family}"
+        return f"Analysis{named(self.profile.model_name)}{family}{size}"
+
+    def findings(self) -> list[str]:
+        """The boundaries, then the first finding of every other step."""
+        lines = self.partition.findings()
+        for name, part in self.parts.items():
+            if name not in ("profile", "partition") and part.findings():
+                lines.append(f"{name.replace('_', ' ').capitalize()}: {part.findings()[0]}")
+        return lines
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """All results below one another: as their own tables, with ``result``, the step."""
+        tables = [part.to_dataframe().assign(result=name) for name, part in self.parts.items()]
+        table = pd.concat([t.dropna(axis=1, how="all") for t in tables], ignore_index=True)
+        return table[["result", *(c for c in table.columns if c != "result")]]
 
     @property
     def results(self) -> ModelResults:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, Rows, counted
+from mspgt_lens.partition import SCALES
 from mspgt_lens.results import Estimate
-from mspgt_lens.storage import read_result, write_result
 from mspgt_lens.theory.dominance import MIN_FAMILY, VarianceShares, depth_variation, variance_shares
 from mspgt_lens.theory.judging import by_family
 from mspgt_lens.theory.partition_predictions import depths_and_errors
 from mspgt_lens.theory.verdicts import ModelResults
 
-_TABLES = ("models", "segments", "families", "brittleness", "ratios", "curves")
+_COLUMNS = [
+    *("model", "family", "quantity", "segment", "shape"),
+    *("value", "low", "high", "unit", "p_value"),
+]
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Several models side by side; tables of plain columns, intervals of 95%.
 
     Attributes:
@@ -55,29 +56,53 @@ class Comparison:
     curves: pd.DataFrame
     versions: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "versions", MappingProxyType(dict(self.versions)))
+    def heading(self) -> str:
+        """How many models."""
+        return f"Comparison of {counted(len(self.models), 'model')}"
+
+    def rows(self) -> Rows:
+        """Boundaries of every model."""
+        rows: Rows = [("model", "blocks", "boundaries", "depths", "supported", "p of two jumps")]
+        for row in records(self.models):
+            rows.append(
+                (
+                    str(row["model"]),
+                    str(row["n_blocks"]),
+                    f"{row['first']}, {row['second']}",
+                    f"{row['first_depth']:.0%}, {row['second_depth']:.0%}",
+                    str(row["n_boundaries"]),
+                    f"{row['p_value']:.3g}",
+                )
+            )
+        return rows
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per model, with the length and brittleness of its segments as columns."""
-        wide = self.models.merge(
-            self.segments.pivot(index="model", columns="segment", values="share")
-            .add_prefix("share_")
-            .reset_index(),
-            on="model",
-        )
-        if len(self.brittleness):
-            table = self.brittleness.assign(
-                column="brittleness_"
-                + self.brittleness["shape"]
-                + "_"
-                + self.brittleness["segment"]
-            )
-            columns = table.pivot(index="model", columns="column", values="value").reset_index()
-            wide = wide.merge(columns, on="model", how="left")
-        return wide.rename_axis(columns=None)
+        """One row per model and number: boundaries, segments and brittleness.
 
-    def summary(self) -> str:
+        Returns:
+            Columns ``model, family, quantity, segment, shape, value, low, high, unit, p_value``. A
+            ``"boundary"`` (share of the depth) is named by the segment that begins there, and its
+            p-value is that of two jumps; then come the ``"length"`` of every segment and its
+            ``"brittleness"``.
+        """
+        rows: list[dict[str, Any]] = []
+        for row in records(self.models):
+            about = {"model": row["model"], "family": row["family"], "quantity": "boundary"}
+            for segment, name in zip(SCALES[1:], ("first_depth", "second_depth"), strict=True):
+                ends = {"low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+                tested = {"p_value": row["p_value"], "unit": "share of the depth"}
+                rows.append({**about, "segment": segment, "value": row[name], **ends, **tested})
+        families = dict(zip(self.models["model"], self.models["family"], strict=True))
+        for row in records(self.segments):
+            about = {"model": row["model"], "family": families[row["model"]], "quantity": "length"}
+            value = {"value": row["share"], "unit": "share of the depth"}
+            rows.append({**about, "segment": row["segment"], **value})
+        for row in records(self.brittleness):
+            rows.append({**row, "quantity": "brittleness", "unit": "nats per squared level"})
+        table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
+        return table.assign(shape=table["shape"].fillna(""))
+
+    def findings(self) -> list[str]:
         """The comparison in words."""
         lines = [
             f"{row['model']}: {row['n_blocks']} blocks, boundaries at {row['first']} and "
@@ -92,11 +117,7 @@ class Comparison:
             for row in records(self.families)
         ]
         if self.shares is not None:
-            s = self.shares
-            lines.append(
-                f"Family explains {100 * s.family:.0f}% of the variance beyond size (permutation p "
-                f"{s.p_family:.3f}), size {100 * s.size:.0f}% beyond family (p {s.p_size:.3f})."
-            )
+            lines += self.shares.findings()[:1]
         between = records(self.ratios[self.ratios["kind"] == "models"])
         for shape in dict.fromkeys(row["shape"] for row in between):
             # Every pair is there in both orders.
@@ -105,44 +126,7 @@ class Comparison:
                 f"Under {shape} noise the local segment of {row['of']} is {row['ratio']:.3g} times "
                 f"({row['low']:.3g} to {row['high']:.3g}) as brittle as that of {row['over']}."
             )
-        return "\n".join(lines)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the comparison to one ``.safetensors`` file with a JSON header.
-
-        Args:
-            path: Where to write; the suffix is added where it is missing.
-
-        Returns:
-            The path that was written.
-        """
-        header: dict[str, Any] = {
-            name: {
-                column: [None if pd.isna(x) else x for x in values.tolist()]
-                for column, values in getattr(self, name).items()
-            }
-            for name in _TABLES
-        }
-        header["shares"] = None if self.shares is None else asdict(self.shares)
-        header["versions"] = dict(self.versions)
-        return write_result(path, "Comparison", header, {})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Comparison:
-        """Read a comparison that :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file holds no saved comparison.
-        """
-        header, _ = read_result(path, "Comparison")
-        shares = header["shares"]
-        if shares is not None:
-            difference = shares["difference"]
-            difference["warnings"] = tuple(difference["warnings"])
-            shares = VarianceShares(**shares | {"difference": Estimate(**difference)})
-        tables = {name: pd.DataFrame(header[name]) for name in _TABLES}
-        return cls(**tables, shares=shares, versions=header["versions"])
+        return lines
 
 
 @in_own_state

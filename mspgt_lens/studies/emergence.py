@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, Rows, counted, named
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.scales.detection import detect_scales
 from mspgt_lens.scales.segments import MIN_BLOCKS
-from mspgt_lens.storage import read_result, write_result
 
 Step = int | str
 
 
-@dataclass(frozen=True)
-class Emergence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Emergence(Result):
     """Profiles and partitions of one model at several points of its training.
 
     Attributes:
@@ -40,6 +38,39 @@ class Emergence:
     def __post_init__(self) -> None:
         if not len(self.steps) == len(self.profiles) == len(self.partitions):
             raise ValueError("Emergence: steps, profiles and partitions must be as many")
+        super().__post_init__()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of every checkpoint, each once, with the checkpoint's name."""
+        named_ones = (
+            f"{step}: {note}"
+            for step, *parts in zip(self.steps, self.profiles, self.partitions, strict=True)
+            for part in parts
+            if part is not None
+            for note in part.warnings
+        )
+        return tuple(dict.fromkeys(named_ones))
+
+    def heading(self) -> str:
+        """The model and how many checkpoints."""
+        return (
+            f"Emergence{named(self.profiles[0].model_name if self.profiles else '')}: "
+            f"{counted(len(self.steps), 'checkpoint')}"
+        )
+
+    def rows(self) -> Rows:
+        """Relevance and boundaries at every checkpoint."""
+        rows: Rows = [("step", "relevance", "best two places", "supported", "p of two jumps")]
+        for step, profile, partition in zip(
+            self.steps, self.profiles, self.partitions, strict=True
+        ):
+            cells = ("", "", "")
+            if partition is not None:
+                places = ", ".join(map(str, partition.boundaries))
+                cells = (places, str(partition.n_boundaries), f"{partition.p_value:.3g}")
+            rows.append((str(step), f"{profile.relevance.values[-1]:.3g}", *cells))
+        return rows
 
     @property
     def table(self) -> pd.DataFrame:
@@ -76,49 +107,6 @@ class Emergence:
             for step, profile in zip(self.steps, self.profiles, strict=True)
         ]
         return pd.concat(frames, ignore_index=True)
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write one file per profile and partition, and one that lists them, into a folder.
-
-        Args:
-            folder: Where to write; made where it is missing.
-
-        Returns:
-            The folder.
-        """
-        folder = Path(folder)
-        for index, (profile, partition) in enumerate(
-            zip(self.profiles, self.partitions, strict=True)
-        ):
-            profile.save(folder / f"profile-{index:04d}")
-            if partition is not None:
-                partition.save(folder / f"partition-{index:04d}")
-        header = {
-            "steps": list(self.steps),
-            "partitioned": [p is not None for p in self.partitions],
-        }
-        write_result(folder / "emergence", "Emergence", header, {})
-        return folder
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Emergence:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If the folder holds something else.
-        """
-        folder = Path(folder)
-        header, _ = read_result(folder / "emergence", "Emergence")
-        partitioned: list[bool] = header["partitioned"]
-        return cls(
-            tuple(header["steps"]),
-            tuple(LayerProfile.load(folder / f"profile-{i:04d}") for i in range(len(partitioned))),
-            tuple(
-                ScalePartition.load(folder / f"partition-{i:04d}") if there else None
-                for i, there in enumerate(partitioned)
-            ),
-        )
 
 
 @in_own_state

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, interval, tidy
 from mspgt_lens.results import Estimate
 from mspgt_lens.statistics import LEVEL, pseudo_values
 
@@ -59,8 +61,8 @@ def depth_variation(
     )
 
 
-@dataclass(frozen=True)
-class VarianceShares:
+@dataclass(frozen=True, eq=False, repr=False)
+class VarianceShares(Result):
     """What family and size explain of boundary depth, each beyond the other.
 
     Attributes:
@@ -77,6 +79,34 @@ class VarianceShares:
     p_family: float
     p_size: float
     difference: Estimate
+
+    def heading(self) -> str:
+        """What is shared."""
+        return "VarianceShares: variance of boundary depth by family and by size"
+
+    def findings(self) -> list[str]:
+        """Both shares, and their difference."""
+        e = self.difference
+        return [
+            f"Family explains {100 * self.family:.0f}% of the variance beyond size (permutation p "
+            f"{self.p_family:.3f}), size {100 * self.size:.0f}% beyond family "
+            f"(p {self.p_size:.3f}).",
+            f"Difference: {interval(e.value, e.low, e.high)}.",
+        ]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Family, size and their difference: ``quantity, value, low, high, unit, p_value``."""
+        e = self.difference
+        return tidy(
+            {
+                "quantity": ["family", "size", "difference"],
+                "value": [self.family, self.size, e.value],
+                "low": [np.nan, np.nan, e.low],
+                "high": [np.nan, np.nan, e.high],
+                "unit": e.unit,
+                "p_value": [self.p_family, self.p_size, np.nan],
+            }
+        )
 
 
 @in_own_state

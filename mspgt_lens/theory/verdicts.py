@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
+import numpy as np
 import pandas as pd
 
+from mspgt_lens.contract import Result, Rows, counted, interval, named, tidy
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Estimate
-from mspgt_lens.storage import read_result, write_result
 
 Judgment = Literal["supported", "refuted", "inconclusive"]
 
 
-@dataclass(frozen=True, eq=False)
-class ModelResults:
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelResults(Result):
     """What was measured on one model, for predictions and comparisons.
 
     Attributes:
@@ -62,8 +60,7 @@ class ModelResults:
             raise ValueError(
                 f"ModelResults: n_parameters must be positive or None, got {self.n_parameters}"
             )
-        frozen = {shape: MappingProxyType(dict(b)) for shape, b in self.brittleness.items()}
-        object.__setattr__(self, "brittleness", MappingProxyType(frozen))
+        super().__post_init__()
 
     @property
     def name(self) -> str:
@@ -75,9 +72,60 @@ class ModelResults:
         """Boundaries as shares of the depth."""
         return tuple(b / self.partition.n_blocks for b in self.partition.boundaries)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of the profile and the partition, each once."""
+        return tuple(dict.fromkeys((*self.profile.warnings, *self.partition.warnings)))
 
-@dataclass(frozen=True)
-class Verdict:
+    def heading(self) -> str:
+        """The model, its family and its size."""
+        size = "" if self.n_parameters is None else f", {self.n_parameters:,} parameters"
+        family = "" if self.family is None else f", family {self.family}"
+        return f"ModelResults{named(self.name)}{family}{size}"
+
+    def findings(self) -> list[str]:
+        """The partition's finding, and the dissociation's."""
+        lines = self.partition.findings()
+        if self.dissociation is not None:
+            lines.append(f"Interaction of segments and token classes: {self.dissociation}.")
+        return lines
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Curves, boundaries and effects: one row per number.
+
+        Returns:
+            Columns ``result, model, family, quantity, scale, segment, shape, site, value, low,
+            high, unit``.
+        """
+        curves = self.profile.to_dataframe().assign(result="profile")
+        rows = [
+            ("partition", "boundary", segment, "", float(place), float(low), float(high), "blocks")
+            for segment, place, (low, high) in zip(
+                list(self.partition.segments)[1:],
+                self.partition.boundaries,
+                self.partition.intervals,
+                strict=True,
+            )
+        ]
+        rows += [
+            ("brittleness", "log_brittleness", segment, shape, e.value, e.low, e.high, e.unit)
+            for shape, by_segment in self.brittleness.items()
+            for segment, e in by_segment.items()
+        ]
+        if self.dissociation is not None:
+            e = self.dissociation
+            rows.append(("dissociation", "interaction", "", "", e.value, e.low, e.high, e.unit))
+        names = ["result", "quantity", "segment", "shape", "value", "low", "high", "unit"]
+        table = pd.concat([curves, pd.DataFrame(rows, columns=names)], ignore_index=True)
+        table = table.assign(model=self.name, family=self.family).astype({"site": "Int64"})
+        texts = ["scale", "segment", "shape"]
+        table[texts] = table[texts].fillna("")
+        first = ["result", "model", "family", "quantity", "scale", "segment", "shape", "site"]
+        return table[[*first, "value", "low", "high", "unit"]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verdict(Result):
     """What measured results say about one prediction.
 
     Attributes:
@@ -105,9 +153,44 @@ class Verdict:
     reason: str
     n_models: int
 
+    def heading(self) -> str:
+        """The prediction's name, and what is made of it."""
+        return f"Verdict on {self.name}: {self.verdict}"
 
-@dataclass(frozen=True)
-class Verdicts:
+    def findings(self) -> list[str]:
+        """The prediction, what was measured and why it is judged so."""
+        measured = "Not measured"
+        if self.statistic is not None:
+            figure = f"{self.statistic:.3g}"
+            if self.interval is not None:
+                figure = interval(self.statistic, *self.interval)
+            measured = f"Measured: {figure}, {self.quantity}"
+        against = f"held against {self.threshold:g}; published: {self.published}"
+        return [self.statement, f"{measured}; {against}.", self.reason]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row, as in :meth:`Verdicts.to_dataframe`."""
+        low, high = self.interval or (np.nan, np.nan)
+        return tidy(
+            {
+                "prediction": self.name,
+                "statement": self.statement,
+                "quantity": self.quantity,
+                "value": np.nan if self.statistic is None else self.statistic,
+                "low": low,
+                "high": high,
+                "threshold": self.threshold,
+                "published": self.published,
+                "verdict": self.verdict,
+                "reason": self.reason,
+                "n_models": self.n_models,
+            },
+            1,
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verdicts(Result):
     """Verdicts on all predictions, in their order.
 
     Attributes:
@@ -121,10 +204,6 @@ class Verdicts:
     models: tuple[str, ...]
     thresholds: Mapping[str, float]
     versions: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("thresholds", "versions"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __iter__(self) -> Iterator[Verdict]:
         return iter(self.verdicts)
@@ -143,53 +222,30 @@ class Verdicts:
                 return verdict
         raise KeyError(f"no verdict {name!r}; there are {', '.join(v.name for v in self.verdicts)}")
 
-    def summary(self) -> str:
+    def heading(self) -> str:
+        """How many predictions, and on how many models."""
+        return (
+            f"Verdicts on {counted(len(self), 'prediction')} from "
+            f"{counted(len(self.models), 'model')}"
+        )
+
+    def rows(self) -> Rows:
+        """How many are judged how."""
+        judged: tuple[Judgment, ...] = get_args(Judgment)
+        names = {word: [v.name for v in self if v.verdict == word] for word in judged}
+        shown = ((word, str(len(n)), ", ".join(n)) for word, n in names.items() if n)
+        return [("verdict", "predictions", "which"), *shown]
+
+    def findings(self) -> list[str]:
         """One line per prediction."""
-        return "\n".join(f"{v.name}: {v.verdict}. {v.reason}" for v in self.verdicts)
+        return [f"{v.name}: {v.verdict}. {v.reason}" for v in self.verdicts]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per prediction; ``low`` and ``high`` are the interval."""
-        rows = []
-        for verdict in self.verdicts:
-            row = asdict(verdict)
-            row["low"], row["high"] = row.pop("interval") or (None, None)
-            rows.append(row)
-        columns = [f.name for f in fields(Verdict)]
-        at = columns.index("interval")
-        return pd.DataFrame(rows, columns=[*columns[:at], "low", "high", *columns[at + 1 :]])
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the verdicts to one ``.safetensors`` file with a JSON header.
-
-        Args:
-            path: Where to write; the suffix is added where it is missing.
+        """One row per prediction.
 
         Returns:
-            The path that was written.
+            Columns ``prediction, statement, quantity, value, low, high, threshold, published,
+            verdict, reason, n_models``; ``value``, ``low`` and ``high`` are missing where nothing
+            was measured, or too few models for an interval.
         """
-        header = {
-            "verdicts": [asdict(v) for v in self.verdicts],
-            "models": list(self.models),
-            "thresholds": dict(self.thresholds),
-            "versions": dict(self.versions),
-        }
-        return write_result(path, "Verdicts", header, {})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Verdicts:
-        """Read verdicts that :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file holds no saved verdicts.
-        """
-        header, _ = read_result(path, "Verdicts")
-
-        def one(values: dict[str, Any]) -> Verdict:
-            interval = values["interval"]
-            return Verdict(**values | {"interval": None if interval is None else tuple(interval)})
-
-        values: dict[str, Any] = {f.name: header[f.name] for f in fields(cls)}
-        values["verdicts"] = tuple(one(v) for v in values["verdicts"])
-        values["models"] = tuple(values["models"])
-        return cls(**values)
+        return pd.concat([v.to_dataframe() for v in self.verdicts], ignore_index=True)

@@ -12,6 +12,7 @@ from scipy import stats
 from scipy.optimize import least_squares
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result, Rows, counted, interval, tidy
 from mspgt_lens.partition import segment_names
 from mspgt_lens.statistics import LEVEL
 
@@ -77,8 +78,8 @@ def water_fill_whole(
     return given
 
 
-@dataclass(frozen=True, eq=False)
-class WaterFilling:
+@dataclass(frozen=True, eq=False, repr=False)
+class WaterFilling(Result):
     """Water-filling as far as the segment lengths of models can tell it.
 
     Lengths depend on the parameters only through each scale's share of the inverse rates and its
@@ -123,13 +124,52 @@ class WaterFilling:
         """Boundaries in a model of this depth: the cumulated lengths, rounded to whole blocks."""
         return tuple(int(b) for b in np.rint(np.cumsum(self.lengths(n_blocks))[:-1]))
 
+    def heading(self) -> str:
+        """How many models, and how well it fits."""
+        return (
+            f"WaterFilling fitted on {counted(self.n_models, 'model')}: boundaries "
+            f"{self.residual:.2g} blocks off (root mean square)"
+        )
+
+    def rows(self) -> Rows:
+        """The identified parameters of every scale."""
+        parts = self._parts()
+        rows: Rows = [("scale", *(f"{name} ({unit})" for name, (unit, *_) in parts.items()))]
+        for i, scale in enumerate(self.scales):
+            cells = (
+                interval(values[i], ends[0, i], ends[1, i]) for _, values, ends in parts.values()
+            )
+            rows.append((scale, *cells))
+        return rows
+
+    def findings(self) -> list[str]:
+        """What else to know of the parameters."""
+        return [f"Lengths are those at the mean depth of the models, {self.middle_depth:g} blocks."]
+
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per scale with its identified parameters and their intervals."""
-        columns = {"scale": self.scales}
-        for name in ("shares", "offsets", "middle_lengths"):
-            low, high = getattr(self, f"{name.split('_')[0]}_interval")
-            columns |= {name: getattr(self, name), f"{name}_low": low, f"{name}_high": high}
-        return pd.DataFrame(columns)
+        """One row per scale and parameter: ``quantity, scale, value, low, high, unit``."""
+        parts = [
+            tidy(
+                {
+                    "quantity": name,
+                    "scale": list(self.scales),
+                    "value": values,
+                    "low": ends[0],
+                    "high": ends[1],
+                    "unit": unit,
+                }
+            )
+            for name, (unit, values, ends) in self._parts().items()
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def _parts(self) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
+        """Name of every parameter to its unit, values and interval."""
+        return {
+            "share": ("of further layers", self.shares, self.shares_interval),
+            "offset": ("blocks", self.offsets, self.offsets_interval),
+            "length": ("blocks", self.middle_lengths, self.middle_interval),
+        }
 
 
 @in_own_state

@@ -1,0 +1,67 @@
+"""Which function draws which kind of result: what ``Result.plot`` asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import plotly.graph_objects as go
+
+from mspgt_lens.contract import Result
+from mspgt_lens.generation.results import GenerationEffects
+from mspgt_lens.hvib.results import HvibFit
+from mspgt_lens.partition import ScalePartition
+from mspgt_lens.patching.results import PatchSweep, ScalePatch
+from mspgt_lens.perturbation.brittleness import Brittleness
+from mspgt_lens.perturbation.dependence import TokenClasses
+from mspgt_lens.perturbation.dissociation import ScaleByClass
+from mspgt_lens.perturbation.perturbing import PerturbationEffects
+from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
+from mspgt_lens.plots.comparison import plot_comparison
+from mspgt_lens.plots.emergence import plot_emergence
+from mspgt_lens.plots.forest import plot_effects
+from mspgt_lens.plots.hvib import plot_hvib
+from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
+from mspgt_lens.plots.perturbation import plot_brittleness, plot_token_classes
+from mspgt_lens.plots.profile import plot_profile
+from mspgt_lens.plots.tables import plot_class_counts, plot_table
+from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.scales.detection import Stability
+from mspgt_lens.studies.analysis import Analysis
+from mspgt_lens.studies.comparison import Comparison
+from mspgt_lens.studies.emergence import Emergence
+from mspgt_lens.theory.verdicts import ModelResults
+
+
+def draw(result: Result, **options: Any) -> go.Figure:
+    """The figure of a result; kinds without one of their own are drawn from their tables.
+
+    Args:
+        result: Any result of this package.
+        **options: Those of the kind's function.
+    """
+    kind: Callable[..., go.Figure] = _FIGURES.get(type(result), plot_table)
+    return kind(result, **options)
+
+
+def _profile_with_segments(found: Analysis | ModelResults, **options: Any) -> go.Figure:
+    return plot_profile(found.profile, found.partition, **options)
+
+
+_FIGURES: dict[type[Result], Callable[..., go.Figure]] = {
+    LayerProfile: plot_profile,
+    ScalePartition: plot_boundaries,
+    Stability: plot_stability,
+    HvibFit: plot_hvib,
+    Brittleness: plot_brittleness,
+    TokenClasses: plot_class_counts,
+    ScaleByClass: plot_token_classes,
+    PerturbationEffects: plot_effects,
+    GenerationEffects: plot_effects,
+    PatchSweep: plot_patching,
+    ScalePatch: plot_scale_patch,
+    Emergence: plot_emergence,
+    Comparison: plot_comparison,
+    ModelResults: _profile_with_segments,
+    Analysis: _profile_with_segments,
+}

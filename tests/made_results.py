@@ -1,0 +1,197 @@
+"""One made-up result of every kind, of a model with a hostile name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from made_profile import made_profile
+from test_brittleness import made as made_brittleness
+from test_effects_plots import made_effects, made_perturbations
+from test_perturbation_plots import made_table
+
+import mspgt_lens as ml
+from mspgt_lens.contract import Result
+
+HOSTILE = "<script>alert(1)</script> & co"
+NOTES = ("few documents: take the intervals with care", "another <b>note</b>")
+
+
+def made_results() -> dict[str, Result]:
+    """Class name to its example."""
+    rng = np.random.default_rng(0)
+    profile = replace(made_profile(HOSTILE, warnings=NOTES), control="shuffled_tokens")
+    partition = made_partition()
+    models = [
+        replace(
+            one,
+            profile=replace(one.profile, model_name=f"{HOSTILE} {number}"),
+            partition=replace(one.partition, model_name=f"{HOSTILE} {number}"),
+        )
+        for number, one in enumerate(ml.synthetic_models(2, 4))
+    ]
+    verdicts = ml.evaluate_predictions(models)
+    comparison = ml.compare_models(models)
+    depths = np.array([one.partition.n_blocks for one in models])
+    placed = np.array([one.partition.boundaries for one in models])
+    assert comparison.shares is not None
+    brittleness = replace(made_brittleness(), model_name=HOSTILE, warnings=NOTES)
+    table = replace(made_table(HOSTILE), settings={"seed": 0})
+    classes = made_classes(rng)
+    made = [
+        profile.compression,
+        ml.Estimate(1.0, 0.5, float("inf"), "nats", f"What {HOSTILE} is.", 0.04, NOTES),
+        profile.frontier(3, "local"),
+        made_fit(rng),
+        made_fit(rng).distortion,
+        profile,
+        partition,
+        ml.Stability({"first": partition, HOSTILE: replace(partition, boundaries=(3, 6))}),
+        ml.synthetic_signals(10, 3),
+        ml.Power(0.5, {0: 0.5, 1: 0.25, 2: 0.25, 3: 0.0}, 0.25, 40),
+        made_sweep(rng),
+        made_scale_patch(rng),
+        brittleness,
+        classes,
+        table,
+        made_perturbations(HOSTILE),
+        made_effects(HOSTILE),
+        made_statistics(),
+        models[0],
+        verdicts["P1 existence"],
+        verdicts,
+        comparison,
+        comparison.shares,
+        ml.Emergence((0, "last"), (profile, profile), (partition, None)),
+        ml.fit_water_filling(placed, depths),
+        ml.Analysis(
+            profile,
+            partition,
+            random_weights=replace(partition, control="random_weights"),
+            brittleness=brittleness,
+            token_classes=classes,
+            dissociation=table,
+            effects=made_perturbations(HOSTILE),
+            family=HOSTILE,
+            n_parameters=123,
+            skipped={"shuffled_tokens": f"{HOSTILE} is too short"},
+            identity="abc",
+        ),
+    ]
+    return {type(one).__name__: one for one in made}
+
+
+def made_partition() -> ml.ScalePartition:
+    """Of 12 blocks, in a deviation of 1."""
+    signals = ml.synthetic_signals(12, 3, seed=1).signals
+    found = ml.segment_blocks(signals, names=["a", "b", HOSTILE], n_draws=99, n_bootstraps=20)
+    assert len(found.boundaries) == 2
+    return replace(found, model_name=HOSTILE, warnings=NOTES)
+
+
+def made_fit(rng: np.random.Generator) -> ml.HvibFit:
+    """Two sites, three betas."""
+
+    def grid() -> ml.Grid:
+        values = rng.random((2, 3))
+        return ml.Grid(values, values - 0.1, values + 0.1, "nats", "Made up.")
+
+    scales = ("local", "global")
+    return ml.HvibFit(
+        model_name=HOSTILE,
+        sites=(0, 4),
+        taps={},
+        betas=(1.0, 2.0, 4.0),
+        rate={s: grid() for s in scales},
+        total_rate={s: grid() for s in scales},
+        relevance={s: grid() for s in scales},
+        information={s: grid() for s in scales},
+        token_relevance=None,
+        distortion=grid(),
+        free_energy=grid(),
+        best_step=np.arange(6).reshape(2, 3),
+        n_positions={"training": 10, "stopping": 5, "testing": 5},
+        n_groups={"training": 4, "stopping": 2, "testing": 2},
+        settings={"seed": 0, "levels": [1, 2]},
+        versions={"numpy": "2"},
+        warnings=NOTES,
+    )
+
+
+def made_sweep(rng: np.random.Generator) -> ml.PatchSweep:
+    """Four blocks, three positions, two pairs."""
+    by_pair = rng.standard_normal((2, 4, 3))
+    metric = by_pair.mean(axis=0)
+    return ml.PatchSweep(
+        model_name=HOSTILE,
+        site="resid_pre",
+        direction="denoise",
+        method="attribution",
+        window=1,
+        metric_name="logit_difference",
+        metric=metric,
+        clean=2.0,
+        corrupted=-1.0,
+        effect=(metric + 1) / 3,
+        low=(metric + 1) / 3 - 0.1,
+        high=(metric + 1) / 3 + 0.1,
+        p_value=np.full((4, 3), 0.5),
+        by_pair=by_pair,
+        positions=np.array([0, 3, -1]),
+        tokens=("a", "<b>", " c"),
+        checked_cells=np.array([[0, 1], [2, 2]]),
+        checked_metric=np.array([0.5, 0.25]),
+        settings={"n_pairs": 2, "n_groups": 2},
+        warnings=NOTES,
+    )
+
+
+def made_scale_patch(rng: np.random.Generator) -> ml.ScalePatch:
+    """Three segments."""
+    effect = np.array([0.1, 0.7, 0.2])
+    return ml.ScalePatch(
+        model_name=HOSTILE,
+        direction="denoise",
+        metric_name="logit_difference",
+        segments=("local", "intermediate", "global"),
+        blocks=np.array([[0, 3], [4, 7], [8, 11]]),
+        metric=3 * effect - 1,
+        clean=2.0,
+        corrupted=-1.0,
+        effect=effect,
+        low=effect - 0.1,
+        high=effect + 0.1,
+        random_effect=rng.random((3, 20)),
+        p_value=np.array([1.0, 0.05, 0.4]),
+        settings={"n_pairs": 2, "n_groups": 2},
+    )
+
+
+def made_classes(rng: np.random.Generator) -> ml.TokenClasses:
+    """Thirty tokens, some of which depend on no context."""
+    return ml.TokenClasses(
+        model_name=HOSTILE,
+        bands={"local": (1, 1), "intermediate": (2, 16), "global": (17, 48)},
+        threshold=0.5,
+        losses=rng.gamma(2.0, size=(30, 4)),
+        classes=np.arange(30) % 4 - 1,
+        prompts=np.arange(30) // 10,
+        positions=50 + np.arange(30) % 10,
+        tokens=np.arange(30),
+        groups=np.arange(30, dtype=np.uint64) // 10 + 2**63,
+        settings={"seed": 0},
+    )
+
+
+def made_statistics() -> ml.ResidualStatistics:
+    """Two blocks of width 3."""
+    return ml.ResidualStatistics(
+        deviation=torch.ones(2, 3),
+        factor=torch.eye(3).repeat(2, 1, 1),
+        rms=torch.tensor([1.0, 2.0]),
+        update_mean=torch.zeros(2, 3),
+        updates=torch.zeros(2, 4, 3),
+        groups=np.arange(4, dtype=np.uint64),
+        n_positions=40,
+    )
