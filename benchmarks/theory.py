@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402
 import mspgt_lens as ml  # noqa: E402
 from mspgt_lens.scales.evidence import search_plan  # noqa: E402
 from mspgt_lens.scales.normalizing import rank_normalize  # noqa: E402
+from mspgt_lens.scales.partition import SCALES  # noqa: E402
 from mspgt_lens.scales.segments import _sharpness, compare_with_drift  # noqa: E402
 from mspgt_lens.theory import effect_predictions as about_effects  # noqa: E402
 from mspgt_lens.theory import partition_predictions as about_boundaries  # noqa: E402
@@ -171,7 +172,11 @@ def print_recovery(n_draws: int) -> None:
     for depths in ((16, 24, 28, 32, 40, 48, 64, 80), (12, 16, 24, 32, 48, 64, 80, 126)):
         shares, offsets = np.array([0.22, 0.33, 0.45]), np.array([3.0, 2.0, -5.0])
         middle = shares * np.mean(depths) + offsets
-        true = {"shares": shares, "middle_lengths": middle, "offsets": offsets}
+        true = {
+            "share": ("shares", shares),
+            "length": ("middle lengths", middle),
+            "offset": ("offsets", offsets),
+        }
         lengths = offsets + np.outer(depths, shares)
         exact = np.cumsum(lengths, axis=1)[:, :-1]
         rng = np.random.default_rng(0)
@@ -180,15 +185,15 @@ def print_recovery(n_draws: int) -> None:
             placed = np.rint(np.sort(exact + rng.standard_normal(exact.shape)))
             placed = placed.clip(0, np.array(depths)[:, None])
             fits.append(ml.fit_water_filling(placed, np.array(depths)).to_dataframe())
-        for name, values in true.items():
-            found = np.array([f[name] for f in fits])
-            low, high = (np.array([f[f"{name}_{end}"] for f in fits]) for end in ("low", "high"))
+        for quantity, (name, values) in true.items():
+            own = [f[f["quantity"] == quantity] for f in fits]
+            found, low, high = (np.array([f[end] for f in own]) for end in ("value", "low", "high"))
             for i, value in enumerate(values):
                 error = found[:, i] / value - 1
                 inside = (low[:, i] <= value) & (value <= high[:, i])
                 print(
-                    f"{min(depths)} to {max(depths)},{name.replace('_', ' ')} "
-                    f"{ml.partition.SCALES[i]},{value:.2f},{found[:, i].mean():.2f},"
+                    f"{min(depths)} to {max(depths)},{name} "
+                    f"{SCALES[i]},{value:.2f},{found[:, i].mean():.2f},"
                     f"{np.sqrt((error**2).mean()):.3f},{(abs(error) <= 0.1).mean():.3f},"
                     f"{inside.mean():.3f},{n_draws}",
                     flush=True,
