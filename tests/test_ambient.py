@@ -349,6 +349,24 @@ def _works_as_usual_and_fails():
     raise ZeroDivisionError
 
 
+@pytest.mark.simulation
+@pytest.mark.filterwarnings("ignore")
+def test_models_made_in_inference_mode_are_read_and_what_cannot_be_says_so(things):
+    with torch.inference_mode():
+        model = tiny_model("llama", n_layers=6)
+    model.tokenizer = things.model.tokenizer
+    other, things.model = things.model, model
+    try:
+        reading = ("profile_layers", "profile_cache", "fit_hvib", "patch_layers", "perturb_scales")
+        for name in (*reading, "measure_brittleness", "generation_effects", "token_classes"):
+            assert same(CALLS[name](things), things[name]), name
+        for name in ("profile_layers random", "patch_layers attribution"):
+            with pytest.raises(ml.CannotMeasure, match=r"was made under torch\.inference_mode"):
+                CALLS[name](things)
+    finally:
+        things.model = other
+
+
 @pytest.mark.real_model
 def test_the_demo_model_is_loaded_in_any_state(demo_model):
     tokens = torch.arange(100, 110)[None]

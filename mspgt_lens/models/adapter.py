@@ -248,6 +248,7 @@ class ModelAdapter:
         Raises:
             ValueError: If weights are quantized, or not in memory.
         """
+        self.require_ordinary_weights("control='random_weights'")
         with drawn_anew(self.model, self.name, seed):
             yield
 
@@ -413,6 +414,19 @@ class ModelAdapter:
             moved, rounding = changes(logits[:, :-1])
             _SEES_AHEAD[self.model] = bool(moved[0] > rounding)
         return _SEES_AHEAD[self.model]
+
+    def require_ordinary_weights(self, what: str) -> None:
+        """Raise :class:`CannotMeasure` for a model that was made under ``torch.inference_mode``.
+
+        Args:
+            what: What writes to weights or differentiates through them.
+        """
+        if any(parameter.is_inference() for parameter in self.model.parameters()):
+            raise CannotMeasure(
+                f"model: {self.name} was made under torch.inference_mode, so torch lets nobody "
+                f"write to its weights or differentiate through them; {what} needs that: load it "
+                "outside of inference mode (no_grad is fine)"
+            )
 
     def _run_arguments(self, mask: Bool[Tensor, "prompt pos"]) -> dict[str, Tensor]:
         """Keyword arguments of a forward pass that tell padding apart."""

@@ -203,6 +203,7 @@ class Sweep:
 
     def attribution(self) -> np.ndarray:
         """First-order estimates of what :meth:`exact` gives, from one backward pass."""
+        self.adapter.require_ordinary_weights("method='attribution'")
         base = self.base
         kept: list[Tensor] = []
 
