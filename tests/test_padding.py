@@ -300,3 +300,41 @@ def test_padding_that_was_attended_to_is_refused() -> None:
     tokens, mask = padded(cut(), 50, "left")
     with pytest.raises(ValueError, match=r"attend to the .* positions of padding.*attention_mask"):
         ml.profile_cache(model, cache_of(model, tokens), tokens, mask=mask, **CACHE)
+
+
+# ------------------------------------------------------------------------------- every other entry
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda m, data: ml.perturb_scales(
+            m, data, {"near": [0], "far": [2]}, kinds=[ml.Perturbation("scaling")], progress=False
+        ),
+        lambda m, data: ml.token_classes(
+            m, data, bands={"local": (1, 2), "global": (3, 6)}, n_tokens=30, progress=False
+        ),
+        lambda m, data: ml.generation_effects(
+            m,
+            data,
+            {"near": [0], "far": [2]},
+            kinds=[ml.Perturbation("scaling")],
+            n_new=8,
+            dose=None,
+            n_controls=0,
+            progress=False,
+        ),
+    ],
+    ids=["perturbation", "classes", "generation"],
+)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_every_function_that_takes_prompts_takes_the_padding_off(side: str, measure: Any) -> None:
+    model = told()
+    found = [
+        measure(model, ml.PromptDataset.from_tokens(tokens))
+        for tokens in (cut(), padded(cut(), PAD, side)[0])
+    ]
+    assert found[0].settings == found[1].settings
+    for name, value in vars(found[0]).items():
+        if isinstance(value, np.ndarray):
+            assert np.array_equal(value, getattr(found[1], name), equal_nan=True), name
