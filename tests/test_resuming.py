@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny import random_tokens, tiny_model
+from tiny import random_model, random_tokens, tiny_config, tiny_model
 
 import mspgt_lens as ml
-from mspgt_lens.models import RecordedRun, as_adapter
+from mspgt_lens.models import RecordedRun, as_adapter, bridge_from_huggingface
 from mspgt_lens.models.arguments import BlockCall, Rows, learn_arguments
 
 N = 4  # Prompts, positions and heads alike.
@@ -26,6 +27,7 @@ class Blocks:
         self.block.forward = lambda residual, **_: residual
         self.model = torch.nn.Module()
         self.model.blocks = torch.nn.ModuleList([self.block])
+        self.model.hook_dict = {}  # No hooks of users.
 
     def run(self, tokens: Any, mask: Any, on_site: Any) -> None:
         on_site(1, self.block(torch.zeros(*tokens.shape, 2), **self.made(*tokens.shape)))
@@ -129,3 +131,19 @@ def test_a_block_that_mixes_rows_up_is_found() -> None:
     pairs = ml.PromptPairs.from_tokens(clean, corrupted, answer, foil)
     with pytest.raises(ValueError, match="block 0 of tiny-llama, called on its own"):
         ml.patch_layers(model, pairs, progress=False)
+
+
+def test_prompts_as_long_as_the_context_are_patched() -> None:
+    clean, corrupted = random_tokens(3, 5), random_tokens(3, 5, seed=1)
+    answer, foil = random_tokens(3, 2, seed=2).T
+    pairs = ml.PromptPairs.from_tokens(clean, corrupted, answer, foil)
+    tight, wide = (random_model(tiny_config("gpt2", n_layers=2, n_ctx=n_ctx)) for n_ctx in (5, 8))
+    weights = tight.state_dict()
+    weights["transformer.wpe.weight"] = wide.transformer.wpe.weight.detach().clone()
+    weights["transformer.wpe.weight"][:5] = tight.transformer.wpe.weight
+    wide.load_state_dict(weights)
+    found, expected = (
+        ml.patch_layers(bridge_from_huggingface(model, None, "tiny"), pairs, progress=False).by_pair
+        for model in (tight, wide)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)

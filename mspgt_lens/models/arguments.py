@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mspgt_lens.models.adapter import ModelAdapter
+from mspgt_lens.models.probes import without_hooks
 from mspgt_lens.results import CannotMeasure
 
 # How the model classes call the keys and values that a block is given of earlier positions.
@@ -83,7 +84,7 @@ def record_calls(
     """Every block's call in one run, and the residual after the last block.
 
     Raises:
-        ValueError: If the model does not run every block once and in order.
+        CannotMeasure: If the model does not run every block once and in order.
     """
     calls: list[BlockCall] = []
     seen: list[int] = []
@@ -130,18 +131,19 @@ def learn_arguments(
         mask: True where a token is not padding.
 
     Raises:
-        ValueError: If an argument changes with the prompts in a way that is not understood.
+        CannotMeasure: If an argument changes with the prompts in a way that is not understood.
     """
     n_prompts, n_pos = tokens.shape
     longer = n_pos + 1 if n_pos < adapter.n_ctx else n_pos - 1
     # No axis of whole rows per prompt can grow from one to the other as positions do.
     sizes = [(n_prompts, n_pos), (2, n_pos), (5, longer)]
-    runs = [calls, *(_probe(adapter, tokens, mask, *size) for size in sizes[1:])]
-    return [_Block(adapter.name, block, sizes).learn(like) for block, like in _each(runs)]
-
-
-def _each(runs: Sequence[Sequence[BlockCall]]) -> list[tuple[int, tuple[BlockCall, ...]]]:
-    return list(enumerate(zip(*runs, strict=True)))
+    # Hooks of users may know no other prompts than theirs.
+    with without_hooks(adapter.model):
+        runs = [calls, *(_probe(adapter, tokens, mask, *size) for size in sizes[1:])]
+    return [
+        _Block(adapter.name, block, sizes).learn(like)
+        for block, like in enumerate(zip(*runs, strict=True))
+    ]
 
 
 def _probe(
@@ -247,8 +249,8 @@ class _Block:
             for shape, (n_prompts, n_pos) in zip(shapes, self.sizes, strict=True)
         )
 
-    def _not_understood(self, name: str, found: str) -> ValueError:
-        return ValueError(
+    def _not_understood(self, name: str, found: str) -> CannotMeasure:
+        return CannotMeasure(
             f"model: block {self.block} of {self.model} is called with {name} that does not follow "
             f"prompts and positions in a known way ({found}), so a run cannot be resumed there; "
             "patch it by whole forward passes, as transformer_lens.patching does"
