@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -182,6 +183,63 @@ class ScalePartition(Result):
             for quantity, values in {"probability": self.probability, **of_signals}.items()
         ]
         return pd.concat(parts, ignore_index=True)
+
+
+# What functions take for a partition.
+Segments: TypeAlias = ScalePartition | Mapping[str, Iterable[int]] | Sequence[int]
+
+
+def as_segments(partition: Segments, n_layers: int) -> dict[str, tuple[int, ...]]:
+    """Segment names to their blocks.
+
+    Args:
+        partition: A :class:`ScalePartition`, a mapping from names to blocks, or the boundaries: the
+            first block of every segment but the first.
+        n_layers: Blocks of the model.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If it does not fit the model.
+    """
+    if isinstance(partition, ScalePartition):
+        if partition.n_blocks != n_layers:
+            raise ValueError(
+                f"partition is of {partition.n_blocks} blocks, but the model has {n_layers}"
+            )
+        partition = partition.segments
+    try:
+        if not isinstance(partition, Mapping):
+            partition = _between([operator.index(b) for b in partition], n_layers)
+        segments = {
+            str(name): tuple(operator.index(b) for b in blocks)
+            for name, blocks in partition.items()
+        }
+    except TypeError:
+        raise TypeError(
+            "partition must be a ScalePartition, a mapping from names to blocks, or boundaries "
+            f"such as [2, 4], all in whole numbers, got {partition!r}"
+        ) from None
+    for name, blocks in segments.items():
+        if not blocks or len(set(blocks)) < len(blocks):
+            raise ValueError(f"partition[{name!r}] must hold blocks, each once, got {blocks}")
+        if min(blocks) < 0 or max(blocks) >= n_layers:
+            raise ValueError(
+                f"partition[{name!r}] must hold blocks 0 to {n_layers - 1}, got {blocks}"
+            )
+    if not segments:
+        raise ValueError("partition must name at least one segment, got none")
+    return segments
+
+
+def _between(boundaries: list[int], n_layers: int) -> dict[str, range]:
+    edges = (0, *boundaries, n_layers)
+    if any(a >= b for a, b in itertools.pairwise(edges)):
+        raise ValueError(
+            f"partition must hold boundaries that rise from 1 to {n_layers - 1}, got "
+            f"{tuple(boundaries)}"
+        )
+    names = segment_names(len(edges) - 1)
+    return {name: range(edges[i], edges[i + 1]) for i, name in enumerate(names)}
 
 
 def _p_words(p_value: float) -> str:

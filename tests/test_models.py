@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import ARCHITECTURES, N_HEADS, NORM_KINDS, random_tokens, tiny_model, tiny_tokenizer
+from tiny import ARCHITECTURES, MORE, N_HEADS, NORM_KINDS, random_tokens, tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from mspgt_lens.models import ModelAdapter, as_adapter, cache_reader, needed_hooks
+from mspgt_lens.models import (
+    ModelAdapter,
+    as_adapter,
+    bridge_class,
+    cache_reader,
+    needed_hooks,
+)
+from mspgt_lens.results import CannotMeasure
 
 TOKENS = random_tokens(3, 11)
 MASK = torch.ones_like(TOKENS, dtype=torch.bool)
@@ -425,3 +432,55 @@ def test_an_incomplete_cache_says_how_to_make_a_complete_one(tiny: Callable[...,
     missing = r"lacks 1 of 9 hooks.*blocks\.3\.attn\.hook_pattern.*names_filter=.*needed_hooks"
     with pytest.raises(KeyError, match=missing):
         cache_reader(as_adapter(model), cache)
+
+
+def sees_ahead(model: Any) -> Facade:
+    """The model with predictions that depend on the last token as well, whatever it says."""
+
+    class Leaking(Facade):
+        def __call__(self, tokens: Tensor, **options: Any) -> Tensor:
+            logits = self._model(tokens, **options)
+            return logits + 0.1 * logits[:, -1:].roll(1, dims=-1)
+
+    return Leaking(model)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES + MORE)
+def test_causal_models_are_known_to_be(tiny: Callable[..., Any], architecture: str) -> None:
+    model = tiny(architecture)
+    before, calls = hooks_on(model), []
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda x, hook: calls.append(x))]):
+        as_adapter(model).require_causal("this")
+    assert not calls
+    assert hooks_on(model).keys() == before.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_sees_later_tokens_is_not_causal_whatever_it_says(dtype: torch.dtype) -> None:
+    adapter = as_adapter(tiny_model("llama").to(dtype))
+    adapter.require_causal("this")
+    leaking = as_adapter(sees_ahead(tiny_model("llama").to(dtype)))
+    with pytest.raises(CannotMeasure, match="attends in both directions; this needs a causal"):
+        leaking.require_causal("this")
+
+
+def test_a_native_model_that_reads_both_ways_is_not_causal() -> None:
+    bridge = bridge_class()
+    sizes = {"n_layers": 2, "d_model": 32, "n_ctx": 64, "d_head": 8, "n_heads": 4, "d_vocab": 101}
+    config = sizes | {"d_mlp": 64, "act_fn": "gelu", "normalization_type": "LN"}
+    as_adapter(bridge.boot_native(dict(config))).require_causal("this")
+    model = bridge.boot_native(config | {"attention_dir": "bidirectional"})
+    model.cfg.attention_dir = "causal"
+    with pytest.raises(CannotMeasure, match="attends in both directions"):
+        as_adapter(model).require_causal("this")
+
+
+def test_fewer_logits_than_tokens_are_named() -> None:
+    bridge = bridge_class()
+    sizes = {"n_layers": 2, "d_model": 32, "n_ctx": 64, "d_head": 8, "n_heads": 4, "d_vocab": 101}
+    config = sizes | {"d_mlp": 64, "act_fn": "gelu", "normalization_type": "LN", "d_vocab_out": 50}
+    adapter = as_adapter(bridge.boot_native(config))
+    assert (adapter.d_vocab, adapter.d_vocab_out) == (101, 50)
+    with pytest.raises(CannotMeasure, match="reads 101 tokens and has logits of 50"):
+        adapter.require_every_logit("this")
+    as_adapter(tiny_model("opt")).require_every_logit("this")

@@ -603,7 +603,7 @@ def test_wrong_pairs_and_partitions_are_named(tiny: Callable[..., Any]) -> None:
     long = random_tokens(1, 300)
     with pytest.raises(ValueError, match="context of 256 tokens, got 300"):
         ml.patch_layers(model, ml.PromptPairs.from_tokens(long, long, [1], [2]), progress=False)
-    with pytest.raises(ValueError, match="partition must be of the model's 4 blocks, got 8"):
+    with pytest.raises(ValueError, match="partition is of 8 blocks, but the model has 4"):
         ml.patch_scales(model, pairs, three_segments(8), progress=False)
     with pytest.raises(ValueError, match="n_random must be at least 20, got 3"):
         ml.patch_scales(model, pairs, three_segments(), n_random=3, progress=False)

@@ -10,11 +10,11 @@ from tiny import ARCHITECTURES, random_tokens, tiny_model
 
 import mspgt_lens as ml
 from mspgt_lens.models import Edit, as_adapter, edited_logits
+from mspgt_lens.partition import as_segments
 from mspgt_lens.perturbation import perturbing as effects_module
 from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.probing import (
     MEASURES,
-    as_segments,
     make_batches,
     mean_interval,
     respond,

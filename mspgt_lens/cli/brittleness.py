@@ -9,12 +9,11 @@ from typing import Any
 
 from mspgt_lens.contract import aligned
 from mspgt_lens.models.loading import load_model
-from mspgt_lens.partition import ScalePartition
+from mspgt_lens.partition import ScalePartition, Segments
 from mspgt_lens.perturbation.brittleness import (
     DEFAULT_LEVELS,
     measure_brittleness,
 )
-from mspgt_lens.perturbation.probing import Segments
 from mspgt_lens.prompts import Prompt, PromptDataset
 from mspgt_lens.report.tables import ratio_rows, slope_rows
 from mspgt_lens.report.writing import write_report

@@ -23,9 +23,10 @@ from mspgt_lens.models import (
     decode_text,
     generate,
 )
+from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.dosing import TOLERANCE, Dose, match_doses
 from mspgt_lens.perturbation.kinds import Perturbation
-from mspgt_lens.perturbation.probing import Segments, as_segments, make_batches
+from mspgt_lens.perturbation.probing import make_batches
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, count_tokens, stable_hash
 from mspgt_lens.storage import package_versions

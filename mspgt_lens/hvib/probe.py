@@ -18,7 +18,7 @@ from mspgt_lens.hvib.data import split_groups, token_classes
 from mspgt_lens.hvib.fitting import FitJob, FitPlan, digest_of, run_fit
 from mspgt_lens.hvib.results import HvibFit
 from mspgt_lens.models import ModelAdapter, as_adapter, unembedding_rows, weight_digest
-from mspgt_lens.partition import ScalePartition
+from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.profile.run import LOOKAHEAD
 from mspgt_lens.prompts import (
     Prompt,
@@ -37,7 +37,7 @@ HVIB_BETAS = (1.5, 3.0, 6.0, 12.0, 25.0, 50.0)
 def fit_hvib(
     model: Any,
     prompts: PromptDataset | Iterable[str],
-    partition: ScalePartition | None = None,
+    partition: Segments | None = None,
     *,
     betas: Sequence[float] = HVIB_BETAS,
     sites: Sequence[int] | None = None,
@@ -70,7 +70,8 @@ def fit_hvib(
         model: A ``HookedTransformer`` or a ``TransformerBridge``.
         prompts: A :class:`PromptDataset`, or texts; the first 10,000 windows are considered.
         partition: Reads each scale at the last site of its own segment: one fit for the whole
-            model instead of one per site. Needs a segment for every band.
+            model instead of one per site. Needs a segment for every band: a
+            :class:`ScalePartition`, a mapping from scale names to blocks, or two boundaries.
         betas: Weights of relevance against rate; small ones keep nothing.
         sites: Sites to read; all by default. Not together with a partition.
         bands: Scale name to its band of token offsets ``(a, b)``, finest first.
@@ -280,25 +281,20 @@ def _checked_sites(adapter: ModelAdapter, sites: Sequence[int] | None) -> tuple[
 
 def _taps(
     adapter: ModelAdapter,
-    partition: ScalePartition,
+    partition: Segments,
     bands: Mapping[str, tuple[int, int]],
     sites: Sequence[int] | None,
 ) -> dict[str, int]:
     """The last site of each scale's segment, finest scale first."""
     if sites is not None:
         raise ValueError("sites must be None where a partition is given: it names the sites")
-    if partition.n_blocks != adapter.n_layers:
-        raise ValueError(
-            f"partition is of {partition.n_blocks} blocks, but {adapter.name} has "
-            f"{adapter.n_layers}"
-        )
-    segments = partition.segments
+    segments = as_segments(partition, adapter.n_layers)
     if set(segments) != set(bands):
         raise ValueError(
             f"partition must have one segment per band ({', '.join(bands)}), got "
             f"{', '.join(segments)}"
         )
-    return {name: segments[name][-1] + 1 for name in bands}
+    return {name: max(segments[name]) + 1 for name in bands}
 
 
 def _prompt_parts(prompts: Sequence[Prompt]) -> Iterator[Any]:

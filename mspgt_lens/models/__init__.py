@@ -12,13 +12,14 @@ from mspgt_lens.models.building import (
     bridge_from_huggingface,
     hooked_llama_from_huggingface,
 )
-from mspgt_lens.models.editing import Change, Edit, edited, edited_logits, require_acted
+from mspgt_lens.models.editing import CannotEdit, Change, Edit, edited, edited_logits, require_acted
 from mspgt_lens.models.generating import RowEdits, Rows, check_generation, decode_text, generate
 from mspgt_lens.models.listening import listening
 from mspgt_lens.models.reading import unembedding_rows, weight_digest
 from mspgt_lens.models.resuming import RecordedRun, Site
 
 __all__ = [
+    "CannotEdit",
     "Change",
     "Edit",
     "ModelAdapter",

@@ -246,7 +246,7 @@ class ModelAdapter:
         the weights is kept in the CPU's memory meanwhile.
 
         Raises:
-            ValueError: If weights are quantized, or not in memory.
+            CannotMeasure: If weights are quantized, or not in memory.
         """
         self.require_ordinary_weights("control='random_weights'")
         with drawn_anew(self.model, self.name, seed):
@@ -368,7 +368,7 @@ class ModelAdapter:
             self._logit_scale *= factor
 
     def require_causal(self, what: str) -> None:
-        """Raise ``ValueError`` for a model that reads in both directions.
+        """Raise :class:`CannotMeasure` for a model that reads in both directions.
 
         Its class and its settings may say so; whatever they say, a short run tells whether the last
         token moves what is predicted before it.
@@ -383,13 +383,13 @@ class ModelAdapter:
             )
 
     def require_every_logit(self, what: str) -> None:
-        """Raise ``ValueError`` unless the model has one logit for every token that it reads.
+        """Raise :class:`CannotMeasure` unless there is a logit for every token.
 
         Args:
             what: What needs them, such as ``"relevance in tokens"``.
         """
         if self.d_vocab_out != self.d_vocab:
-            raise ValueError(
+            raise CannotMeasure(
                 f"model: {self.name} reads {self.d_vocab} tokens and has logits of "
                 f"{self.d_vocab_out} (d_vocab, d_vocab_out); {what} needs a logit for every token: "
                 f"give its unembedding {self.d_vocab} columns"

@@ -30,6 +30,10 @@ _BLOCKS_PER_PROBE = 32
 _PROVEN: WeakKeyDictionary[Any, set[tuple[str, str, str, int]]] = WeakKeyDictionary()
 
 
+class CannotEdit(CannotMeasure, RuntimeError):  # noqa: N818 - as what it is one of
+    """The model does not compute an activation under its hook, or not for its logits."""
+
+
 @dataclass(frozen=True)
 class Edit:
     """One change of one activation.
@@ -78,7 +82,7 @@ def edited(adapter: ModelAdapter, edits: Sequence[Edit]) -> Iterator[list[int]]:
 
     Raises:
         ValueError: If a block or a hook does not exist.
-        RuntimeError: If the model does not take what is put at such a place.
+        CannotEdit: If the model does not take what is put at such a place.
     """
     check_edits(adapter, edits)
 
@@ -136,7 +140,7 @@ def require_effect(adapter: ModelAdapter, edits: Sequence[Edit], run: ProbeRun, 
         way: What tells this way of running the model from others.
 
     Raises:
-        RuntimeError: If the logits of a row stay as they are.
+        CannotEdit: If the logits of a row stay as they are.
     """
     proven = _PROVEN.setdefault(adapter.model, set())
     state = way, adapter.weight_processing
@@ -169,7 +173,7 @@ def _prove(adapter: ModelAdapter, place: Place, blocks: Sequence[int], run: Prob
     # What is NaN has moved; whoever reads the logits says so.
     idle = [block for block, by in zip(blocks, moved.tolist(), strict=True) if by <= rounding]
     if idle:
-        raise RuntimeError(
+        raise CannotEdit(
             f"model: {adapter.name} computes {place!r} of block {idle[0]} for its hook only: "
             "whatever is put there, the logits stay the same, so it cannot be changed; choose "
             "another place (another kind of perturbation)"
@@ -190,7 +194,7 @@ def _disturbing(row: int, n_rows: int, place: Place, whose: str) -> Change:
 
     def change(activation: Tensor) -> Tensor:
         if len(activation) != n_rows:
-            raise RuntimeError(
+            raise CannotEdit(
                 f"model: {place!r} of {whose}, has shape {tuple(activation.shape)} for {n_rows} "
                 "prompts, not one row for each, so it cannot be changed; choose another place"
             )
@@ -217,7 +221,7 @@ def edited_logits(
         edits: What to change; nothing by default.
 
     Raises:
-        RuntimeError: If an edit never acted, or cannot.
+        CannotEdit: If an edit never acted, or cannot.
     """
     device = adapter.device
     with edited(adapter, edits) as counts:
@@ -229,10 +233,10 @@ def edited_logits(
 
 
 def require_acted(adapter: ModelAdapter, edits: Sequence[Edit], counts: Sequence[int]) -> None:
-    """Raise ``RuntimeError`` if an edit never acted; ``counts`` come from :func:`edited`."""
+    """Raise :class:`CannotEdit` if an edit never acted; ``counts`` come from :func:`edited`."""
     idle = [edit for edit, count in zip(edits, counts, strict=True) if not count]
     if idle:
-        raise RuntimeError(
+        raise CannotEdit(
             f"model: {adapter.name} never computes {idle[0].place!r} of block {idle[0].block} "
             "under its hook, so it cannot be changed; load the model with "
             "attn_implementation='eager', or choose another place"

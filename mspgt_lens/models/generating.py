@@ -22,6 +22,7 @@ from mspgt_lens.models.editing import (
     require_acted,
     require_effect,
 )
+from mspgt_lens.results import CannotMeasure
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def generate(
 
     Raises:
         ValueError: If an argument is out of range, or prompt and continuation exceed the context.
-        RuntimeError: If an edit never acted, or cannot.
+        CannotEdit: If an edit never acted, or cannot.
         FloatingPointError: If logits are NaN or infinite.
     """
     check_generation(adapter, prompts, n_new, temperature, batch_size)
@@ -186,7 +187,7 @@ def _require_cache(adapter: ModelAdapter) -> None:
         return
     known = inspect.signature(adapter.model.original_model.forward).parameters
     if "past_key_values" not in known:
-        raise ValueError(
+        raise CannotMeasure(
             f"model: {adapter.name} keeps no keys and values of earlier tokens, so no text can be "
             "generated with it; build the bridge over a Hugging Face model, with "
             "TransformerBridge.boot_transformers"

@@ -187,7 +187,8 @@ class RecordedRun:
         if absent:
             raise CannotMeasure(
                 f"site {self.site!r}: {self.adapter.name} lacks {len(absent)} of its hooks, the "
-                f"first being {absent[0]}; choose another site"
+                f"first being {absent[0]} (models of attention only have no MLP); choose another "
+                "site"
             )
         return names
 
@@ -201,6 +202,12 @@ class RecordedRun:
         self.residual = [*(call.residual for call in self._calls), final]
         if self.site == "resid_pre":
             self.activations = self.residual[:-1]
+        elif len(self.activations) != self.adapter.n_layers:
+            raise CannotMeasure(
+                f"site {self.site!r}: {self.adapter.name} computes it in {len(self.activations)} "
+                f"of its {self.adapter.n_layers} blocks (models of attention only have no MLP); "
+                "choose another site"
+            )
 
     def _prefix_axis(self, block: int) -> int:
         return 1 if _HOOKED_CACHE in self._calls[block].kwargs else 2

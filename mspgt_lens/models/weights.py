@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from mspgt_lens.results import CannotMeasure
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What quantized modules pack their weights in; masks are of more dimensions, positions int64.
 _PACKED = (torch.int8, torch.uint8, torch.int32)
@@ -95,10 +97,10 @@ def _kinds(model: Any, name: str) -> dict[str, list[Parameter]]:
         names.setdefault(id(parameter), full)
         if parameter.is_meta or parameter.dtype not in _FLOATS or not _is_plain(parameter):
             what = "not in memory" if parameter.is_meta else f"{parameter.dtype}"
-            raise ValueError(_cannot_draw(name, full, what))
+            raise CannotMeasure(_cannot_draw(name, full, what))
     for full, buffer in model.named_buffers():
         if buffer.ndim == 2 and buffer.dtype in _PACKED:
-            raise ValueError(_cannot_draw(name, full, f"{buffer.dtype}"))
+            raise CannotMeasure(_cannot_draw(name, full, f"{buffer.dtype}"))
     kinds: dict[str, list[Parameter]] = {}
     for shared in _by_storage(parameter for _, parameter in model.named_parameters()):
         # The widest first: its views are drawn with it.

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import as_adapter
-from mspgt_lens.partition import ScalePartition
+from mspgt_lens.partition import ScalePartition, Segments, as_segments
 from mspgt_lens.patching.layers import check_sweep
 from mspgt_lens.patching.metrics import DEFAULT_METRIC, LogitMetric, MetricName
 from mspgt_lens.patching.pairs import PromptPairs
@@ -33,7 +33,7 @@ MIN_RANDOM = 20
 def patch_scales(
     model: Any,
     pairs: PromptPairs,
-    partition: ScalePartition,
+    partition: Segments,
     metric: MetricName | LogitMetric | None = None,
     *,
     direction: Direction = "denoise",
@@ -55,7 +55,8 @@ def patch_scales(
     Args:
         model: A ``HookedTransformer`` or a ``TransformerBridge``.
         pairs: Clean and corrupted prompts with their answers.
-        partition: The segments.
+        partition: The segments: a :class:`ScalePartition`, a mapping from names to blocks that
+            follow one another, or boundaries.
         metric: As for :func:`~mspgt_lens.patch_layers`.
         direction: ``"denoise"`` puts clean updates into the corrupted run, ``"noise"`` corrupted
             ones into the clean run.
@@ -73,15 +74,17 @@ def patch_scales(
     chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric
     check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
     pairs = pairs.for_model(adapter)
-    if partition.n_blocks != adapter.n_layers:
-        raise ValueError(
-            f"partition must be of the model's {adapter.n_layers} blocks, got {partition.n_blocks}"
-        )
-    if len(partition.segments) < 2:
+    by_name = as_segments(partition, adapter.n_layers)
+    for name, blocks in by_name.items():
+        if blocks != tuple(range(blocks[0], blocks[0] + len(blocks))):
+            raise ValueError(
+                f"partition[{name!r}] must hold blocks that follow one another, got {blocks}"
+            )
+    if len(by_name) < 2:
         raise ValueError("partition must have at least two segments, got one: the whole model")
     if n_random < MIN_RANDOM:
         raise ValueError(f"n_random must be at least {MIN_RANDOM}, got {n_random}")
-    segments = [tuple(blocks) for blocks in partition.segments.values()]
+    segments = list(by_name.values())
     drawn = [_other_sets(blocks, adapter.n_layers, n_random, seed) for blocks in segments]
     with adapter.inference():
         sweep = Sweep(
@@ -106,7 +109,7 @@ def patch_scales(
         model_name=adapter.name,
         direction=direction,
         metric_name=sweep.metric_name,
-        segments=tuple(partition.segments),
+        segments=tuple(by_name),
         blocks=np.array([[blocks[0], blocks[-1]] for blocks in segments]),
         metric=mean_over_pairs(by_segment, 1),
         clean=effects.clean,
@@ -119,8 +122,8 @@ def patch_scales(
         settings={
             "n_pairs": len(pairs),
             "n_groups": effects.n_groups,
-            "boundaries": list(partition.boundaries),
-            "supported": partition.n_boundaries == len(partition.boundaries),
+            "boundaries": [blocks[0] for blocks in segments[1:]],
+            "supported": _supported(partition),
             "n_random": [len(some) for some in drawn],
             "seed": seed,
             "weights": adapter.weight_processing,
@@ -128,6 +131,13 @@ def patch_scales(
         versions=package_versions(),
         warnings=tuple(notes),
     )
+
+
+def _supported(partition: Segments) -> bool | None:
+    """Whether the data support the boundaries; None where they were given by hand."""
+    if not isinstance(partition, ScalePartition):
+        return None
+    return partition.n_boundaries == len(partition.boundaries)
 
 
 def _other_sets(

@@ -14,12 +14,11 @@ from jaxtyping import Float
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, interval, named
 from mspgt_lens.models import as_adapter
+from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.kinds import Perturbation, Shape
 from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.probing import (
     MEASURES,
-    Segments,
-    as_segments,
     make_batches,
     mean_interval,
     respond,

@@ -15,14 +15,13 @@ from tqdm.auto import tqdm
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, interval, named
 from mspgt_lens.models import as_adapter
+from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.probing import (
     Batches,
     CleanRun,
-    Segments,
-    as_segments,
     check_resuming,
     make_batches,
 )

@@ -14,13 +14,12 @@ from jaxtyping import Float
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, interval, named
 from mspgt_lens.models import ModelAdapter, as_adapter
+from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.probing import (
     MEASURES,
     Batch,
     Condition,
-    Segments,
-    as_segments,
     make_batches,
     mean_interval,
     respond,

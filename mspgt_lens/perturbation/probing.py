@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +14,6 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.ambient import tell
 from mspgt_lens.models import Edit, ModelAdapter, RecordedRun, edited, require_acted
-from mspgt_lens.partition import ScalePartition, segment_names
 from mspgt_lens.prompts import (
     Prompt,
     PromptDataset,
@@ -34,7 +31,6 @@ _BATCH_ENTRIES = 2**26
 _BATCH_TOKENS = 2048
 # Rows that fit the cache together.
 _ROWS = 8
-Segments: TypeAlias = ScalePartition | Mapping[str, Iterable[int]] | Sequence[int]
 # From a batch to the edits of one condition.
 Condition = Callable[["Batch"], Sequence[Edit]]
 
@@ -250,45 +246,6 @@ def mean_interval(
     error = by_group.std(axis=0, ddof=1) / np.sqrt(n_groups)
     reach = stats.t.ppf(0.5 + LEVEL / 2, n_groups - 1) * error
     return mean, mean - reach, mean + reach
-
-
-def as_segments(partition: Segments, n_layers: int) -> dict[str, tuple[int, ...]]:
-    """Segment names to their blocks.
-
-    Args:
-        partition: A :class:`ScalePartition`, a mapping from names to blocks, or the boundaries: the
-            first block of every segment but the first.
-        n_layers: Blocks of the model.
-
-    Raises:
-        ValueError: If it does not fit the model.
-    """
-    if isinstance(partition, ScalePartition):
-        if partition.n_blocks != n_layers:
-            raise ValueError(
-                f"partition is of {partition.n_blocks} blocks, but the model has {n_layers}"
-            )
-        partition = partition.segments
-    if not isinstance(partition, Mapping):
-        edges = (0, *partition, n_layers)
-        if any(a >= b for a, b in itertools.pairwise(edges)):
-            raise ValueError(
-                f"partition must hold boundaries that rise from 1 to {n_layers - 1}, got "
-                f"{tuple(partition)}"
-            )
-        names = segment_names(len(edges) - 1)
-        partition = {name: range(edges[i], edges[i + 1]) for i, name in enumerate(names)}
-    segments = {str(name): tuple(int(b) for b in blocks) for name, blocks in partition.items()}
-    for name, blocks in segments.items():
-        if not blocks or len(set(blocks)) < len(blocks):
-            raise ValueError(f"partition[{name!r}] must hold blocks, each once, got {blocks}")
-        if min(blocks) < 0 or max(blocks) >= n_layers:
-            raise ValueError(
-                f"partition[{name!r}] must hold blocks 0 to {n_layers - 1}, got {blocks}"
-            )
-    if not segments:
-        raise ValueError("partition must name at least one segment, got none")
-    return segments
 
 
 def _measurable(adapter: ModelAdapter, prompt: Prompt, skip_first: int) -> bool:
