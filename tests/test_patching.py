@@ -460,6 +460,7 @@ def test_a_model_that_does_more_than_its_blocks_is_refused(tiny: Callable[..., A
         calls.append(1)
         return out if len(calls) <= 3 else 2 * out
 
+    as_adapter(model).require_causal("this")  # Proven once, by a run of its own.
     # As it is in whole runs, then not: as if the model did something around its block.
     model.blocks[1].register_forward_hook(changes_its_mind)
     with pytest.raises(ValueError, match=r"block 1 of .* called on its own"):
