@@ -23,11 +23,11 @@ from functools import cache, partial  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
+from mspgt_lens.scales.partition import SCALES  # noqa: E402
 
 import mspgt_lens as ml  # noqa: E402
 from mspgt_lens.scales.evidence import search_plan  # noqa: E402
 from mspgt_lens.scales.normalizing import rank_normalize  # noqa: E402
-from mspgt_lens.scales.partition import SCALES  # noqa: E402
 from mspgt_lens.scales.segments import _sharpness, compare_with_drift  # noqa: E402
 from mspgt_lens.theory import effect_predictions as about_effects  # noqa: E402
 from mspgt_lens.theory import partition_predictions as about_boundaries  # noqa: E402
