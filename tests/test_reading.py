@@ -121,7 +121,7 @@ def test_a_record_without_a_group_is_in_no_other_s(tmp_path: Path) -> None:
         ("".join(ONE_LINE).encode("utf-32"), "a.txt", "is UTF-32: save it as UTF-8"),
         ("caf\u00e9 au lait".encode("latin-1"), "a.txt", "not UTF-8.*0xe9.*LATIN1"),
         (b"fine\n" * 400_000 + b"caf\xe9", "a.txt", "not UTF-8.*0xe9.*LATIN1"),
-        (gzip.compress(LINES.encode()), "a.jsonl", "is compressed: unpack it with gunzip"),
+        (gzip.compress(LINES.encode(), mtime=0), "a.jsonl", "is compressed: unpack it with gunzip"),
         (b"PAR1....", "a.parquet", "Parquet table.*from_huggingface"),
         ("text,group\nhello,1", "a.csv", "is a table: write its texts as .jsonl"),
         ("", "a.txt", "holds no prompt"),
@@ -169,7 +169,7 @@ def test_pairs_are_read_from_lines_and_arrays(tmp_path: Path, as_array: bool, ma
         (json.dumps(PAIR).encode("utf-16"), "is UTF-16: save it as UTF-8"),
         (b'"text"', "must be a JSON object, got str"),
         (json.dumps(PAIR | {"group": None}).encode(), "line 1 of .*group None"),
-        (gzip.compress(b"x"), "is compressed"),
+        (gzip.compress(b"x", mtime=0), "is compressed"),
     ],
 )
 def test_bad_pairs_name_the_file(
