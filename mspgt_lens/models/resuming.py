@@ -104,7 +104,6 @@ class RecordedRun:
                 follow prompts and positions in a known way.
         """
         self._check_logits()
-        self._arguments = learn_arguments(self.adapter, self._calls, self.tokens, self.mask)
         # In another order than recorded, so that rows mixed up are found out.
         order = torch.arange(len(self.tokens), device=self.tokens.device).flip(0)
         prefixes = [self._check_block(block, order) for block in range(self.adapter.n_layers)]
@@ -200,6 +199,8 @@ class RecordedRun:
         with self.adapter.model.hooks(fwd_hooks=hooks):
             self._calls, final = record_calls(self.adapter, self.tokens, self.mask)
         self.residual = [*(call.residual for call in self._calls), final]
+        # Here and not in prepare(): runs of a model that was checked on another prompt resume too.
+        self._arguments = learn_arguments(self.adapter, self._calls, self.tokens, self.mask)
         if self.site == "resid_pre":
             self.activations = self.residual[:-1]
         elif len(self.activations) != self.adapter.n_layers:
