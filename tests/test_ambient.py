@@ -324,6 +324,8 @@ def test_every_public_function_is_called_here_and_has_its_own_state():
     public = {name: getattr(ml, name) for name in ml.__all__}
     public |= {f"tasks.{name}": getattr(ml.tasks, name) for name in TASKS}
     functions = {name for name, value in public.items() if isinstance(value, FunctionType)}
+    # The caller's own code runs inside it, in the caller's state.
+    functions -= {"recording"}
     assert {name.split()[0] for name in CALLS} >= functions - WORD_TASKS
     for name in functions:
         source = inspect.getsource(inspect.unwrap(public[name]))
