@@ -40,23 +40,23 @@ def print_seconds() -> None:
 def cases() -> list[dict[str, object]]:
     """Nulls of every kind, then planted boundaries, over depth, noise and autocorrelation."""
     nulls: list[dict[str, object]] = [
-        {"n_blocks": n, "drift": drift, "n_boundaries": 0}
+        {"n_layers": n, "drift": drift, "n_boundaries": 0}
         for n, drift in itertools.product((12, 24, 30, 48), DRIFTS)
     ]
     nulls += [
-        {"n_blocks": n, "autocorrelation": rho, "n_boundaries": 0}
+        {"n_layers": n, "autocorrelation": rho, "n_boundaries": 0}
         for n, rho in itertools.product((12, 24, 30, 48), (0.2, 0.4, 0.6))
     ]
-    nulls += [{"n_blocks": 30, "correlation": 0.5, "n_boundaries": 0}]
+    nulls += [{"n_layers": 30, "correlation": 0.5, "n_boundaries": 0}]
     planted: list[dict[str, object]] = [
-        {"n_blocks": n, "n_signals": m, "drift": drift}
+        {"n_layers": n, "n_signals": m, "drift": drift}
         for n, m, drift in itertools.product((24, 30, 48, 80), (6, 8), ("flat", "quadratic"))
     ]
-    planted += [{"n_blocks": n} for n in (8, 12, 16, 20)]
-    planted += [{"n_blocks": 30, "effect": effect} for effect in (0.5, 1.0, 1.5, 3.0)]
-    planted += [{"n_blocks": 30, "autocorrelation": rho} for rho in (0.2, 0.4, 0.6)]
-    planted += [{"n_blocks": 30, "n_signals": m} for m in (2, 4, 14)]
-    planted += [{"n_blocks": 30, "n_boundaries": k} for k in (1, 3)]
+    planted += [{"n_layers": n} for n in (8, 12, 16, 20)]
+    planted += [{"n_layers": 30, "effect": effect} for effect in (0.5, 1.0, 1.5, 3.0)]
+    planted += [{"n_layers": 30, "autocorrelation": rho} for rho in (0.2, 0.4, 0.6)]
+    planted += [{"n_layers": 30, "n_signals": m} for m in (2, 4, 14)]
+    planted += [{"n_layers": 30, "n_boundaries": k} for k in (1, 3)]
     return [*nulls, *planted]
 
 
@@ -68,7 +68,7 @@ def one(case: dict[str, object], n_simulations: int) -> str:
     return ",".join(
         str(x)
         for x in (
-            full["n_blocks"],
+            full["n_layers"],
             full["n_signals"],
             full["n_boundaries"],
             full["effect"] if full["n_boundaries"] else "",
@@ -98,30 +98,30 @@ def print_calibration(n_simulations: int, n_planted: int) -> None:
 def print_limits(n_simulations: int) -> None:
     """Power and accuracy of a test that is told the drift's order and that noise is white."""
     print("blocks,signals,drift,draws,rejected,located")
-    for n_blocks, n_signals in itertools.product((24, 30, 48), (6, 8)):
+    for n_layers, n_signals in itertools.product((24, 30, 48), (6, 8)):
         for order, drift in enumerate(("flat", "ramp", "quadratic")):
-            rejected, located = _told(n_blocks, n_signals, order, drift, n_simulations)
-            row = (n_blocks, n_signals, drift, n_simulations, f"{rejected:.3f}", f"{located:.3f}")
+            rejected, located = _told(n_layers, n_signals, order, drift, n_simulations)
+            row = (n_layers, n_signals, drift, n_simulations, f"{rejected:.3f}", f"{located:.3f}")
             print(",".join(map(str, row)), flush=True)
 
 
 def _told(
-    n_blocks: int, n_signals: int, order: int, drift: Drift, n_simulations: int
+    n_layers: int, n_signals: int, order: int, drift: Drift, n_simulations: int
 ) -> tuple[float, float]:
     """Share of draws with two jumps found at 5%, and share with both within one block.
 
     The statistic is what the best two jumps take of the squares beyond a polynomial of this order;
     noise has variance 1, so its distribution without jumps is drawn from noise alone.
     """
-    drift_axes, _ = np.linalg.qr(legendre(n_blocks, order))
+    drift_axes, _ = np.linalg.qr(legendre(n_layers, order))
     places = [
         (first, second)
-        for first, second in itertools.combinations(range(2, n_blocks - 1), 2)
+        for first, second in itertools.combinations(range(2, n_layers - 1), 2)
         if second - first >= 2
     ]
     axes = []
     for pair in places:
-        jumps = steps(n_blocks, pair)
+        jumps = steps(n_layers, pair)
         axes.append(np.linalg.qr(jumps - drift_axes @ (drift_axes.T @ jumps))[0].T)
     jump_axes = np.stack(axes)
 
@@ -130,11 +130,11 @@ def _told(
         return squares
 
     rng = np.random.default_rng(1)
-    nulls = [taken(rng.standard_normal((n_blocks, n_signals))).max() for _ in range(1000)]
+    nulls = [taken(rng.standard_normal((n_layers, n_signals))).max() for _ in range(1000)]
     critical = np.quantile(nulls, 0.95)
     rejected = located = 0
     for seed in range(n_simulations):
-        made = ml.synthetic_signals(n_blocks, n_signals, drift=drift, seed=seed)
+        made = ml.synthetic_signals(n_layers, n_signals, drift=drift, seed=seed)
         squares = taken(made.signals)
         rejected += squares.max() > critical
         found = np.array(places[int(squares.argmax())])

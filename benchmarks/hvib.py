@@ -63,7 +63,7 @@ def compare(n_steps: int, every: bool) -> None:
 def time_model() -> None:
     model = ml.load_demo_model()
     texts = [passage.text for passage in ml.load_passages()]
-    prompts = ml.PromptDataset.from_texts(texts, model, max_length=320)
+    prompts = ml.PromptDataset.from_texts(model, texts, max_length=320)
     start = time.perf_counter()
     fit = ml.fit_hvib(model, prompts)
     print(f"{time.perf_counter() - start:.0f} s with the forward pass")

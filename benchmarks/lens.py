@@ -47,7 +47,7 @@ def gather(adapter: ModelAdapter) -> tuple[Moments, list[Tensor], list[Tensor]]:
     The held-out positions take the place of the profile's own sample.
     """
     texts = [passage.text for passage in ml.load_passages()]
-    prompts = list(ml.PromptDataset.from_texts(texts, adapter.model, max_length=128))
+    prompts = list(ml.PromptDataset.from_texts(adapter.model, texts, max_length=128))
     run = ProfileRun(adapter, DEFAULT_BANDS, 0.1, "standardized", 5, 4, 0)
     run.begin(prompts)
     n_sites = adapter.n_layers + 1

@@ -31,7 +31,7 @@ from mspgt_lens.prompts import balanced_folds  # noqa: E402
 def passage_prompts(model: object, max_length: int, n_prompts: int | None) -> ml.PromptDataset:
     """Windows of the built-in passages, repeated as often as it takes."""
     texts = [passage.text for passage in ml.load_passages()]
-    windows = list(ml.PromptDataset.from_texts(texts, model, max_length=max_length))
+    windows = list(ml.PromptDataset.from_texts(model, texts, max_length=max_length))
     if n_prompts is None:
         return ml.PromptDataset(lambda: iter(windows))
     full = [window for window in windows if len(window.tokens) == max_length]

@@ -17,8 +17,8 @@ from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.patching.scales import patch_scales
 from mspgt_lens.perturbation.brittleness import Brittleness, measure_brittleness
-from mspgt_lens.perturbation.dependence import TokenClasses, token_classes
-from mspgt_lens.perturbation.dissociation import ScaleByClass, scale_by_class
+from mspgt_lens.perturbation.dependence import TokenClasses, classify_tokens
+from mspgt_lens.perturbation.dissociation import Dissociation, measure_dissociation
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects, perturb_scales
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
@@ -28,7 +28,7 @@ from mspgt_lens.plots.emergence import plot_emergence
 from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
-from mspgt_lens.plots.perturbation import plot_brittleness, plot_token_classes
+from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
 from mspgt_lens.plots.profile import plot_profile
 from mspgt_lens.profile.layers import profile_cache, profile_layers
@@ -68,6 +68,7 @@ __all__ = [
     "CannotMeasure",
     "Comparison",
     "Curve",
+    "Dissociation",
     "Emergence",
     "Estimate",
     "Frontier",
@@ -86,7 +87,6 @@ __all__ = [
     "PromptPairs",
     "Recording",
     "ResidualStatistics",
-    "ScaleByClass",
     "ScalePartition",
     "ScalePatch",
     "Stability",
@@ -101,6 +101,7 @@ __all__ = [
     "bottleneck_frontier",
     "boundary_signals",
     "channel_rate",
+    "classify_tokens",
     "compare_models",
     "depth_variation",
     "detect_scales",
@@ -117,6 +118,7 @@ __all__ = [
     "load_passages",
     "log_brittleness",
     "measure_brittleness",
+    "measure_dissociation",
     "mutual_information",
     "needed_hooks",
     "patch_layers",
@@ -125,6 +127,7 @@ __all__ = [
     "plot_boundaries",
     "plot_brittleness",
     "plot_comparison",
+    "plot_dissociation",
     "plot_effects",
     "plot_emergence",
     "plot_hvib",
@@ -134,19 +137,16 @@ __all__ = [
     "plot_scale_map",
     "plot_scale_patch",
     "plot_stability",
-    "plot_token_classes",
     "power",
     "profile_cache",
     "profile_layers",
     "recording",
     "residual_statistics",
-    "scale_by_class",
     "segment_blocks",
     "stability",
     "synthetic_models",
     "synthetic_signals",
     "tasks",
-    "token_classes",
     "variance_shares",
     "water_fill",
     "water_fill_whole",

@@ -106,7 +106,7 @@ class Moments:
     def __init__(self, plan: MomentPlan, adapter: ModelAdapter) -> None:
         self.plan = plan
         n_folds, n_sites = plan.n_folds, adapter.n_layers + 1
-        d_model, n_blocks = adapter.d_model, adapter.n_layers
+        d_model, n_layers = adapter.d_model, adapter.n_layers
         width = plan.width
         columns = plan.n_columns
         # MPS has no float64.
@@ -125,17 +125,17 @@ class Moments:
         self.yy = zeros(n_folds, columns, columns)
         # These two feed a regularized map and a ratio of norms: float32 sums about the center do.
         dtype = torch.promote_types(adapter.dtype, torch.float32)
-        self.z_next = zeros(n_folds, n_blocks, width, width, dtype=dtype)
+        self.z_next = zeros(n_folds, n_layers, width, width, dtype=dtype)
         self.z_final = zeros(n_folds, n_sites, width, d_model, dtype=dtype)
         self.final = zeros(n_folds, d_model)
         self.final_square = zeros(n_folds, d_model)
         self.n_read = np.zeros(n_folds, dtype=np.int64)
         self.n_rest = np.zeros(n_folds, dtype=np.int64)
         self.token_counts = np.zeros((n_folds, adapter.d_vocab), dtype=np.int64)
-        self.span = np.zeros((n_folds, n_blocks))
-        self.entropy = np.zeros((n_folds, n_blocks))
-        self.n_attended = np.zeros((n_folds, n_blocks))
-        self.update = np.zeros((n_folds, n_blocks))
+        self.span = np.zeros((n_folds, n_layers))
+        self.entropy = np.zeros((n_folds, n_layers))
+        self.n_attended = np.zeros((n_folds, n_layers))
+        self.update = np.zeros((n_folds, n_layers))
         self.sample = Sample(
             priority=np.zeros(0, dtype=np.uint64),
             rows=(),

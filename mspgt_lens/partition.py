@@ -45,7 +45,7 @@ class ScalePartition(Result):
 
     Attributes:
         model_name: The model's name, or ``""`` for bare arrays.
-        n_blocks: Number of blocks, L.
+        n_layers: Number of blocks, L.
         boundaries: The index of the first block of every segment but the first. These are the best
             places; whether the data support any boundary is for the next fields to say.
         intervals: 95% interval of each boundary, in blocks, ends included.
@@ -72,7 +72,7 @@ class ScalePartition(Result):
     """
 
     model_name: str
-    n_blocks: int
+    n_layers: int
     boundaries: tuple[int, ...]
     intervals: tuple[tuple[int, int], ...]
     p_values: Mapping[int, float]
@@ -93,10 +93,10 @@ class ScalePartition(Result):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        edges = (0, *self.boundaries, self.n_blocks)
+        edges = (0, *self.boundaries, self.n_layers)
         if any(a >= b for a, b in itertools.pairwise(edges)):
             raise ValueError(
-                f"ScalePartition: boundaries must rise from 1 to {self.n_blocks - 1}, "
+                f"ScalePartition: boundaries must rise from 1 to {self.n_layers - 1}, "
                 f"got {self.boundaries}"
             )
 
@@ -108,7 +108,7 @@ class ScalePartition(Result):
     @property
     def segments(self) -> dict[str, range]:
         """Segment name to its blocks; Local, Intermediate and Global where there are three."""
-        edges = (0, *self.boundaries, self.n_blocks)
+        edges = (0, *self.boundaries, self.n_layers)
         names = segment_names(len(edges) - 1)
         return {
             name: range(a, b) for name, (a, b) in zip(names, itertools.pairwise(edges), strict=True)
@@ -119,7 +119,7 @@ class ScalePartition(Result):
         """Share of blocks that two methods put into the same segment, for every two of them."""
         found = {name: b for name, b in self.by_method.items() if b is not None}
         labels = {
-            name: np.searchsorted(boundaries, np.arange(self.n_blocks), side="right")
+            name: np.searchsorted(boundaries, np.arange(self.n_layers), side="right")
             for name, boundaries in found.items()
         }
         return pd.DataFrame(
@@ -128,7 +128,7 @@ class ScalePartition(Result):
 
     def heading(self) -> str:
         """The model and its depth."""
-        return f"ScalePartition{named(self.model_name)}: {counted(self.n_blocks, 'block')}"
+        return f"ScalePartition{named(self.model_name)}: {counted(self.n_layers, 'block')}"
 
     def findings(self) -> list[str]:
         """How many boundaries, how sure, stages or drift, and the places."""
@@ -175,7 +175,7 @@ class ScalePartition(Result):
                     "model": self.model_name,
                     "quantity": quantity,
                     "segment": segment,
-                    "block": np.arange(self.n_blocks),
+                    "block": np.arange(self.n_layers),
                     "value": values,
                     "unit": "share of draws" if quantity == "probability" else "the signal's own",
                 }
@@ -202,9 +202,9 @@ def as_segments(partition: Segments, n_layers: int) -> dict[str, tuple[int, ...]
         ValueError: If it does not fit the model.
     """
     if isinstance(partition, ScalePartition):
-        if partition.n_blocks != n_layers:
+        if partition.n_layers != n_layers:
             raise ValueError(
-                f"partition is of {partition.n_blocks} blocks, but the model has {n_layers}"
+                f"partition is of {partition.n_layers} blocks, but the model has {n_layers}"
             )
         partition = partition.segments
     try:

@@ -107,8 +107,8 @@ class PromptDataset:
     @classmethod
     def from_texts(
         cls,
-        texts: Iterable[str],
         model: Any,
+        texts: Iterable[str],
         *,
         max_length: int = DEFAULT_LENGTH,
         groups: Iterable[Hashable] | None = None,
@@ -116,10 +116,10 @@ class PromptDataset:
         """Tokenize texts and cut long ones into windows that keep their text's group.
 
         Args:
-            texts: Texts; a list, or any iterable of strings, which is read lazily.
             model: The TransformerLens model, for its tokenizer; every window starts with BOS where
                 the model takes one (an encoder's with its classification token, and ends with its
                 separator).
+            texts: Texts; a list, or any iterable of strings, which is read lazily.
             max_length: Longest window in tokens, BOS included.
             groups: One label per text; by default every text is a group of its own.
 
@@ -141,8 +141,8 @@ class PromptDataset:
     @classmethod
     def from_huggingface(
         cls,
-        dataset: Iterable[Any],
         model: Any,
+        dataset: Iterable[Any],
         *,
         column: str = "text",
         group_column: str | None = None,
@@ -151,8 +151,8 @@ class PromptDataset:
         """Prompts from a column of a Hugging Face data set, streaming ones included.
 
         Args:
-            dataset: A ``datasets.Dataset`` or ``IterableDataset``, or any iterable of mappings.
             model: The TransformerLens model, for its tokenizer.
+            dataset: A ``datasets.Dataset`` or ``IterableDataset``, or any iterable of mappings.
             column: The column with the text.
             group_column: The column with the group; by default every row is a group of its own.
             max_length: Longest window in tokens.
@@ -292,7 +292,7 @@ def as_dataset(prompts: PromptDataset | Iterable[str], model: Any) -> PromptData
     if isinstance(prompts, Tensor):
         raise TypeError("prompts must be texts or a PromptDataset: use PromptDataset.from_tokens")
     longest = min(DEFAULT_LENGTH, as_adapter(model).n_ctx)
-    return PromptDataset.from_texts(prompts, model, max_length=longest)
+    return PromptDataset.from_texts(model, prompts, max_length=longest)
 
 
 @in_own_state

@@ -33,7 +33,7 @@ def made_results() -> dict[str, Result]:
     ]
     verdicts = ml.evaluate_predictions(models)
     comparison = ml.compare_models(models)
-    depths = np.array([one.partition.n_blocks for one in models])
+    depths = np.array([one.partition.n_layers for one in models])
     placed = np.array([one.partition.boundaries for one in models])
     assert comparison.shares is not None
     brittleness = replace(made_brittleness(), model_name=HOSTILE, warnings=NOTES)
@@ -125,7 +125,7 @@ def made_sweep(rng: np.random.Generator) -> ml.PatchSweep:
     metric = by_pair.mean(axis=0)
     return ml.PatchSweep(
         model_name=HOSTILE,
-        site="resid_pre",
+        place="resid_pre",
         direction="denoise",
         method="attribution",
         window=1,
@@ -162,7 +162,7 @@ def made_scale_patch(rng: np.random.Generator) -> ml.ScalePatch:
         effect=effect,
         low=effect - 0.1,
         high=effect + 0.1,
-        random_effect=rng.random((3, 20)),
+        control_effect=rng.random((3, 20)),
         p_value=np.array([1.0, 0.05, 0.4]),
         settings={"n_pairs": 2, "n_groups": 2},
     )

@@ -127,7 +127,7 @@ class Things:
         self.rows = np.random.default_rng(0).standard_normal((2, 120, 2))
         self.rows[1] += self.rows[0]
         self.depths = np.array([[3, 7], [5, 12], [4, 9], [8, 16], [3, 6], [7, 11]])
-        self.n_blocks = np.array([12, 24, 16, 32, 12, 24])
+        self.n_layers = np.array([12, 24, 16, 32, 12, 24])
         self.rates = {
             "betas": np.array([1.0, 2.0, 3.0]),
             "kappas": np.array([0.2, 0.3, 0.4]),
@@ -172,7 +172,7 @@ CALLS = {
     "boundary_signals": lambda t: ml.boundary_signals(t["profile_layers"]),
     "channel_rate": lambda t: ml.channel_rate(np.cov(t.rows[0].T)),
     "compare_models": lambda t: ml.compare_models(t["synthetic_models"]),
-    "depth_variation": lambda t: ml.depth_variation(t.depths / t.n_blocks[:, None]),
+    "depth_variation": lambda t: ml.depth_variation(t.depths / t.n_layers[:, None]),
     "detect_scales": lambda t: ml.detect_scales(profile=t["profile_layers"], **DRAWS),
     "emergence": lambda t: ml.emergence(
         [(0, t.model), (1, t.model)], t.prompts, profile_settings=QUICK, progress=False, **DRAWS
@@ -184,19 +184,19 @@ CALLS = {
     "fit_hvib_arrays": lambda t: ml.fit_hvib_arrays(
         t.rows[:1], {"y": t.rows[1]}, betas=(3.0, 12.0), n_steps=20, **QUIET
     ),
-    "fit_water_filling": lambda t: ml.fit_water_filling(t.depths, t.n_blocks),
+    "fit_water_filling": lambda t: ml.fit_water_filling(t.depths, t.n_layers),
     "generation_effects": lambda t: ml.generation_effects(
         t.model,
         [text[:60] for text in t.texts[:4]],
         PART,
-        kinds=[ml.Perturbation("noise"), ml.Perturbation("temperature")],
+        perturbations=[ml.Perturbation("noise"), ml.Perturbation("temperature")],
         n_new=4,
-        dose=0.05,
+        target_kl=0.05,
         n_controls=1,
         **QUIET,
     ),
     "half_depth": lambda t: ml.half_depth(t["profile_layers"].predicted["intermediate"]),
-    "held_out_errors": lambda t: ml.held_out_errors(t.depths, t.n_blocks),
+    "held_out_errors": lambda t: ml.held_out_errors(t.depths, t.n_layers),
     "load_demo_model": None,  # Of the real model: below.
     "load_model": lambda t: [p.detach() for p in ml.load_model(str(t.folder)).parameters()],
     "load_passages": lambda t: ml.load_passages(),
@@ -228,7 +228,7 @@ CALLS = {
     "plot_scale_map": lambda t: ml.plot_scale_map(t["profile_layers"]),
     "plot_scale_patch": lambda t: ml.plot_scale_patch(t["patch_scales"]),
     "plot_stability": lambda t: ml.plot_stability(t["stability"]),
-    "plot_token_classes": lambda t: ml.plot_token_classes(t["scale_by_class"]),
+    "plot_dissociation": lambda t: ml.plot_dissociation(t["measure_dissociation"]),
     "power": lambda t: ml.power(8, 3, n_simulations=2, n_draws=99),
     "profile_cache": lambda t: ml.profile_cache(t.model, t.cache, t.tokens, **QUICK),
     "profile_layers": lambda t: ml.profile_layers(t.model, t.prompts, **QUICK, **QUIET),
@@ -236,8 +236,8 @@ CALLS = {
         t.model, t.prompts, control="random_weights", logit_lens=True, **QUICK, **QUIET
     ),
     "residual_statistics": lambda t: ml.residual_statistics(t.model, t.few),
-    "scale_by_class": lambda t: ml.scale_by_class(
-        t.model, t.prompts, PART, t["token_classes"], kind=ml.Perturbation("skip"), **QUIET
+    "measure_dissociation": lambda t: ml.measure_dissociation(
+        t.model, t.prompts, PART, t["token_classes"], perturbation=ml.Perturbation("skip"), **QUIET
     ),
     "segment_blocks": lambda t: ml.segment_blocks(t["synthetic_signals"].signals, **DRAWS),
     "stability": lambda t: ml.stability(
@@ -246,11 +246,11 @@ CALLS = {
     "synthetic_models": lambda t: ml.synthetic_models(2, 4),
     "synthetic_signals": lambda t: ml.synthetic_signals(12),
     "tasks.induction": lambda t: ml.tasks.induction(t.model, 4),
-    "token_classes": lambda t: ml.token_classes(
+    "token_classes": lambda t: ml.classify_tokens(
         t.model, t.prompts, bands=FAR, threshold=0.1, **QUIET
     ),
     "variance_shares": lambda t: ml.variance_shares(
-        t.depths / t.n_blocks[:, None], list("aaabbb"), [1, 2, 3, 4, 5, 6], n_permutations=19
+        t.depths / t.n_layers[:, None], list("aaabbb"), [1, 2, 3, 4, 5, 6], n_permutations=19
     ),
     "water_fill": lambda t: ml.water_fill(12, **t.rates),
     "water_fill_whole": lambda t: ml.water_fill_whole(12, **t.rates),
@@ -261,7 +261,7 @@ CALLS = {
         ).read_text(),
     ),
     # Not functions, but they compute.
-    "PromptDataset": lambda t: [p.tokens for p in ml.PromptDataset.from_texts(t.texts, t.model)],
+    "PromptDataset": lambda t: [p.tokens for p in ml.PromptDataset.from_texts(t.model, t.texts)],
     "PromptDataset tokens": lambda t: [
         p.tokens for p in ml.PromptDataset.from_tokens(t.tokens, t.tokens > 0)
     ],

@@ -37,7 +37,7 @@ def found(model, folder):
 
 def test_every_step_is_taken(found, model):
     assert found.profile.n_groups == N_TEXTS
-    assert found.partition.n_blocks == 6
+    assert found.partition.n_layers == 6
     assert found.random_weights.model_name.endswith("(random weights)")
     assert found.shuffled_tokens.settings["n_groups"] == 12
     assert found.brittleness.settings["n_groups"] == 4
@@ -54,7 +54,7 @@ def test_every_step_is_taken(found, model):
 
 
 def test_results_are_those_of_the_functions_themselves(found, model):
-    prompts = ml.PromptDataset.from_texts(texts(), model, max_length=256)
+    prompts = ml.PromptDataset.from_texts(model, texts(), max_length=256)
     assert ml.profile_layers(model, prompts, progress=False) == found.profile
     assert ml.detect_scales(profile=found.profile) == found.partition
     results = found.results

@@ -95,14 +95,14 @@ def test_a_run_measures_what_single_perturbations_measure(tiny, architecture):
     assert found.by_group.shape == (2, 2, 4 + 3, 4, 3)
     kinds = [ml.Perturbation("noise", 0.1, shape, seed=3) for shape in SHAPES]
     one = ml.perturb_scales(
-        model, prompts(), {"block 2": [2]}, kinds=kinds, n_controls=1, progress=False
+        model, prompts(), {"block 2": [2]}, perturbations=kinds, n_controls=1, progress=False
     )
     np.testing.assert_allclose(found.by_group[:, 1, 2].mean(axis=1), one.values[:, 0], rtol=1e-9)
     # A segment of one block gets the same either way; one of two shares the variance out.
     np.testing.assert_array_equal(found.by_group[:, :, 0], found.by_group[:, :, 4])
     kinds = [ml.Perturbation("noise", 0.1 / 2**0.5, shape, seed=3) for shape in SHAPES]
     both = ml.perturb_scales(
-        model, prompts(), {"late": [2, 3]}, kinds=kinds, n_controls=1, progress=False
+        model, prompts(), {"late": [2, 3]}, perturbations=kinds, n_controls=1, progress=False
     )
     np.testing.assert_allclose(found.by_group[:, 1, 6].mean(axis=1), both.values[:, 0], rtol=1e-9)
     # KL of small noise goes with its square.

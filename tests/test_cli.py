@@ -108,7 +108,7 @@ def test_patch_writes_a_report_with_the_strongest_cells(tiny_by_name, tmp_path, 
     pairs.write_text("\n".join(json.dumps(record) for record in records))
     out, saved = tmp_path / "patch.html", tmp_path / "sweep"
     files = ["--pairs", str(pairs), "--out", str(out), "--save", str(saved), "--no-progress"]
-    assert cli.main(["patch", "tiny", *files, "--site", "z"]) == 0
+    assert cli.main(["patch", "tiny", *files, "--place", "z"]) == 0
     shown = capsys.readouterr().out
     for words in ("logit_difference", "10 pairs", "p (Holm)", "95% interval", str(out)):
         assert words in shown

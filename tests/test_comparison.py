@@ -28,7 +28,7 @@ def test_tables_hold_what_was_measured(results, comparison):
     # Two boundaries, three lengths, three segments under two shapes.
     assert len(table) == len(results) * (2 + 3 + 6)
     for one in results:
-        row, n = wide.loc[one.name], one.partition.n_blocks
+        row, n = wide.loc[one.name], one.partition.n_layers
         assert (row["first"], row["second"]) == one.partition.boundaries
         assert row["first_depth"] == one.partition.boundaries[0] / n
         assert row["second_depth_high"] == one.partition.intervals[1][1] / n

@@ -22,7 +22,15 @@ import mspgt_lens as ml
 from mspgt_lens.contract import COLUMNS, Result
 
 # What functions take rather than find, and parts that never stand alone.
-INPUTS = {ml.Passage, ml.Prompt, ml.PromptDataset, ml.PromptPairs, ml.Perturbation, ml.Support}
+INPUTS = {
+    ml.Recording,
+    ml.Passage,
+    ml.Prompt,
+    ml.PromptDataset,
+    ml.PromptPairs,
+    ml.Perturbation,
+    ml.Support,
+}
 
 
 def classes_in(hint):

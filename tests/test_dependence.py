@@ -30,7 +30,7 @@ def spoken(tiny):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_losses_are_those_of_truncated_prompts(tiny, architecture):
     model, rows = tiny(architecture), random_tokens(5, 24)
-    found = ml.token_classes(
+    found = ml.classify_tokens(
         model, ml.PromptDataset.from_tokens(rows), bands=BANDS, n_tokens=30, progress=False
     )
     assert len(found.classes) == 30
@@ -50,7 +50,7 @@ def test_losses_are_those_of_truncated_prompts(tiny, architecture):
 
 def test_a_class_is_the_longest_band_that_matters(tiny):
     prompts = ml.PromptDataset.from_tokens(random_tokens(6, 24))
-    found = ml.token_classes(tiny("llama"), prompts, bands=BANDS, threshold=0.2, progress=False)
+    found = ml.classify_tokens(tiny("llama"), prompts, bands=BANDS, threshold=0.2, progress=False)
     for gains, one in zip(found.gains, found.classes, strict=True):
         assert one == max((i for i in range(3) if gains[i] >= 0.2), default=-1)
     assert sum(found.counts.values()) == 6 * (24 - 13)
@@ -66,7 +66,7 @@ def test_every_window_begins_with_bos_where_the_model_takes_one():
     rows = random_tokens(4, 20)
     with_bos = torch.cat([torch.ones(4, 1, dtype=torch.long), rows], dim=1)
     prompts = ml.PromptDataset.from_tokens(with_bos)
-    found = ml.token_classes(model, prompts, bands=BANDS, n_tokens=5, progress=False)
+    found = ml.classify_tokens(model, prompts, bands=BANDS, n_tokens=5, progress=False)
     n, p = found.prompts[0], found.positions[0]
     window = torch.cat([torch.tensor([1]), with_bos[n, p - 4 : p]])[None]
     with torch.no_grad():
@@ -77,9 +77,11 @@ def test_every_window_begins_with_bos_where_the_model_takes_one():
 
 def test_the_table_holds_the_rises_of_single_runs(spoken):
     model, prompts = spoken
-    classes = ml.token_classes(model, prompts, bands=BANDS, threshold=0.1, progress=False)
+    classes = ml.classify_tokens(model, prompts, bands=BANDS, threshold=0.1, progress=False)
     kind = ml.Perturbation("skip")
-    found = ml.scale_by_class(model, prompts, [2, 4], classes, kind=kind, progress=False)
+    found = ml.measure_dissociation(
+        model, prompts, [2, 4], classes, perturbation=kind, progress=False
+    )
     assert found.counts.tolist() == [classes.counts[name] for name in BANDS]
     tokens = torch.stack([torch.from_numpy(p.tokens) for p in prompts])
     # Skipping at every position but the first four.
@@ -113,10 +115,15 @@ def test_the_table_holds_the_rises_of_single_runs(spoken):
 
 def test_noise_is_shared_out_over_a_segment(spoken):
     model, prompts = spoken
-    classes = ml.token_classes(model, prompts, bands=BANDS, threshold=0.1, progress=False)
+    classes = ml.classify_tokens(model, prompts, bands=BANDS, threshold=0.1, progress=False)
     found = [
-        ml.scale_by_class(
-            model, prompts, parts, classes, kind=ml.Perturbation("noise", 4.0), progress=False
+        ml.measure_dissociation(
+            model,
+            prompts,
+            parts,
+            classes,
+            perturbation=ml.Perturbation("noise", 4.0),
+            progress=False,
         )
         for parts in ([1, 2], {"a": [0], "b": [1, 2], "c": [3]})
     ]
@@ -160,13 +167,15 @@ def test_a_planted_diagonal_is_found_and_covered():
 
 def test_results_are_kept_as_they_are(spoken, tmp_path):
     model, prompts = spoken
-    classes = ml.token_classes(model, prompts, bands=BANDS, threshold=0.1, progress=False)
+    classes = ml.classify_tokens(model, prompts, bands=BANDS, threshold=0.1, progress=False)
     loaded = ml.TokenClasses.load(classes.save(tmp_path / "classes"))
     assert loaded.to_dataframe().equals(classes.to_dataframe())
     assert loaded.bands == classes.bands
     kind = ml.Perturbation("skip")
-    table = ml.scale_by_class(model, prompts, [2, 4], classes, kind=kind, progress=False)
-    again = ml.ScaleByClass.load(table.save(tmp_path / "table"))
+    table = ml.measure_dissociation(
+        model, prompts, [2, 4], classes, perturbation=kind, progress=False
+    )
+    again = ml.Dissociation.load(table.save(tmp_path / "table"))
     assert again.to_dataframe().equals(table.to_dataframe())
     assert again.interaction == table.interaction
     assert again.segments == table.segments
@@ -175,24 +184,24 @@ def test_results_are_kept_as_they_are(spoken, tmp_path):
 def test_wrong_arguments_are_named(spoken, tiny):
     model, prompts = spoken
     with pytest.raises(ValueError, match=r"ordinary tokens before them.*30 tokens"):
-        ml.token_classes(model, prompts)
+        ml.classify_tokens(model, prompts)
     with pytest.raises(ValueError, match="reach farther than the one before"):
-        ml.token_classes(model, prompts, bands={"a": (1, 4), "b": (1, 4)})
+        ml.classify_tokens(model, prompts, bands={"a": (1, 4), "b": (1, 4)})
     with pytest.raises(ValueError, match="threshold"):
-        ml.token_classes(model, prompts, threshold=0)
+        ml.classify_tokens(model, prompts, threshold=0)
     with pytest.raises(ValueError, match="n_tokens"):
-        ml.token_classes(model, prompts, n_tokens=0)
+        ml.classify_tokens(model, prompts, n_tokens=0)
     with pytest.raises(ValueError, match="more than the context"):
-        ml.token_classes(model, prompts, bands={"far": (1, 300)})
-    classes = ml.token_classes(model, prompts, bands=BANDS, threshold=0.1, progress=False)
+        ml.classify_tokens(model, prompts, bands={"far": (1, 300)})
+    classes = ml.classify_tokens(model, prompts, bands=BANDS, threshold=0.1, progress=False)
     with pytest.raises(ValueError, match="as many segments as classes has bands"):
-        ml.scale_by_class(model, prompts, [2], classes)
+        ml.measure_dissociation(model, prompts, [2], classes)
     others = ml.PromptDataset.from_tokens(random_tokens(12, 30, seed=9))
     with pytest.raises(ValueError, match="in the same order: they differ"):
-        ml.scale_by_class(model, others, [2, 4], classes, progress=False)
+        ml.measure_dissociation(model, others, [2, 4], classes, progress=False)
     few = ml.PromptDataset.from_tokens([p.tokens for p in prompts][:6])
     with pytest.raises(ValueError, match="classified tokens are not among"):
-        ml.scale_by_class(model, few, [2, 4], classes, progress=False)
+        ml.measure_dissociation(model, few, [2, 4], classes, progress=False)
     weak = ml.Perturbation("noise", 0.0)
     with pytest.raises(ValueError, match="does not raise the loss"):
-        ml.scale_by_class(model, prompts, [2, 4], classes, kind=weak, progress=False)
+        ml.measure_dissociation(model, prompts, [2, 4], classes, perturbation=weak, progress=False)

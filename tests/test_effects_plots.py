@@ -54,7 +54,7 @@ def made_effects(name: str = "made", n_draws: int = 3, seed: int = 0) -> Generat
         texts=((texts,) * 3,) * 3,
         clean_measured=clean,
         measured=measured,
-        settings={"n_prompts": n, "n_new": 48, "dose": 0.5},
+        settings={"n_prompts": n, "n_new": 48, "target_kl": 0.5},
     )
 
 

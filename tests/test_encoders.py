@@ -26,7 +26,7 @@ def encoder(request):
 
 def dataset(model, n_prompts=N_PROMPTS):
     texts = [as_text(row) for row in random_tokens(n_prompts, N_POS)]
-    return ml.PromptDataset.from_texts(texts, model)
+    return ml.PromptDataset.from_texts(model, texts)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_prompts_begin_and_end_as_the_model_expects(encoder):
     prompt = next(iter(dataset(encoder)))
     assert (prompt.tokens[0], prompt.tokens[-1]) == (1, 2)
     assert len(prompt.tokens) == N_POS + 2
-    short = ml.PromptDataset.from_texts([as_text(torch.arange(4, 24))], encoder, max_length=12)
+    short = ml.PromptDataset.from_texts(encoder, [as_text(torch.arange(4, 24))], max_length=12)
     windows = [p.tokens for p in short]
     assert [len(w) for w in windows] == [12, 12]
     assert all((w[0], w[-1]) == (1, 2) for w in windows)
@@ -177,7 +177,7 @@ def test_results_say_what_was_read(profile):
     assert "visible tokens 2 to 16 away" in figure
     assert "hidden tokens" in ml.plot_information_plane(profile).to_json()
     partition = ml.detect_scales(profile=profile, n_draws=99, n_bootstraps=20)
-    assert partition.n_blocks == 6
+    assert partition.n_layers == 6
 
 
 def test_what_needs_a_causal_model_says_so(encoder):
@@ -188,7 +188,7 @@ def test_what_needs_a_causal_model_says_so(encoder):
         "patching": lambda: ml.patch_layers(encoder, pairs),
         "perturbing": lambda: ml.perturb_scales(encoder, prompts, (2, 4)),
         "brittleness": lambda: ml.measure_brittleness(encoder, prompts, (2, 4)),
-        "classes": lambda: ml.token_classes(encoder, prompts),
+        "classes": lambda: ml.classify_tokens(encoder, prompts),
         "generating": lambda: ml.generation_effects(encoder, prompts, (2, 4)),
         "probe": lambda: ml.fit_hvib(encoder, prompts),
         "cache": lambda: ml.profile_cache(encoder, {}, tokens),

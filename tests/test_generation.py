@@ -10,10 +10,10 @@ from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
 from mspgt_lens.generation.results import GenerationEffects, compare_texts, text_deltas
-from mspgt_lens.generation.writing import DEFAULT_KINDS, generation_effects
+from mspgt_lens.generation.writing import DEFAULT_PERTURBATIONS, generation_effects
 from mspgt_lens.models import as_adapter
-from mspgt_lens.perturbation.dosing import match_doses
 from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.matching import match_strengths
 from mspgt_lens.perturbation.probing import make_batches
 from mspgt_lens.perturbation.residuals import residual_statistics
 
@@ -30,7 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def effects(model):
-    return generation_effects(model, TEXTS, (1, 3), dose=0.05, **SMALL | {"n_controls": 2})
+    return generation_effects(model, TEXTS, (1, 3), target_kl=0.05, **SMALL | {"n_controls": 2})
 
 
 def same(one, other):
@@ -50,7 +50,7 @@ def test_an_identity_changes_no_text_and_has_no_effect(model):
         Perturbation("scaling", strength=1.0),
         Perturbation("temperature", strength=1.0),
     ]
-    found = generation_effects(model, TEXTS, (1, 3), kinds=kinds, dose=None, **SMALL)
+    found = generation_effects(model, TEXTS, (1, 3), perturbations=kinds, target_kl=None, **SMALL)
     assert all(texts == found.clean_texts for row in found.texts for texts in row)
     assert (found.kl == 0).all()
     table = found.to_dataframe().dropna(subset="p_value")
@@ -83,7 +83,9 @@ def test_result_is_as_described_and_comes_back_from_disk(effects, tmp_path):
 
 
 def test_same_seed_same_texts_and_another_seed_others(model, effects):
-    options = {"kinds": DEFAULT_KINDS[:1], "dose": 0.05} | SMALL | {"n_controls": 0}
+    options = (
+        {"perturbations": DEFAULT_PERTURBATIONS[:1], "target_kl": 0.05} | SMALL | {"n_controls": 0}
+    )
     again = generation_effects(model, TEXTS, (1, 3), batch_size=3, **options)
     assert again.clean_texts == effects.clean_texts
     assert again.texts == effects.texts[:1]
@@ -105,11 +107,15 @@ def test_doses_match_on_every_segment(model):
     adapter = as_adapter(model)
     batches = make_batches(adapter, TEXTS, skip_first=4, batch_size=None)
     statistics = residual_statistics(adapter, batches)
-    kinds = [*DEFAULT_KINDS, Perturbation("resample"), Perturbation("noise", shape="isotropic")]
+    kinds = [
+        *DEFAULT_PERTURBATIONS,
+        Perturbation("resample"),
+        Perturbation("noise", shape="isotropic"),
+    ]
     pairs = [(kind, blocks) for kind in kinds for blocks in ((0,), (1, 2), (3,))]
     least = min(
         one.kl
-        for one in match_doses(
+        for one in match_strengths(
             adapter,
             batches,
             statistics,
@@ -117,15 +123,17 @@ def test_doses_match_on_every_segment(model):
             None,
         )
     )
-    for one in match_doses(adapter, batches, statistics, pairs, least / 2):
+    for one in match_strengths(adapter, batches, statistics, pairs, least / 2):
         assert one.kl == pytest.approx(least / 2, rel=0.06), one
-        again = match_doses(adapter, batches, statistics, [(one.perturbation, one.blocks)], None)
+        again = match_strengths(
+            adapter, batches, statistics, [(one.perturbation, one.blocks)], None
+        )
         assert again[0].kl == pytest.approx(one.kl)
 
 
 def test_a_dose_out_of_reach_is_said(model):
     found = generation_effects(
-        model, TEXTS, (1, 3), kinds=[Perturbation("scaling")], dose=50.0, **SMALL
+        model, TEXTS, (1, 3), perturbations=[Perturbation("scaling")], target_kl=50.0, **SMALL
     )
     assert (found.strengths == 0).all()
     assert (found.kl < 50).all()
@@ -165,15 +173,18 @@ def test_effects_by_hand_with_undefined_texts_left_out():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dose": 0.0}, "dose must be"),
-        ({"dose": float("nan")}, "dose must be"),
+        ({"target_kl": 0.0}, "target_kl must be"),
+        ({"target_kl": float("nan")}, "target_kl must be"),
         ({"n_controls": -1}, "n_controls must be"),
         ({"n_new": 0}, "n_new must be"),
         ({"n_new": 250}, "to fit the context"),
         ({"temperature": -0.5}, "temperature must be"),
-        ({"kinds": []}, "kinds must be"),
-        ({"kinds": [Perturbation("noise", 0.1), Perturbation("noise", 0.2)]}, "kinds must be"),
-        ({"kinds": [Perturbation("skip")]}, "no strength that could be matched"),
+        ({"perturbations": []}, "perturbations must all differ"),
+        (
+            {"perturbations": [Perturbation("noise", 0.1), Perturbation("noise", 0.2)]},
+            "perturbations must all differ",
+        ),
+        ({"perturbations": [Perturbation("skip")]}, "no strength that could be matched"),
         ({"partition": (3, 1)}, "boundaries that rise"),
         ({"prompts": TEXTS[:2]}, "at least 3 groups"),
     ],

@@ -314,7 +314,7 @@ def test_a_partition_gives_one_tap_per_segment(tiny, monkeypatch):
         ml.fit_hvib(model, tiny_prompts(), partition, bands=BANDS, **QUICK)
     fitting = dataclasses.replace(
         partition,
-        n_blocks=4,
+        n_layers=4,
         boundaries=(1, 3),
         intervals=((1, 1), (3, 3)),
         probability=np.zeros(4),

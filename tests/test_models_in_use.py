@@ -57,7 +57,7 @@ CALLS = {
     "perturb": lambda m: ml.perturb_scales(m, prompts(), [1, 2], **QUIET),
     "brittleness": lambda m: ml.measure_brittleness(m, prompts(), [1, 2], **QUIET),
     "statistics": lambda m: ml.residual_statistics(m, prompts()),
-    "classes": lambda m: ml.token_classes(m, prompts(), **QUIET),
+    "classes": lambda m: ml.classify_tokens(m, prompts(), **QUIET),
     "generation": lambda m: ml.generation_effects(m, prompts(), [1, 2], n_new=4, **QUIET),
     "patching": lambda m: ml.patch_layers(m, pairs(), **QUIET),
     "segments": lambda m: ml.patch_scales(m, pairs(), [1, 2], **QUIET),
@@ -96,8 +96,8 @@ def test_models_without_a_cache_generate_nothing():
 
 HEAT = [ml.Perturbation("temperature")]
 HEATED = (
-    lambda m: ml.perturb_scales(m, prompts(), [1, 2], kinds=HEAT, **QUIET),
-    lambda m: ml.generation_effects(m, prompts(), [1, 2], kinds=HEAT, n_new=4, **QUIET),
+    lambda m: ml.perturb_scales(m, prompts(), [1, 2], perturbations=HEAT, **QUIET),
+    lambda m: ml.generation_effects(m, prompts(), [1, 2], perturbations=HEAT, n_new=4, **QUIET),
 )
 
 
@@ -109,7 +109,7 @@ def test_a_temperature_that_is_thrown_away_is_refused(architecture, call):
     with pytest.raises(RuntimeError, match=r"'attn_scores' of block \d for its hook only"):
         call(model)
     kinds = [ml.Perturbation("noise"), ml.Perturbation("skip")]
-    found = ml.perturb_scales(model, prompts(), [1, 2], kinds=kinds, n_controls=1, **QUIET)
+    found = ml.perturb_scales(model, prompts(), [1, 2], perturbations=kinds, n_controls=1, **QUIET)
     assert (found.values[..., 0] > 0).all()
 
 
@@ -144,18 +144,18 @@ def test_an_edit_that_acts_on_the_prompt_only_is_refused_in_generation():
 def test_models_of_attention_only_have_no_mlp_to_patch():
     config = {name: NATIVE[name] for name in NATIVE if name not in ("d_mlp", "act_fn")}
     model = bridge_class().boot_native(config | {"attn_only": True})
-    with pytest.raises(ml.CannotMeasure, match=r"attention only have no MLP.*another site"):
-        ml.patch_layers(model, pairs(), site="mlp_out", **QUIET)
+    with pytest.raises(ml.CannotMeasure, match=r"attention only have no MLP.*another place"):
+        ml.patch_layers(model, pairs(), place="mlp_out", **QUIET)
     silent = tiny_model("llama")
     for block in silent.blocks[1:]:
         block.mlp.hook_out = torch.nn.Identity()
     with pytest.raises(ml.CannotMeasure, match=r"computes it in 1 of its 4 blocks"):
-        ml.patch_layers(silent, pairs(), site="mlp_out", **QUIET)
+        ml.patch_layers(silent, pairs(), place="mlp_out", **QUIET)
 
 
 def test_every_form_of_a_partition_patches_the_same_segments():
     model = tiny_model("llama")
-    common = {"n_random": 20, **QUIET}
+    common = {"n_controls": 20, **QUIET}
     named = {"local": [0], "intermediate": range(1, 3), "global": (3,)}
     by_boundaries = ml.patch_scales(model, pairs(), [1, 3], **common)
     by_name = ml.patch_scales(model, pairs(), named, **common)

@@ -309,18 +309,22 @@ def test_padding_that_was_attended_to_is_refused() -> None:
     "measure",
     [
         lambda m, data: ml.perturb_scales(
-            m, data, {"near": [0], "far": [2]}, kinds=[ml.Perturbation("scaling")], progress=False
+            m,
+            data,
+            {"near": [0], "far": [2]},
+            perturbations=[ml.Perturbation("scaling")],
+            progress=False,
         ),
-        lambda m, data: ml.token_classes(
+        lambda m, data: ml.classify_tokens(
             m, data, bands={"local": (1, 2), "global": (3, 6)}, n_tokens=30, progress=False
         ),
         lambda m, data: ml.generation_effects(
             m,
             data,
             {"near": [0], "far": [2]},
-            kinds=[ml.Perturbation("scaling")],
+            perturbations=[ml.Perturbation("scaling")],
             n_new=8,
-            dose=None,
+            target_kl=None,
             n_controls=0,
             progress=False,
         ),

@@ -126,7 +126,7 @@ def test_every_cell_equals_a_plain_patch_by_hooks(
     tiny: Callable[..., Any], architecture: str, site: Any, padding: str
 ) -> None:
     model, pairs = tiny(architecture), made_pairs(padding)
-    sweep = ml.patch_layers(model, pairs, site=site, progress=False)
+    sweep = ml.patch_layers(model, pairs, place=site, progress=False)
     expected = plain_sweep(model, pairs, site)
     assert sweep.settings["resumed_at_position"]
     # Padding is patched by nothing; a plain patch there changes what nobody reads.
@@ -141,7 +141,7 @@ def test_directions_windows_and_batches(
     tiny: Callable[..., Any], site: Any, options: dict[str, Any]
 ) -> None:
     model, pairs = tiny("llama"), made_pairs("left")
-    sweep = ml.patch_layers(model, pairs, site=site, progress=False, **options)
+    sweep = ml.patch_layers(model, pairs, place=site, progress=False, **options)
     expected = plain_sweep(
         model, pairs, site, options.get("direction", "denoise"), options.get("window", 1)
     )
@@ -168,9 +168,9 @@ def test_without_keys_and_values_of_the_prefix_the_numbers_are_the_same(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = made_pairs("left")
-    fast = ml.patch_layers(tiny("neox"), pairs, site="attn_out", progress=False)
+    fast = ml.patch_layers(tiny("neox"), pairs, place="attn_out", progress=False)
     monkeypatch.setattr(RecordedRun, "_resumes_at", lambda *_: False)
-    slow = ml.patch_layers(tiny("neox"), pairs, site="attn_out", progress=False)
+    slow = ml.patch_layers(tiny("neox"), pairs, place="attn_out", progress=False)
     assert (fast.settings["resumed_at_position"], slow.settings["resumed_at_position"]) == (
         True,
         False,
@@ -235,7 +235,7 @@ def test_named_metrics_against_their_formulas(tiny: Callable[..., Any], metric: 
 def test_clean_into_clean_changes_exactly_nothing(tiny: Callable[..., Any], site: Any) -> None:
     same = made_pairs()
     pairs = ml.PromptPairs.from_tokens(same.clean, same.clean, same.answer, same.foil)
-    sweep = ml.patch_layers(tiny("llama"), pairs, site=site, progress=False)
+    sweep = ml.patch_layers(tiny("llama"), pairs, place=site, progress=False)
     assert (sweep.metric == sweep.corrupted).all()
     assert not sweep.effect.any()
     assert not sweep.low.any()
@@ -272,21 +272,21 @@ def test_patching_every_position_of_the_residual_gives_the_clean_run(
     np.testing.assert_allclose(noise.effect, 0.0, atol=1e-4)
 
 
-def three_segments(n_blocks: int = N_LAYERS) -> ml.ScalePartition:
-    quarter = n_blocks // 4
+def three_segments(n_layers: int = N_LAYERS) -> ml.ScalePartition:
+    quarter = n_layers // 4
     return ml.ScalePartition(
         model_name="made up",
-        n_blocks=n_blocks,
-        boundaries=(quarter, n_blocks - quarter),
-        intervals=((quarter, quarter), (n_blocks - quarter, n_blocks - quarter)),
+        n_layers=n_layers,
+        boundaries=(quarter, n_layers - quarter),
+        intervals=((quarter, quarter), (n_layers - quarter, n_layers - quarter)),
         p_values={1: 1.0, 2: 1.0, 3: 1.0},
         n_boundaries=0,
         explained=0.0,
-        probability=np.zeros(n_blocks),
+        probability=np.zeros(n_layers),
         sharpness={"stages": 1.0, "drift": 1.0, "both": 1.0},
         by_method={},
         by_signal={},
-        signals=np.zeros((n_blocks, 1)),
+        signals=np.zeros((n_layers, 1)),
         drift="none",
         autocorrelation=0.0,
     )
@@ -298,7 +298,7 @@ def test_a_segment_patched_whole_equals_its_attention_and_mlp_outputs_patched(
     tiny: Callable[..., Any], architecture: str, padding: str
 ) -> None:
     model, pairs, partition = tiny(architecture), made_pairs(padding), three_segments()
-    result = ml.patch_scales(model, pairs, partition, n_random=20, progress=False)
+    result = ml.patch_scales(model, pairs, partition, n_controls=20, progress=False)
     sites = ("hook_attn_out", "hook_mlp_out")
     for index, blocks in enumerate(partition.segments.values()):
         names = [f"blocks.{block}.{site}" for block in blocks for site in sites]
@@ -310,7 +310,7 @@ def test_a_segment_patched_whole_equals_its_attention_and_mlp_outputs_patched(
         logits = run(model, pairs.corrupted, pairs, hooks)
         expected = logit_difference(logits, pairs).mean()
         assert result.metric[index] == pytest.approx(float(expected), abs=2e-5)
-    assert result.random_effect.shape[0] == 3
+    assert result.control_effect.shape[0] == 3
     assert result.blocks.tolist() == [[0, 0], [1, 2], [3, 3]]
 
 
@@ -341,13 +341,13 @@ def test_random_sets_are_others_and_seeded(tiny: Callable[..., Any]) -> None:
     model, pairs = tiny("llama", n_layers=8), made_pairs()
     partition = three_segments(8)
     results = [
-        ml.patch_scales(model, pairs, partition, n_random=25, seed=seed, progress=False)
+        ml.patch_scales(model, pairs, partition, n_controls=25, seed=seed, progress=False)
         for seed in (0, 0, 1)
     ]
     assert results[0] == results[1]
-    assert not np.array_equal(results[0].random_effect, results[2].random_effect)
+    assert not np.array_equal(results[0].control_effect, results[2].control_effect)
     # Two of eight blocks: 27 other sets, of which 25 are drawn.
-    assert results[0].settings["n_random"] == [25, 25, 25]
+    assert results[0].settings["n_controls"] == [25, 25, 25]
     assert "random sets are too few" in " ".join(results[0].warnings)
     np.testing.assert_array_equal(results[0].effect, results[2].effect)
 
@@ -356,7 +356,7 @@ def test_random_sets_are_others_and_seeded(tiny: Callable[..., Any]) -> None:
 def test_attribution_is_the_slope_of_the_exact_patch(tiny: Callable[..., Any], site: Any) -> None:
     """Against a finite difference: a small step of the patch, scaled up."""
     model, pairs = tiny("llama"), made_pairs()
-    estimate = ml.patch_layers(model, pairs, site=site, method="attribution", progress=False)
+    estimate = ml.patch_layers(model, pairs, place=site, method="attribution", progress=False)
     names = [f"blocks.2.{HOOKS[site]}"]
     source = activations(model, pairs.clean, pairs, names)[0]
     base = logit_difference(run(model, pairs.corrupted, pairs, []), pairs)
@@ -372,7 +372,7 @@ def test_attribution_is_the_slope_of_the_exact_patch(tiny: Callable[..., Any], s
     expected = (base + (moved - base) / step).numpy()
     found = estimate.by_pair[:, 2, 4, 1] if site == "z" else estimate.by_pair[:, 2, 4]
     np.testing.assert_allclose(found, expected, atol=2e-2)
-    exact = ml.patch_layers(model, pairs, site=site, progress=False)
+    exact = ml.patch_layers(model, pairs, place=site, progress=False)
     np.testing.assert_allclose(
         estimate.checked_metric, exact.metric[tuple(estimate.checked_cells.T)], atol=1e-5
     )
@@ -412,7 +412,7 @@ def test_errors_in_a_metric_leave_no_trace(
         return logit_difference(logits, pairs)
 
     with pytest.raises(error):
-        ml.patch_layers(model, pairs, metric, site=site, progress=False)
+        ml.patch_layers(model, pairs, metric, place=site, progress=False)
     assert hooks_on(model) == before
     assert torch.equal(logits_of(model), logits)
 
@@ -432,7 +432,7 @@ def test_interrupted_inside_a_block_leaves_no_trace(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(RecordedRun, "run_block", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ml.patch_layers(model, pairs, site="z", progress=False)
+        ml.patch_layers(model, pairs, place="z", progress=False)
     assert hooks_on(model) == before
     assert torch.equal(logits_of(model), logits)
 
@@ -447,7 +447,7 @@ def test_hooks_of_the_user_act_once_and_stay() -> None:
         model.hook_dict[name].add_hook(shift, is_permanent=True)
     logits_of(model)  # The bridge adds hooks of its own when it first runs.
     before = hooks_on(model)
-    sweep = ml.patch_layers(model, pairs, site="attn_out", progress=False)
+    sweep = ml.patch_layers(model, pairs, place="attn_out", progress=False)
     np.testing.assert_allclose(sweep.by_pair, plain_sweep(model, pairs, "attn_out"), atol=2e-5)
     assert hooks_on(model) == before
 
@@ -548,7 +548,7 @@ def test_groups_are_resampled_whole(tiny: Callable[..., Any]) -> None:
 def test_results_are_frozen_tidy_and_saved(
     tiny: Callable[..., Any], tmp_path: Any, method: Any
 ) -> None:
-    sweep = ml.patch_layers(tiny("llama"), made_pairs(), site="z", method=method, progress=False)
+    sweep = ml.patch_layers(tiny("llama"), made_pairs(), place="z", method=method, progress=False)
     again = ml.PatchSweep.load(sweep.save(tmp_path / "sweep"))
     assert again == sweep
     with pytest.raises(ValueError, match="read-only"):
@@ -559,7 +559,7 @@ def test_results_are_frozen_tidy_and_saved(
     assert row["value"] == sweep.effect[2, 4, 1]
     assert row.p_value == sweep.p_value[2, 4, 1]
     scales = ml.patch_scales(
-        tiny("llama"), made_pairs(), three_segments(), n_random=20, progress=False
+        tiny("llama"), made_pairs(), three_segments(), n_controls=20, progress=False
     )
     assert ml.ScalePatch.load(scales.save(tmp_path / "scales")) == scales
     assert list(scales.to_dataframe().segment) == ["local", "intermediate", "global"]
@@ -571,7 +571,7 @@ def test_results_are_frozen_tidy_and_saved(
     ("options", "message"),
     [
         ({"metric": "accuracy"}, "metric must be one of logit_difference"),
-        ({"site": "q"}, "site must be one of resid_pre"),
+        ({"place": "q"}, "place must be one of resid_pre"),
         ({"direction": "up"}, "direction must be one of denoise, noise"),
         ({"method": "fast"}, "method must be one of exact"),
         ({"window": 5}, "window must be 1 to 4 blocks, got 5"),
@@ -606,8 +606,8 @@ def test_wrong_pairs_and_partitions_are_named(tiny: Callable[..., Any]) -> None:
         ml.patch_layers(model, ml.PromptPairs.from_tokens(long, long, [1], [2]), progress=False)
     with pytest.raises(ValueError, match="partition is of 8 blocks, but the model has 4"):
         ml.patch_scales(model, pairs, three_segments(8), progress=False)
-    with pytest.raises(ValueError, match="n_random must be at least 20, got 3"):
-        ml.patch_scales(model, pairs, three_segments(), n_random=3, progress=False)
+    with pytest.raises(ValueError, match="n_controls must be at least 20, got 3"):
+        ml.patch_scales(model, pairs, three_segments(), n_controls=3, progress=False)
 
 
 def test_figures_of_patching(tiny: Callable[..., Any]) -> None:
@@ -620,11 +620,11 @@ def test_figures_of_patching(tiny: Callable[..., Any]) -> None:
     assert np.array(heat.z).shape == (N_POS, N_LAYERS)
     np.testing.assert_array_equal(heat.z, sweep.effect.T)
     assert "Intermediate" in figure.to_json()
-    heads = ml.patch_layers(model, made_pairs(), site="z", direction="noise", progress=False)
+    heads = ml.patch_layers(model, made_pairs(), place="z", direction="noise", progress=False)
     heat = next(t for t in ml.plot_patching(heads).data if t.type == "heatmap")
     strongest = np.abs(heads.effect - 1).max(axis=1).T
     np.testing.assert_allclose(np.abs(np.array(heat.z) - 1), strongest)
-    scales = ml.patch_scales(model, made_pairs(), partition, n_random=20, progress=False)
+    scales = ml.patch_scales(model, made_pairs(), partition, n_controls=20, progress=False)
     assert "random sets" in ml.plot_scale_patch(scales).to_json()
     with pytest.raises(ValueError, match="partition is of 8 blocks, but the sweep is of 4"):
         ml.plot_patching(sweep, three_segments(8))

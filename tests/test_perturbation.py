@@ -263,7 +263,7 @@ def test_effects_of_a_real_run(tiny):
     prompts = dataset(8, 24)
     kinds = [ml.Perturbation("noise", 0.3), ml.Perturbation("skip")]
     found = ml.perturb_scales(
-        tiny("llama"), prompts, [1, 3], kinds=kinds, n_controls=5, progress=False
+        tiny("llama"), prompts, [1, 3], perturbations=kinds, n_controls=5, progress=False
     )
     assert found.perturbations == ("covariance noise 0.3", "skip")
     assert found.segments == {"local": (0,), "intermediate": (1, 2), "global": (3,)}
@@ -273,7 +273,7 @@ def test_effects_of_a_real_run(tiny):
     np.testing.assert_array_equal(found.controls[:, 0], found.controls[:, 2])
     assert found.p_controls.min() >= 1 / 6
     again = ml.perturb_scales(
-        tiny("llama"), prompts, [1, 3], kinds=kinds, n_controls=5, progress=False
+        tiny("llama"), prompts, [1, 3], perturbations=kinds, n_controls=5, progress=False
     )
     np.testing.assert_array_equal(found.controls, again.controls)
     table = found.to_dataframe()
@@ -284,7 +284,12 @@ def test_effects_of_a_real_run(tiny):
 
 def test_effects_are_kept_as_they_are(tiny, tmp_path):
     found = ml.perturb_scales(
-        tiny("llama"), dataset(), [2], kinds=[ml.Perturbation("mean")], n_controls=2, progress=False
+        tiny("llama"),
+        dataset(),
+        [2],
+        perturbations=[ml.Perturbation("mean")],
+        n_controls=2,
+        progress=False,
     )
     loaded = ml.PerturbationEffects.load(found.save(tmp_path / "effects"))
     assert loaded.to_dataframe().equals(found.to_dataframe())
@@ -305,7 +310,12 @@ def test_simulated_effects_are_recovered_and_covered(tiny, monkeypatch):
     monkeypatch.setattr(effects_module, "respond", simulated)
     kinds = [ml.Perturbation("noise", 0.01 * i) for i in range(150)]
     found = ml.perturb_scales(
-        tiny("llama"), dataset(12, 8, 1), [1, 3], kinds=kinds, statistics=object(), progress=False
+        tiny("llama"),
+        dataset(12, 8, 1),
+        [1, 3],
+        perturbations=kinds,
+        statistics=object(),
+        progress=False,
     )
     # 1,350 intervals at 95%.
     assert 0.93 < np.mean((found.low <= truth) & (truth <= found.high)) < 0.97
@@ -322,14 +332,14 @@ def test_an_unread_direction_is_rarely_significant(monkeypatch):
     p_values, sizes = [], []
     for seed in range(30):
         prompts = dataset(10, 12, 1, seed=seed)
-        found = ml.perturb_scales(adapter, prompts, [1, 3], kinds=[unread], **options)
+        found = ml.perturb_scales(adapter, prompts, [1, 3], perturbations=[unread], **options)
         p_values.append(found.p_values.min())
         sizes.append(found.values[0, :, 0].max())
     assert max(sizes) < 1e-8
     # Corrected p below 0.05 in 5% of 30 runs is 1.5 of them; more than 4 come once in 65.
     assert np.sum(np.array(p_values) < 0.05) <= 4
     read = ml.Perturbation("translation", 0.5, direction=AXIS)
-    found = ml.perturb_scales(adapter, dataset(10, 12, 1), [1, 3], kinds=[read], **options)
+    found = ml.perturb_scales(adapter, dataset(10, 12, 1), [1, 3], perturbations=[read], **options)
     assert found.values[0, :, 0].min() > 1e-3
 
 
@@ -394,7 +404,7 @@ def test_wrong_arguments_are_named(tiny):
     with pytest.raises(ValueError, match="each once"):
         ml.perturb_scales(model, prompts, {"late": []})
     with pytest.raises(ValueError, match="all differ"):
-        ml.perturb_scales(model, prompts, [2], kinds=[])
+        ml.perturb_scales(model, prompts, [2], perturbations=[])
     with pytest.raises(ValueError, match="n_controls"):
         ml.perturb_scales(model, prompts, [2], n_controls=0)
     with pytest.raises(ValueError, match="skip_first"):
@@ -405,7 +415,7 @@ def test_wrong_arguments_are_named(tiny):
         ml.perturb_scales(model, ml.PromptDataset.from_tokens([[500] * 9] * 3), [2])
     short = ml.Perturbation("translation", direction=torch.ones(5))
     with pytest.raises(ValueError, match=r"d_model \(32\)"):
-        ml.perturb_scales(model, prompts, [2], kinds=[short], progress=False)
+        ml.perturb_scales(model, prompts, [2], perturbations=[short], progress=False)
     short_ones = ml.PromptDataset.from_tokens([*random_tokens(4, 9).tolist(), [5, 6, 7]])
     with pytest.warns(UserWarning, match="1 of 5 prompts were left out"):
         make_batches(as_adapter(model), short_ones, skip_first=4, batch_size=None)

@@ -64,7 +64,7 @@ def test_a_model_that_does_not_respond_is_drawn_too():
 
 def test_the_table_shows_numbers_and_the_finding():
     table = made_table("<b>bold</b>")
-    figure = ml.plot_token_classes(table)
+    figure = ml.plot_dissociation(table)
     heat = figure.data[0]
     np.testing.assert_allclose(np.array(heat.z, dtype=float), table.relative)
     assert f"{table.values[2, 0]:.3g} nats" in heat.text[2][0]

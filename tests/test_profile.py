@@ -139,7 +139,7 @@ def test_texts_and_their_tokens_give_the_same_profile() -> None:
     tokens = [[1, *row] for row in TOKENS.tolist()]
     by_texts = run(model, texts)
     assert_same(by_texts, run(model, prompts_of(tokens)))
-    assert_same(by_texts, run(model, ml.PromptDataset.from_texts(iter(texts), model)))
+    assert_same(by_texts, run(model, ml.PromptDataset.from_texts(model, iter(texts))))
 
 
 def test_plain_texts_fit_a_model_with_a_short_context() -> None:
@@ -299,9 +299,9 @@ class Slow:
 
 def slow(model: Any, prompts: list[list[int]], skip_first: int = 4) -> Slow:
     adapter = as_adapter(model)
-    n_blocks = adapter.n_layers
-    residuals: list[list[np.ndarray]] = [[] for _ in range(n_blocks + 1)]
-    patterns: list[list[np.ndarray]] = [[] for _ in range(n_blocks)]
+    n_layers = adapter.n_layers
+    residuals: list[list[np.ndarray]] = [[] for _ in range(n_layers + 1)]
+    patterns: list[list[np.ndarray]] = [[] for _ in range(n_layers)]
     log_likelihood = []
     for prompt in prompts:
         with torch.no_grad():
@@ -310,10 +310,10 @@ def slow(model: Any, prompts: list[list[int]], skip_first: int = 4) -> Slow:
         for t, token in enumerate(prompt):
             if t < skip_first or token in adapter.special_ids:
                 continue
-            for block in range(n_blocks):
+            for block in range(n_layers):
                 residuals[block].append(cache["resid_pre", block][0, t].double().numpy())
                 patterns[block].append(cache["pattern", block][0, :, t].double().numpy())
-            residuals[n_blocks].append(cache["resid_post", n_blocks - 1][0, t].double().numpy())
+            residuals[n_layers].append(cache["resid_post", n_layers - 1][0, t].double().numpy())
             if t + 1 < len(prompt) and prompt[t + 1] not in adapter.special_ids:
                 log_likelihood.append(log_probability[t, prompt[t + 1]])
     raw = np.array(residuals)
@@ -705,7 +705,7 @@ def test_windows_of_a_streamed_document_are_one_group(
 ) -> None:
     monkeypatch.setattr(profile_module, "LOOKAHEAD", 6)
     texts = [as_text(row) for row in random_tokens(9, 46)]
-    prompts = ml.PromptDataset.from_texts(texts, told["llama"], max_length=24)
+    prompts = ml.PromptDataset.from_texts(told["llama"], texts, max_length=24)
     assert run(told["llama"], prompts).n_groups == 9
 
 

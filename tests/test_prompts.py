@@ -45,7 +45,7 @@ def rows(dataset: ml.PromptDataset) -> list[tuple[list[int], Any]]:
 def test_windows_cover_the_text_once_keep_its_group_and_begin_with_bos(
     model: Any, max_length: int
 ) -> None:
-    windows = rows(ml.PromptDataset.from_texts(TEXTS, model, max_length=max_length, groups="abcd"))
+    windows = rows(ml.PromptDataset.from_texts(model, TEXTS, max_length=max_length, groups="abcd"))
     for group, words in zip("abcd", WORDS.tolist(), strict=True):
         mine = [tokens for tokens, label in windows if label == group]
         assert all(tokens[0] == BOS and tokens.count(BOS) == 1 for tokens in mine)
@@ -58,7 +58,7 @@ def test_windows_cover_the_text_once_keep_its_group_and_begin_with_bos(
 def test_windows_without_bos_where_the_model_takes_none(
     model_without_bos: Any, max_length: int
 ) -> None:
-    windows = rows(ml.PromptDataset.from_texts(TEXTS, model_without_bos, max_length=max_length))
+    windows = rows(ml.PromptDataset.from_texts(model_without_bos, TEXTS, max_length=max_length))
     for index, words in enumerate(WORDS.tolist()):
         mine = [tokens for tokens, label in windows if label == index]
         assert all(len(tokens) == max_length for tokens in mine[:-1])
@@ -72,36 +72,36 @@ def test_a_tokenizer_that_adds_bos_itself_does_not_double_it() -> None:
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
     )
     assert model.tokenizer("w9")["input_ids"] == [1, 9, 2]
-    assert rows(ml.PromptDataset.from_texts(["w9 w8"], model)) == [([1, 9, 8], 0)]
+    assert rows(ml.PromptDataset.from_texts(model, ["w9 w8"])) == [([1, 9, 8], 0)]
 
 
 def test_every_text_is_a_group_of_its_own_unless_told(model: Any) -> None:
-    own = ml.PromptDataset.from_texts(TEXTS, model, max_length=12)
+    own = ml.PromptDataset.from_texts(model, TEXTS, max_length=12)
     assert Counter(group for _, group in rows(own)) == {0: 3, 1: 3, 2: 3, 3: 3}
-    told = ml.PromptDataset.from_texts(TEXTS, model, groups=["x", "x", "y", "y"])
+    told = ml.PromptDataset.from_texts(model, TEXTS, groups=["x", "x", "y", "y"])
     assert [group for _, group in rows(told)] == ["x", "x", "y", "y"]
 
 
 @pytest.mark.parametrize("groups", [["a"], list("abcde"), iter("abcde")])
 def test_texts_and_groups_must_agree_in_number(model: Any, groups: Any) -> None:
     with pytest.raises(ValueError, match="groups must have one label per text"):
-        list(ml.PromptDataset.from_texts(TEXTS, model, groups=groups))
+        list(ml.PromptDataset.from_texts(model, TEXTS, groups=groups))
 
 
 @pytest.mark.parametrize("max_length", [-1, 0, 1, 257])
 def test_max_length_must_fit_the_model(model: Any, max_length: int) -> None:
     with pytest.raises(ValueError, match=rf"max_length.*between 2 and .*\(256\), got {max_length}"):
-        ml.PromptDataset.from_texts(TEXTS, model, max_length=max_length)
+        ml.PromptDataset.from_texts(model, TEXTS, max_length=max_length)
 
 
 def test_a_model_without_tokenizer_is_told_what_to_use(tiny: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"PromptDataset\.from_tokens"):
-        list(ml.PromptDataset.from_texts(TEXTS, tiny("llama")))
+        list(ml.PromptDataset.from_texts(tiny("llama"), TEXTS))
 
 
 def test_a_single_string_is_refused(model: Any) -> None:
     with pytest.raises(TypeError, match=r"one string: pass \[text\]"):
-        ml.PromptDataset.from_texts(TEXTS[0], model)
+        ml.PromptDataset.from_texts(model, TEXTS[0])
     with pytest.raises(TypeError, match=r"one string: pass \[text\]"):
         ml.profile_layers(model, TEXTS[0])
 
@@ -109,11 +109,11 @@ def test_a_single_string_is_refused(model: Any) -> None:
 @pytest.mark.parametrize("thing", [None, 7, ["w9"], b"w9"])
 def test_what_is_no_string_is_refused_by_index(model: Any, thing: Any) -> None:
     with pytest.raises(TypeError, match=f"got {type(thing).__name__} at index 1"):
-        list(ml.PromptDataset.from_texts(["w9", thing], model))
+        list(ml.PromptDataset.from_texts(model, ["w9", thing]))
 
 
 def test_blank_texts_are_left_out_with_a_warning(model: Any) -> None:
-    dataset = ml.PromptDataset.from_texts(["w9", "", "w8", " \n\t"], model)
+    dataset = ml.PromptDataset.from_texts(model, ["w9", "", "w8", " \n\t"])
     with pytest.warns(UserWarning, match="2 blank texts"):
         windows = rows(dataset)
     assert windows == [([BOS, 9], 0), ([BOS, 8], 2)]
@@ -130,7 +130,7 @@ def counted(texts: list[str], taken: list[int]) -> Iterator[str]:
 
 def test_an_iterator_is_read_one_text_at_a_time(model: Any) -> None:
     taken: list[int] = []
-    dataset = ml.PromptDataset.from_texts(counted(TEXTS, taken), model, max_length=12)
+    dataset = ml.PromptDataset.from_texts(model, counted(TEXTS, taken), max_length=12)
     assert taken == []
     stream = iter(dataset)
     assert taken == []
@@ -140,7 +140,7 @@ def test_an_iterator_is_read_one_text_at_a_time(model: Any) -> None:
 
 def test_groups_are_read_along_with_texts(model: Any) -> None:
     taken: list[int] = []
-    dataset = ml.PromptDataset.from_texts(TEXTS, model, groups=counted(list("abcd"), taken))
+    dataset = ml.PromptDataset.from_texts(model, TEXTS, groups=counted(list("abcd"), taken))
     stream = iter(dataset)
     assert (next(stream).group, taken) == ("a", [0])
 
@@ -148,9 +148,9 @@ def test_groups_are_read_along_with_texts(model: Any) -> None:
 @pytest.mark.parametrize(
     "dataset",
     [
-        lambda model: ml.PromptDataset.from_texts(iter(TEXTS), model),
-        lambda model: ml.PromptDataset.from_texts(TEXTS, model, groups=iter("abcd")),
-        lambda model: ml.PromptDataset.from_huggingface(iter([{"text": "w9"}]), model),
+        lambda model: ml.PromptDataset.from_texts(model, iter(TEXTS)),
+        lambda model: ml.PromptDataset.from_texts(model, TEXTS, groups=iter("abcd")),
+        lambda model: ml.PromptDataset.from_huggingface(model, iter([{"text": "w9"}])),
     ],
     ids=["texts", "groups", "rows"],
 )
@@ -164,7 +164,7 @@ def test_a_second_reading_of_an_iterator_is_an_error(
 
 
 def test_a_list_can_be_read_again(model: Any) -> None:
-    dataset = ml.PromptDataset.from_texts(TEXTS, model, groups=list("abcd"))
+    dataset = ml.PromptDataset.from_texts(model, TEXTS, groups=list("abcd"))
     assert rows(dataset) == rows(dataset) != []
 
 
@@ -173,18 +173,18 @@ def test_a_list_can_be_read_again(model: Any) -> None:
 
 def test_rows_of_mappings(model: Any) -> None:
     data = [{"body": "w9 w8", "doc": "x"}, {"body": "w7", "doc": "x"}, {"body": "w6", "doc": "y"}]
-    by_row = ml.PromptDataset.from_huggingface(data, model, column="body")
+    by_row = ml.PromptDataset.from_huggingface(model, data, column="body")
     assert rows(by_row) == [([1, 9, 8], 0), ([1, 7], 1), ([1, 6], 2)]
-    by_doc = ml.PromptDataset.from_huggingface(data, model, column="body", group_column="doc")
+    by_doc = ml.PromptDataset.from_huggingface(model, data, column="body", group_column="doc")
     assert rows(by_doc) == rows(by_doc) == [([1, 9, 8], "x"), ([1, 7], "x"), ([1, 6], "y")]
 
 
 def test_real_data_sets_whole_and_streaming(model: Any) -> None:
     datasets = pytest.importorskip("datasets")
     whole = datasets.Dataset.from_dict({"text": TEXTS, "doc": [7, 7, 8, 8]})
-    expected = rows(ml.PromptDataset.from_texts(TEXTS, model, max_length=9, groups=[7, 7, 8, 8]))
+    expected = rows(ml.PromptDataset.from_texts(model, TEXTS, max_length=9, groups=[7, 7, 8, 8]))
     for data in (whole, whole.to_iterable_dataset()):
-        prompts = ml.PromptDataset.from_huggingface(data, model, group_column="doc", max_length=9)
+        prompts = ml.PromptDataset.from_huggingface(model, data, group_column="doc", max_length=9)
         assert rows(prompts) == expected
 
 
@@ -192,12 +192,12 @@ def test_real_data_sets_whole_and_streaming(model: Any) -> None:
 def test_a_missing_column_lists_those_there_are(model: Any, names: dict[str, str]) -> None:
     data = [{"body": "w9", "doc": 1}]
     with pytest.raises(KeyError, match=r"'text' is missing; row 0 has \['body', 'doc'\]"):
-        list(ml.PromptDataset.from_huggingface(data, model, **names))
+        list(ml.PromptDataset.from_huggingface(model, data, **names))
 
 
 def test_a_column_of_something_else_than_text_is_refused(model: Any) -> None:
     with pytest.raises(TypeError, match="got NoneType at index 0"):
-        list(ml.PromptDataset.from_huggingface([{"text": None}], model))
+        list(ml.PromptDataset.from_huggingface(model, [{"text": None}]))
 
 
 @pytest.mark.parametrize(
@@ -211,19 +211,19 @@ def test_a_column_of_something_else_than_text_is_refused(model: Any) -> None:
 )
 def test_what_gives_no_rows_is_told_what_to_give(model: Any, data: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        list(ml.PromptDataset.from_huggingface(data, model))
+        list(ml.PromptDataset.from_huggingface(model, data))
 
 
 def test_splits_of_a_real_data_set_and_tables_are_told(model: Any) -> None:
     datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
     splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})})
     with pytest.raises(TypeError, match=r"DatasetDict of train: choose one, such as .*'train'"):
-        ml.PromptDataset.from_huggingface(splits, model)
+        ml.PromptDataset.from_huggingface(model, splits)
     table = pandas.DataFrame({"text": TEXTS})
     with pytest.raises(TypeError, match=r"got str at index 0.*to_dict\('records'\)"):
-        list(ml.PromptDataset.from_huggingface(table, model))
-    rows_of = ml.PromptDataset.from_huggingface(table.to_dict("records"), model)
-    assert rows(rows_of) == rows(ml.PromptDataset.from_texts(TEXTS, model))
+        list(ml.PromptDataset.from_huggingface(model, table))
+    rows_of = ml.PromptDataset.from_huggingface(model, table.to_dict("records"))
+    assert rows(rows_of) == rows(ml.PromptDataset.from_texts(model, TEXTS))
 
 
 MISSING = [None, float("nan"), np.float64("nan"), np.datetime64("NaT"), torch.tensor(torch.nan)]
@@ -234,11 +234,11 @@ def test_a_missing_group_is_named_by_index(model: Any, label: Any) -> None:
     groups = ["a", label, "b", label]
     given: list[Callable[[], Any]] = [
         lambda: ml.PromptDataset.from_tokens(WORDS, groups=groups),
-        lambda: list(ml.PromptDataset.from_texts(TEXTS, model, groups=groups)),
+        lambda: list(ml.PromptDataset.from_texts(model, TEXTS, groups=groups)),
         lambda: list(
             ml.PromptDataset.from_huggingface(
-                [{"text": t, "g": g} for t, g in zip(TEXTS, groups, strict=True)],
                 model,
+                [{"text": t, "g": g} for t, g in zip(TEXTS, groups, strict=True)],
                 group_column="g",
             )
         ),
@@ -351,7 +351,7 @@ def test_tokens_and_groups_must_agree_in_number(groups: Any) -> None:
 def test_what_profile_layers_takes(model: Any) -> None:
     dataset = ml.PromptDataset.from_tokens(WORDS)
     assert as_dataset(dataset, model) is dataset
-    assert rows(as_dataset(TEXTS, model)) == rows(ml.PromptDataset.from_texts(TEXTS, model))
+    assert rows(as_dataset(TEXTS, model)) == rows(ml.PromptDataset.from_texts(model, TEXTS))
     with pytest.raises(TypeError, match=r"PromptDataset\.from_tokens"):
         as_dataset(WORDS, model)
 
@@ -412,4 +412,4 @@ def test_an_error_in_the_texts_is_not_taken_for_a_wrong_number_of_groups(model):
         raise ValueError("line 2 is no JSON")
 
     with pytest.raises(ValueError, match="line 2 is no JSON"):
-        list(ml.PromptDataset.from_texts(texts(), model, groups=["a", "b"]))
+        list(ml.PromptDataset.from_texts(model, texts(), groups=["a", "b"]))

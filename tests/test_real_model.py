@@ -14,7 +14,7 @@ pytestmark = pytest.mark.real_model
 @pytest.fixture(scope="module")
 def prompts(demo_model):
     passages = ml.load_passages()[::6]
-    return ml.PromptDataset.from_texts([p.text for p in passages], demo_model, max_length=200)
+    return ml.PromptDataset.from_texts(demo_model, [p.text for p in passages], max_length=200)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tiny import ARCHITECTURES, ENCODERS, as_text, random_tokens, tiny_model, ti
 import mspgt_lens as ml
 from mspgt_lens.models import as_adapter, unembedding_rows
 from mspgt_lens.perturbation import brittleness as module
-from mspgt_lens.perturbation.dosing import match_doses
+from mspgt_lens.perturbation.matching import match_strengths
 from mspgt_lens.perturbation.probing import make_batches, respond
 from mspgt_lens.perturbation.residuals import residual_statistics
 from mspgt_lens.perturbation.rounding import rounding
@@ -147,17 +147,22 @@ def test_rounding_is_no_effect_on_the_loss():
     _, half = both("llama", torch.bfloat16)
     kinds = [ml.Perturbation("noise", 1e-4, seed=seed) for seed in range(10)]
     kinds = [replace(kind, strength=1e-4 * (1 + i / 100)) for i, kind in enumerate(kinds)]
-    found = ml.perturb_scales(half, prompts(12), [1, 2], kinds=kinds, n_controls=1, **QUIET)
+    found = ml.perturb_scales(half, prompts(12), [1, 2], perturbations=kinds, n_controls=1, **QUIET)
     assert (found.p_values > 0.05).all()
     assert len(found.warnings) == 30
     assert found.floor.shape == (3, 3)
     assert (found.values[..., 0] < 1.5 * found.floor[:, 0]).all()
     strong = ml.perturb_scales(
-        half, prompts(12), [1, 2], kinds=[ml.Perturbation("skip")], n_controls=1, **QUIET
+        half, prompts(12), [1, 2], perturbations=[ml.Perturbation("skip")], n_controls=1, **QUIET
     )
     assert strong.warnings == ()
     again = ml.perturb_scales(
-        half, prompts(12), [1], kinds=[ml.Perturbation("scaling", 1.0)], n_controls=1, **QUIET
+        half,
+        prompts(12),
+        [1],
+        perturbations=[ml.Perturbation("scaling", 1.0)],
+        n_controls=1,
+        **QUIET,
     )
     assert (again.values[..., 0] == 0).all()
     assert again.warnings == ()
@@ -171,15 +176,17 @@ def test_doses_below_rounding_are_refused_and_others_are_met_without_it():
         adapter = as_adapter(model)
         batches = make_batches(adapter, prompts(), skip_first=4, batch_size=None)
         statistics = residual_statistics(adapter, batches)
-        found.append(match_doses(adapter, batches, statistics, jobs, 0.01))
+        found.append(match_strengths(adapter, batches, statistics, jobs, 0.01))
     for true, one in zip(*found, strict=True):
-        assert one.perturbation.dose == pytest.approx(true.perturbation.dose, rel=0.1)
-    with pytest.raises(ValueError, match=r"dose must be above what rounding in torch\.bfloat16"):
-        match_doses(adapter, batches, statistics, jobs, 1e-5)
+        assert one.perturbation.amount == pytest.approx(true.perturbation.amount, rel=0.1)
+    with pytest.raises(
+        ValueError, match=r"target_kl must be above what rounding in torch\.bfloat16"
+    ):
+        match_strengths(adapter, batches, statistics, jobs, 1e-5)
     half.tokenizer = tiny_tokenizer()
     texts = [as_text(row) for row in random_tokens(4, 16)]
     with pytest.raises(ValueError, match=r"ask for at least .* or load the model in float32"):
-        ml.generation_effects(half, texts, [2], dose=1e-5, n_new=2, n_controls=0, **QUIET)
+        ml.generation_effects(half, texts, [2], target_kl=1e-5, n_new=2, n_controls=0, **QUIET)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES + ENCODERS)

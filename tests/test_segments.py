@@ -50,26 +50,26 @@ def score(matrix, basis, noise):
     )
 
 
-def placements(n_blocks, n_jumps):
+def placements(n_layers, n_jumps):
     return [
         places
-        for places in itertools.combinations(range(2, n_blocks - 1), n_jumps)
+        for places in itertools.combinations(range(2, n_layers - 1), n_jumps)
         if all(b - a >= 2 for a, b in itertools.pairwise(places))
     ]
 
 
 @pytest.mark.parametrize("n_jumps", [1, 2, 3])
-@pytest.mark.parametrize("n_blocks", [9, 14])
-def test_the_evidence_is_the_sum_over_everything(n_jumps, n_blocks):
+@pytest.mark.parametrize("n_layers", [9, 14])
+def test_the_evidence_is_the_sum_over_everything(n_jumps, n_layers):
     """Every placement, order and noise, by brute force from the noise's covariance."""
-    matrix = noise_normalize(ml.synthetic_signals(n_blocks, 4, seed=3).signals)
-    plan = search_plan(n_blocks, 2)
+    matrix = noise_normalize(ml.synthetic_signals(n_layers, 4, seed=3).signals)
+    plan = search_plan(n_layers, 2)
     search = plan.search(matrix[None], place=(n_jumps,))
 
     def scores(noise, order, count):
         return [
-            score(matrix, np.column_stack([legendre(n_blocks, order), steps(n_blocks, p)]), noise)
-            for p in placements(n_blocks, count)
+            score(matrix, np.column_stack([legendre(n_layers, order), steps(n_layers, p)]), noise)
+            for p in placements(n_layers, count)
         ]
 
     cells = list(itertools.product(NOISES, plan.orders_beneath))
@@ -79,7 +79,7 @@ def test_the_evidence_is_the_sum_over_everything(n_jumps, n_blocks):
     by_place = logsumexp([scores(*cell, n_jumps) for cell in cells], axis=0)
     expected = logsumexp(by_place) - np.log(len(by_place))
     assert search.evidence[n_jumps][0] == pytest.approx(expected, rel=1e-4)
-    every = np.array(placements(n_blocks, n_jumps))
+    every = np.array(placements(n_layers, n_jumps))
     # A neighbor counts half for every jump that lies one block away.
     near = (1 - np.abs(every[:, None] - every[None]) / 2).clip(min=0)
     near = np.where(near < 0.5, 0, near).prod(axis=2)
@@ -87,15 +87,15 @@ def test_the_evidence_is_the_sum_over_everything(n_jumps, n_blocks):
     assert tuple(search.places[n_jumps][0]) == tuple(every[around.argmax()])
 
 
-@pytest.mark.parametrize("n_blocks", [7, 14])
-def test_the_evidence_for_drift_is_the_sum_over_polynomials_and_logistics(n_blocks):
-    matrix = rank_normalize(ml.synthetic_signals(n_blocks, 4, drift="sigmoid", seed=3).signals)
-    plan = search_plan(n_blocks, 2)
-    terms = [score(matrix, legendre(n_blocks, o), noise) for noise in NOISES for o in plan.orders]
+@pytest.mark.parametrize("n_layers", [7, 14])
+def test_the_evidence_for_drift_is_the_sum_over_polynomials_and_logistics(n_layers):
+    matrix = rank_normalize(ml.synthetic_signals(n_layers, 4, drift="sigmoid", seed=3).signals)
+    plan = search_plan(n_layers, 2)
+    terms = [score(matrix, legendre(n_layers, o), noise) for noise in NOISES for o in plan.orders]
     for noise, degree in itertools.product(NOISES, plan.logistic_degrees):
-        curves = [logistic(n_blocks, *shape) for shape in plan.logistic_shapes]
+        curves = [logistic(n_layers, *shape) for shape in plan.logistic_shapes]
         mine = [
-            score(matrix, np.column_stack([legendre(n_blocks, degree), c]), noise) for c in curves
+            score(matrix, np.column_stack([legendre(n_layers, degree), c]), noise) for c in curves
         ]
         if mine:
             terms.append(logsumexp(mine) - np.log(len(mine)))
@@ -306,11 +306,11 @@ def test_replicates_widen_the_intervals():
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.integers(8, 30), st.integers(2, 6))
-def test_order_and_units_of_signals_do_not_matter(seed, n_blocks, n_signals):
+def test_order_and_units_of_signals_do_not_matter(seed, n_layers, n_signals):
     rng = np.random.default_rng(seed)
-    signals = rng.standard_normal((n_blocks, n_signals))
+    signals = rng.standard_normal((n_layers, n_signals))
     order = rng.permutation(n_signals)
-    plan = search_plan(n_blocks, 2)
+    plan = search_plan(n_layers, 2)
 
     def evidence(normalize, changed):
         return plan.search(normalize(changed)[None], max_jumps=2).evidence[2][0]
@@ -420,7 +420,7 @@ def test_synthetic_signals_are_what_they_say():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((5, 3), "n_blocks"),
+        ((5, 3), "n_layers"),
         ((12, 0), "n_signals"),
         ((12, 3, {"n_boundaries": 6}), "n_boundaries"),
         ((12, 3, {"correlation": 1.0}), "correlation"),

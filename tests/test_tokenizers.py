@@ -133,7 +133,7 @@ def test_windows_of_a_document_are_cut_from_its_own_tokens(kind: str) -> None:
     model = model_with(tokenizer_of(kind))
     text = " ".join(REST.split())
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    windows = ml.PromptDataset.from_texts([text], model, max_length=8)
+    windows = ml.PromptDataset.from_texts(model, [text], max_length=8)
     assert [i for p in windows for i in p.tokens.tolist()[1:]] == ids
     # The mark alone is a space, and no more special than another piece.
     alone = model.tokenizer.convert_tokens_to_ids("\u2581")
@@ -202,6 +202,6 @@ def test_tasks_and_controls_leave_them_alone() -> None:
 def test_half_a_surrogate_pair_is_named_with_its_text() -> None:
     model = model_with(tiny_tokenizer())
     with pytest.raises(ValueError, match=r"character 3, in 'w9 .ud83d w8'.*\(text 1\)"):
-        list(ml.PromptDataset.from_texts(["w7", "w9 \ud83d w8"], model))
+        list(ml.PromptDataset.from_texts(model, ["w7", "w9 \ud83d w8"]))
     with pytest.raises(ValueError, match="half of a surrogate pair"):
         ml.PromptPairs.from_texts(model, ["w9 \ud83d"], ["w9 w8"], ["w7"], ["w8"])

@@ -59,7 +59,7 @@ def test_every_checkpoint_has_its_partition_and_its_rows(trained):
     assert list(table["step"]) == list(STEPS)
     for partition, found in zip(trained.partitions, table["boundaries"], strict=True):
         assert partition.boundaries == found
-        assert partition.n_blocks == 6
+        assert partition.n_layers == 6
     tidy = trained.to_dataframe()
     one = tidy[tidy["step"] == 15].drop(columns="step").reset_index(drop=True)
     pd.testing.assert_frame_equal(one, trained.profiles[1].to_dataframe())

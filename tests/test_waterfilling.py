@@ -158,7 +158,7 @@ def test_left_out_models_and_families_are_predicted_by_the_others():
 
 
 @pytest.mark.parametrize(
-    ("boundaries", "n_blocks", "message"),
+    ("boundaries", "n_layers", "message"),
     [
         ([[4, 8]] * 3, [12] * 3, "two depths"),
         ([[4, 8]] * 2, [12, 24], "at least 3 models"),
@@ -167,9 +167,9 @@ def test_left_out_models_and_families_are_predicted_by_the_others():
         ([4, 8], [12, 24], "shape"),
     ],
 )
-def test_what_cannot_be_fitted_is_named(boundaries, n_blocks, message):
+def test_what_cannot_be_fitted_is_named(boundaries, n_layers, message):
     with pytest.raises(ValueError, match=message):
-        ml.fit_water_filling(np.array(boundaries), np.array(n_blocks))
+        ml.fit_water_filling(np.array(boundaries), np.array(n_layers))
 
 
 def test_wrong_parameters_are_named():

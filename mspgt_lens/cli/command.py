@@ -211,7 +211,7 @@ def _prompts(options: argparse.Namespace, model: Any) -> PromptDataset:
     max_length = min(options.max_length, as_adapter(model).n_ctx)
     if options.prompts is None:
         texts = [passage.text for passage in load_passages()]
-        return PromptDataset.from_texts(texts, model, max_length=max_length)
+        return PromptDataset.from_texts(model, texts, max_length=max_length)
     return PromptDataset.from_huggingface(
-        options.prompts, model, group_column="group", max_length=max_length
+        model, options.prompts, group_column="group", max_length=max_length
     )

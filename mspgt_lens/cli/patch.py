@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from mspgt_lens.cli.reading import read_records, record_group
 from mspgt_lens.contract import aligned
-from mspgt_lens.models import Site
+from mspgt_lens.models import PatchPlace
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.layers import Method, patch_layers
@@ -49,7 +49,7 @@ def add_patch_command(commands: Any) -> None:
         "--n-pairs", type=int, default=16, metavar="N", help="pairs of a task (default: 16)"
     )
     for flag, choices, default in (
-        ("--site", get_args(Site), "resid_pre"),
+        ("--place", get_args(PatchPlace), "resid_pre"),
         ("--metric", get_args(MetricName), DEFAULT_METRIC),
         ("--direction", get_args(Direction), "denoise"),
         ("--method", get_args(Method), "exact"),
@@ -95,7 +95,7 @@ def _patch(options: argparse.Namespace) -> int:
         model,
         pairs,
         options.metric,
-        site=options.site,
+        place=options.place,
         positions=options.positions,
         window=options.window,
         method=options.method,

@@ -24,15 +24,19 @@ from mspgt_lens.models import (
     generate,
 )
 from mspgt_lens.partition import Segments, as_segments
-from mspgt_lens.perturbation.dosing import TOLERANCE, Dose, match_doses
 from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.matching import TOLERANCE, Matched, match_strengths
 from mspgt_lens.perturbation.probing import make_batches
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, count_tokens, stable_hash
 from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import token_features
 
-DEFAULT_KINDS = (Perturbation("noise"), Perturbation("scaling"), Perturbation("temperature"))
+DEFAULT_PERTURBATIONS = (
+    Perturbation("noise"),
+    Perturbation("scaling"),
+    Perturbation("temperature"),
+)
 _CALIBRATION_PROMPTS = 16
 _BATCH_SIZE = 64
 _N_FEATURES = 32
@@ -44,10 +48,10 @@ def generation_effects(
     prompts: PromptDataset | Iterable[str],
     partition: Segments,
     *,
-    kinds: Sequence[Perturbation] = DEFAULT_KINDS,
+    perturbations: Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
     n_new: int = 48,
     temperature: float = 1.0,
-    dose: float | None = 0.5,
+    target_kl: float | None = 0.5,
     n_controls: int = 4,
     statistics: ResidualStatistics | None = None,
     skip_first: int = 4,
@@ -60,23 +64,23 @@ def generation_effects(
     The texts of a pair share the prompt and the random numbers, and all have ``n_new`` tokens.
     Intervals and tests count each group of prompts as one draw.
 
-    A stronger intervention changes every property more, so segments are compared at one dose:
+    A stronger intervention changes every property more, so segments are compared at one effect:
     each kind gets, on each segment, the strength at which predictions on the first 16 prompts
-    move by ``dose`` nats of KL divergence per token. Random block sets of the segments' sizes, at
-    the same dose, tell what any blocks would do. Each set costs as much as a segment: the default
-    of four per size shows how large such effects are, and is too few for a p-value.
+    move by ``target_kl`` nats of KL divergence per token. Random block sets of the segments'
+    sizes, at the same KL, tell what any blocks would do. Each set costs as much as a segment: the
+    default of four per size shows how large such effects are, and is too few for a p-value.
 
     Args:
         model: A ``HookedTransformer`` or ``TransformerBridge`` with a tokenizer.
         prompts: A :class:`PromptDataset`, or texts; each window is continued as it is.
         partition: A :class:`ScalePartition`, a mapping from segment names to blocks, or boundaries.
-        kinds: What to do; by default noise on the residual stream, weaker updates, and flatter
-            attention.
+        perturbations: What to do; by default noise on the residual stream, weaker updates, and
+            flatter attention.
         n_new: Tokens to generate. Special tokens are never chosen.
         temperature: Of sampling; 0 takes the most probable token, which drives small models into
             loops.
-        dose: KL divergence at which all are compared, in nats per token; None takes every kind at
-            its own strength.
+        target_kl: KL divergence at which all are compared, in nats per token; None takes every
+            perturbation at its own strength.
         n_controls: Random block sets for each size of segment.
         statistics: Of the residual stream, from :func:`~mspgt_lens.residual_statistics`; by default
             gathered from these prompts in one pass.
@@ -89,15 +93,17 @@ def generation_effects(
     Raises:
         ValueError: If an argument is out of range, the model has no tokenizer, a prompt and its
             continuation do not fit the context, there are fewer than 3 groups, or rounding in the
-            model's dtype moves predictions as far as the dose.
+            model's dtype moves predictions as far as ``target_kl``.
         FloatingPointError: If activations or logits are NaN or infinite.
         RuntimeError: If the model does not compute what is to be changed under its hook.
     """
     adapter = as_adapter(model)
     segments = as_segments(partition, adapter.n_layers)
-    labels = _labels(kinds, dose)
-    if dose is not None and not 0 < dose < np.inf:
-        raise ValueError(f"dose must be a KL divergence above 0, in nats, or None, got {dose!r}")
+    labels = _labels(perturbations, target_kl)
+    if target_kl is not None and not 0 < target_kl < np.inf:
+        raise ValueError(
+            f"target_kl must be a KL divergence above 0, in nats, or None, got {target_kl!r}"
+        )
     if n_controls < 0 or n_controls != int(n_controls):
         raise ValueError(f"n_controls must be a whole number, 0 or more, got {n_controls!r}")
     rows = list(as_dataset(prompts, adapter))
@@ -115,20 +121,20 @@ def generation_effects(
     if statistics is None:
         statistics = residual_statistics(adapter, batches, seed=seed)
     sets = _BlockSets(segments, adapter.n_layers, n_controls, seed)
-    jobs = list(itertools.product(kinds, sets.all))
-    doses = match_doses(adapter, first, statistics, jobs, dose)
+    jobs = list(itertools.product(perturbations, sets.all))
+    matched = match_strengths(adapter, first, statistics, jobs, target_kl)
     texts = [
         writer.texts(one, statistics)
-        for one in tqdm([None, *doses], desc="generating", disable=not progress)
+        for one in tqdm([None, *matched], desc="generating", disable=not progress)
     ]
     measured = _measure(texts, metrics)
-    by_job = measured[1:].reshape(len(kinds), len(sets.all), *measured.shape[1:])
+    by_job = measured[1:].reshape(len(perturbations), len(sets.all), *measured.shape[1:])
     own = by_job[:, : len(segments)]
     groups = np.unique([stable_hash(row.group) for row in rows], return_inverse=True)[1]
     compared = compare_texts(measured[0], own.reshape(-1, *own.shape[2:]), groups, seed=seed)
     deltas = text_deltas(measured[0], measured[1:]).reshape(*by_job.shape[:2], -1)
-    strengths = np.array([one.perturbation.dose for one in doses]).reshape(by_job.shape[:2])
-    kl = np.array([one.kl for one in doses]).reshape(by_job.shape[:2])
+    strengths = np.array([one.perturbation.amount for one in matched]).reshape(by_job.shape[:2])
+    kl = np.array([one.kl for one in matched]).reshape(by_job.shape[:2])
     return GenerationEffects(
         model_name=adapter.name,
         perturbations=labels,
@@ -146,14 +152,14 @@ def generation_effects(
         clean_texts=texts[0],
         texts=tuple(
             tuple(texts[1 + i * len(sets.all) + j] for j in range(len(segments)))
-            for i in range(len(kinds))
+            for i in range(len(perturbations))
         ),
         clean_measured=measured[0],
         measured=own,
         settings={
             "n_new": n_new,
             "temperature": temperature,
-            "dose": dose,
+            "target_kl": target_kl,
             "n_controls": n_controls,
             "n_prompts": len(rows),
             "n_groups": len(batches.groups),
@@ -163,12 +169,12 @@ def generation_effects(
             "prompts_fingerprint": batches.fingerprint,
         },
         versions=package_versions(),
-        warnings=_warnings(doses, dose, compared["n_pairs"], len(rows)),
+        warnings=_warnings(matched, target_kl, compared["n_pairs"], len(rows)),
     )
 
 
 class _Writer:
-    """Continues the prompts, under one dose or none."""
+    """Continues the prompts, under one perturbation or none."""
 
     def __init__(
         self,
@@ -189,16 +195,16 @@ class _Writer:
         self.seeds = [stable_hash(key, seed) % 2**63 for key in self.keys]
         self.groups = np.array([stable_hash(row.group) for row in rows], dtype=np.uint64)
 
-    def texts(self, dose: Dose | None, statistics: ResidualStatistics) -> tuple[str, ...]:
+    def texts(self, condition: Matched | None, statistics: ResidualStatistics) -> tuple[str, ...]:
         def edits(batch: Rows) -> Sequence[Edit]:
-            if dose is None:
+            if condition is None:
                 return ()
             special = torch.tensor(sorted(self.adapter.special_ids), dtype=torch.long)
             place = batch.mask.long().cumsum(dim=1) - 1
             where = batch.mask & (place >= self.skip_first) & ~torch.isin(batch.tokens, special)
-            return dose.perturbation.edits(
+            return condition.perturbation.edits(
                 statistics,
-                dose.blocks,
+                condition.blocks,
                 where=where,
                 keys=[self.keys[number] for number in batch.prompts],
                 groups=self.groups[batch.prompts.start : batch.prompts.stop],
@@ -242,19 +248,19 @@ class _BlockSets:
         return np.stack([values[:, places] for places in self._places], axis=1)
 
 
-def _labels(kinds: Sequence[Perturbation], dose: float | None) -> tuple[str, ...]:
+def _labels(perturbations: Sequence[Perturbation], target_kl: float | None) -> tuple[str, ...]:
     """What is done, without the strength where every segment has its own."""
     labels = tuple(
         one.label
-        if dose is None
+        if target_kl is None
         else f"{one.shape} noise"
         if one.kind == "noise"
         else str(one.kind)
-        for one in kinds
+        for one in perturbations
     )
     if not labels or len(set(labels)) < len(labels):
         raise ValueError(
-            f"kinds must be perturbations that all differ (with a dose, in more than their "
+            f"perturbations must all differ (with target_kl, in more than their "
             f"strength), got {list(labels)}"
         )
     return labels
@@ -292,21 +298,24 @@ def _defined_means(
 
 
 def _warnings(
-    doses: Sequence[Dose], dose: float | None, n_pairs: Int[np.ndarray, "condition metric"], n: int
+    matched: Sequence[Matched],
+    target_kl: float | None,
+    n_pairs: Int[np.ndarray, "condition metric"],
+    n: int,
 ) -> tuple[str, ...]:
     found = []
-    if dose is not None:
+    if target_kl is not None:
         missed = sorted(
             {
                 one.perturbation.kind
-                for one in doses
-                if not np.exp(-2 * TOLERANCE) <= one.kl / dose <= np.exp(2 * TOLERANCE)
+                for one in matched
+                if not np.exp(-2 * TOLERANCE) <= one.kl / target_kl <= np.exp(2 * TOLERANCE)
             }
         )
         if missed:
             found.append(
-                f"The dose of {dose:g} nats was not met everywhere by {', '.join(missed)}: see kl "
-                "and control_kl."
+                f"The target of {target_kl:g} nats was not met everywhere by {', '.join(missed)}: "
+                "see kl and control_kl."
             )
     undefined = n - n_pairs
     if (undefined > n / 5).any():

@@ -137,7 +137,7 @@ class Classes:
     share: float
 
 
-def token_classes(
+def token_labels(
     tokens: Int[np.ndarray, " position"],
     split: Split,
     unembedding: Callable[[Int[Tensor, " token"]], Float[Tensor, "token d"]],

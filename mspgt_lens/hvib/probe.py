@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from mspgt_lens.ambient import in_own_state, tell
 from mspgt_lens.hvib.activations import CollectionPlan, collect_activations
-from mspgt_lens.hvib.data import split_groups, token_classes
+from mspgt_lens.hvib.data import split_groups, token_labels
 from mspgt_lens.hvib.fitting import FitJob, FitPlan, digest_of, run_fit
 from mspgt_lens.hvib.results import HvibFit
 from mspgt_lens.models import ModelAdapter, as_adapter, unembedding_rows, weight_digest
@@ -134,7 +134,7 @@ def fit_hvib(
             read=lambda number: activations.rows[number].astype(np.float32),
             n_inputs=len(chosen),
             targets=activations.targets,
-            classes=token_classes(
+            classes=token_labels(
                 activations.next_token, split, lambda ids: unembedding_rows(adapter, ids)
             ),
             groups=activations.group,

@@ -16,7 +16,7 @@ from mspgt_lens.models.editing import CannotEdit, Change, Edit, edited, edited_l
 from mspgt_lens.models.generating import RowEdits, Rows, check_generation, decode_text, generate
 from mspgt_lens.models.listening import listening
 from mspgt_lens.models.reading import unembedding_rows, weight_digest
-from mspgt_lens.models.resuming import RecordedRun, Site
+from mspgt_lens.models.resuming import PatchPlace, RecordedRun
 
 __all__ = [
     "CannotEdit",
@@ -24,11 +24,11 @@ __all__ = [
     "Edit",
     "ModelAdapter",
     "NormKind",
+    "PatchPlace",
     "PatternHook",
     "RecordedRun",
     "RowEdits",
     "Rows",
-    "Site",
     "SiteHook",
     "as_adapter",
     "bridge_class",

@@ -19,6 +19,17 @@ from mspgt_lens.models.weights import count_block_weights, count_weights, drawn_
 from mspgt_lens.results import CannotMeasure
 
 NormKind = Literal["rms", "layer"]
+Place = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "attn_scores", "pattern"]
+# The one table of hook names: what is at each place of a block.
+_HOOKS: dict[str, str] = {
+    "resid_pre": "hook_resid_pre",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "z": "attn.hook_z",
+    "attn_scores": "attn.hook_attn_scores",
+    "pattern": "attn.hook_pattern",
+}
 SiteHook = Callable[[int, Float[Tensor, "prompt pos d_model"]], None]
 PatternHook = Callable[[int, Float[Tensor, "prompt head query key"]], None]
 # Whether each model's predictions were seen to depend on later tokens.
@@ -145,14 +156,33 @@ class ModelAdapter:
     @property
     def site_hooks(self) -> list[str]:
         """The hook of each site, 0 ... L."""
-        return [f"blocks.{block}.hook_resid_pre" for block in range(self.n_layers)] + [
-            f"blocks.{self.n_layers - 1}.hook_resid_post"
+        return [self.hook("resid_pre", block) for block in range(self.n_layers)] + [
+            self.hook("resid_post", self.n_layers - 1)
         ]
 
     @property
     def pattern_hooks(self) -> list[str]:
         """The hook of each block's attention pattern, 0 ... L - 1."""
-        return [f"blocks.{block}.attn.hook_pattern" for block in range(self.n_layers)]
+        return [self.hook("pattern", block) for block in range(self.n_layers)]
+
+    def hook(self, place: Place, block: int) -> str:
+        """The name of the hook at a place of a block.
+
+        Args:
+            place: ``"resid_pre"`` and ``"resid_post"`` (the residual stream before and after the
+                block), ``"attn_out"``, ``"mlp_out"`` (what its parts add), ``"z"`` (what its heads
+                read, before the output map), ``"attn_scores"`` (before the softmax) or
+                ``"pattern"`` (after it).
+            block: The block, 0 ... L - 1.
+
+        Raises:
+            ValueError: If there is no such place or block.
+        """
+        if place not in _HOOKS:
+            raise ValueError(f"place must be one of {', '.join(_HOOKS)}, got {place!r}")
+        if not 0 <= block < self.n_layers:
+            raise ValueError(f"block must be 0 to {self.n_layers - 1} in {self.name}, got {block}")
+        return f"blocks.{block}.{_HOOKS[place]}"
 
     @property
     def n_heads(self) -> int:

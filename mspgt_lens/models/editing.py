@@ -12,19 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mspgt_lens.models.adapter import ModelAdapter
+from mspgt_lens.models.adapter import ModelAdapter, Place
 from mspgt_lens.models.probes import changes, probe_tokens, without_hooks
 from mspgt_lens.results import CannotMeasure
 
-Place = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_scores", "skip"]
+EditPlace = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_scores", "skip"]
 Change = Callable[[Tensor], Tensor]
-_HOOKS = {
-    "resid_pre": "blocks.{block}.hook_resid_pre",
-    "resid_post": "blocks.{block}.hook_resid_post",
-    "attn_out": "blocks.{block}.hook_attn_out",
-    "mlp_out": "blocks.{block}.hook_mlp_out",
-    "attn_scores": "blocks.{block}.attn.hook_attn_scores",
-}
+# Where a block's input is taken, and where it is put in place of its output.
+_ENDS: tuple[Place, Place] = ("resid_pre", "resid_post")
 _BLOCKS_PER_PROBE = 32
 # What was proven of each model: the way of running it, its weights' processing, place and block.
 _PROVEN: WeakKeyDictionary[Any, set[tuple[str, str, str, int]]] = WeakKeyDictionary()
@@ -50,13 +45,13 @@ class Edit:
     """
 
     block: int
-    place: Place
+    place: EditPlace
     change: Change | None = None
 
     def __post_init__(self) -> None:
-        if self.place not in get_args(Place):
+        if self.place not in get_args(EditPlace):
             raise ValueError(
-                f"Edit: place must be one of {', '.join(get_args(Place))}, got {self.place!r}"
+                f"Edit: place must be one of {', '.join(get_args(EditPlace))}, got {self.place!r}"
             )
         if (self.change is None) != (self.place == "skip"):
             needed = "takes no" if self.place == "skip" else "needs a"
@@ -105,7 +100,7 @@ def check_edits(adapter: ModelAdapter, edits: Sequence[Edit]) -> None:
                 f"edits[{index}]: block must be 0 to {adapter.n_layers - 1} in {adapter.name}, "
                 f"got {edit.block}"
             )
-        for name, _ in _changes(edit, index, []):
+        for name, _ in _changes(adapter, edit, index, []):
             if name not in adapter.model.hook_dict:
                 raise CannotMeasure(
                     f"edits[{index}]: {adapter.name} has no hook {name}, so its "
@@ -119,7 +114,7 @@ def installed(adapter: ModelAdapter, edits: Sequence[Edit]) -> Iterator[list[int
     counts = [0] * len(edits)
     with ExitStack() as stack:
         for index, edit in enumerate(edits):
-            for name, change in _changes(edit, index, counts):
+            for name, change in _changes(adapter, edit, index, counts):
                 install_hook(stack, adapter.model.hook_dict[name], change)
         yield counts
 
@@ -145,10 +140,10 @@ def require_effect(adapter: ModelAdapter, edits: Sequence[Edit], run: ProbeRun, 
     proven = _PROVEN.setdefault(adapter.model, set())
     state = way, adapter.weight_processing
     # Skipping a block is put into effect at its end.
-    needed: set[tuple[Place, int]] = {
+    needed: set[tuple[EditPlace, int]] = {
         ("resid_post" if one.place == "skip" else one.place, one.block) for one in edits
     }
-    places: dict[Place, list[int]] = {}
+    places: dict[EditPlace, list[int]] = {}
     for place, block in sorted(needed):
         if (*state, place, block) not in proven:
             places.setdefault(place, []).append(block)
@@ -159,7 +154,7 @@ def require_effect(adapter: ModelAdapter, edits: Sequence[Edit], run: ProbeRun, 
             proven.update((*state, place, block) for block in some)
 
 
-def _prove(adapter: ModelAdapter, place: Place, blocks: Sequence[int], run: ProbeRun) -> None:
+def _prove(adapter: ModelAdapter, place: EditPlace, blocks: Sequence[int], run: ProbeRun) -> None:
     prompt = probe_tokens(adapter.d_vocab, adapter.n_ctx, adapter.special_ids)
     tokens = prompt.to(adapter.device).expand(len(blocks) + 2, -1)
     probes = [
@@ -180,7 +175,7 @@ def _prove(adapter: ModelAdapter, place: Place, blocks: Sequence[int], run: Prob
         )
 
 
-def _disturbing(row: int, n_rows: int, place: Place, whose: str) -> Change:
+def _disturbing(row: int, n_rows: int, place: EditPlace, whose: str) -> Change:
     """A strong change of one row, by which hardly anything could stay the same."""
 
     def scores(x: Tensor) -> Tensor:
@@ -243,7 +238,9 @@ def require_acted(adapter: ModelAdapter, edits: Sequence[Edit], counts: Sequence
         )
 
 
-def _changes(edit: Edit, index: int, counts: list[int]) -> list[tuple[str, Callable[..., Any]]]:
+def _changes(
+    adapter: ModelAdapter, edit: Edit, index: int, counts: list[int]
+) -> list[tuple[str, Callable[..., Any]]]:
     """Hook names with what to do there."""
     kept: list[Tensor] = []
 
@@ -266,9 +263,9 @@ def _changes(edit: Edit, index: int, counts: list[int]) -> list[tuple[str, Calla
         return changed.to(activation.dtype)
 
     if edit.place == "skip":
-        ends = (_HOOKS[end].format(block=edit.block) for end in ("resid_pre", "resid_post"))
-        return list(zip(ends, (keep, put_back), strict=True))
-    return [(_HOOKS[edit.place].format(block=edit.block), replace)]
+        start, end = (adapter.hook(place, edit.block) for place in _ENDS)
+        return [(start, keep), (end, put_back)]
+    return [(adapter.hook(edit.place, edit.block), replace)]
 
 
 def install_hook(stack: ExitStack, point: Any, change: Callable[..., Any]) -> None:

@@ -42,7 +42,7 @@ class EncoderAdapter(ModelAdapter):
         # HookedEncoder normalizes after its hook_resid_post.
         normalized = f"{last}.hook_normalized_resid_post"
         end = normalized if normalized in self.model.hook_dict else f"{last}.hook_resid_post"
-        return [f"blocks.{block}.hook_resid_pre" for block in range(self.n_layers)] + [end]
+        return [self.hook("resid_pre", block) for block in range(self.n_layers)] + [end]
 
     def normalize(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d"]:
         """The residual as a reader sees it: as it is, in float32 or wider."""

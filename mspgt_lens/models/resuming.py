@@ -19,13 +19,8 @@ from mspgt_lens.models.adapter import ModelAdapter
 from mspgt_lens.models.arguments import BlockArguments, Rows, learn_arguments, record_calls
 from mspgt_lens.results import CannotMeasure
 
-Site = Literal["resid_pre", "attn_out", "mlp_out", "z"]
+PatchPlace = Literal["resid_pre", "attn_out", "mlp_out", "z"]
 Edit = Callable[[Tensor], Tensor]
-_SITE_HOOKS: dict[str, str] = {
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "z": "attn.hook_z",
-}
 _HOOKED_CACHE = "past_kv_cache_entry"
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.05
@@ -70,7 +65,7 @@ class RecordedRun:
     Attributes:
         residual: The residual stream as each block received it, sites 0 ... L, each
             ``[prompt, pos, d_model]``.
-        activations: At the patched site, one per block (``[prompt, pos, d_model]``, or
+        activations: At the patched place, one per block (``[prompt, pos, d_model]``, or
             ``[prompt, pos, head, d_head]`` for ``"z"``); for ``"resid_pre"`` the residuals.
         reuses_prefix: Whether a resumed run may start at a later position than the first. False
             where a model class does not take keys and values as expected; then all positions are
@@ -82,9 +77,9 @@ class RecordedRun:
         adapter: ModelAdapter,
         tokens: Int[Tensor, "prompt pos"],
         mask: Bool[Tensor, "prompt pos"],
-        site: Site = "resid_pre",
+        place: PatchPlace = "resid_pre",
     ) -> None:
-        self.adapter, self.site = adapter, site
+        self.adapter, self.place = adapter, place
         self.tokens, self.mask = tokens.to(adapter.device), mask.to(adapter.device)
         self.residual: list[Tensor] = []
         self.activations: list[Tensor] = []
@@ -121,10 +116,10 @@ class RecordedRun:
 
     @contextmanager
     def editing(self) -> Iterator[dict[int, Edit]]:
-        """Hooks on the patched site of every block for the time inside.
+        """Hooks on the patched place of every block for the time inside.
 
         Yields:
-            A dictionary: what is put there under a block's number is applied to the site's
+            A dictionary: what is put there under a block's number is applied to that place's
             activation whenever that block runs.
         """
 
@@ -135,7 +130,7 @@ class RecordedRun:
 
             return apply
 
-        hooks = [(name, hook(block)) for block, name in enumerate(self._site_names())]
+        hooks = [(name, hook(block)) for block, name in enumerate(self._place_names())]
         try:
             with self.adapter.model.hooks(fwd_hooks=hooks):
                 yield self._edits
@@ -177,17 +172,17 @@ class RecordedRun:
         capped: Tensor = cap * torch.tanh(logits / cap) if cap > 0 else logits
         return capped
 
-    def _site_names(self) -> list[str]:
-        """The hook of the patched site in each block; none for the residual, a block's input."""
-        if self.site == "resid_pre":
+    def _place_names(self) -> list[str]:
+        """The hook of the patched place in each block; none for the residual, a block's input."""
+        if self.place == "resid_pre":
             return []
-        names = [f"blocks.{b}.{_SITE_HOOKS[self.site]}" for b in range(self.adapter.n_layers)]
+        names = [self.adapter.hook(self.place, b) for b in range(self.adapter.n_layers)]
         absent = [name for name in names if name not in self.adapter.model.hook_dict]
         if absent:
             raise CannotMeasure(
-                f"site {self.site!r}: {self.adapter.name} lacks {len(absent)} of its hooks, the "
+                f"place {self.place!r}: {self.adapter.name} lacks {len(absent)} of its hooks, the "
                 f"first being {absent[0]} (models of attention only have no MLP); choose another "
-                "site"
+                "place"
             )
         return names
 
@@ -195,19 +190,19 @@ class RecordedRun:
         def keep_activation(activation: Tensor, hook: Any) -> None:
             self.activations.append(activation.detach().clone())
 
-        hooks = [(name, keep_activation) for name in self._site_names()]
+        hooks = [(name, keep_activation) for name in self._place_names()]
         with self.adapter.model.hooks(fwd_hooks=hooks):
             self._calls, final = record_calls(self.adapter, self.tokens, self.mask)
         self.residual = [*(call.residual for call in self._calls), final]
         # Here and not in prepare(): runs of a model that was checked on another prompt resume too.
         self._arguments = learn_arguments(self.adapter, self._calls, self.tokens, self.mask)
-        if self.site == "resid_pre":
+        if self.place == "resid_pre":
             self.activations = self.residual[:-1]
         elif len(self.activations) != self.adapter.n_layers:
             raise CannotMeasure(
-                f"site {self.site!r}: {self.adapter.name} computes it in {len(self.activations)} "
+                f"place {self.place!r}: {self.adapter.name} computes it in {len(self.activations)} "
                 f"of its {self.adapter.n_layers} blocks (models of attention only have no MLP); "
-                "choose another site"
+                "choose another place"
             )
 
     def _prefix_axis(self, block: int) -> int:

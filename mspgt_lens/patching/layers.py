@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 
 from mspgt_lens.ambient import in_own_state
-from mspgt_lens.models import ModelAdapter, Site, as_adapter
+from mspgt_lens.models import ModelAdapter, PatchPlace, as_adapter
 from mspgt_lens.patching.metrics import (
     DEFAULT_METRIC,
     LogitMetric,
@@ -33,7 +33,7 @@ def patch_layers(
     pairs: PromptPairs,
     metric: MetricName | LogitMetric | None = None,
     *,
-    site: Site = "resid_pre",
+    place: PatchPlace = "resid_pre",
     positions: Literal["all", "last"] | Sequence[int] = "all",
     direction: Direction = "denoise",
     window: int = 1,
@@ -58,7 +58,7 @@ def patch_layers(
             a value per pair gets intervals and p-values; one that returns a single number gets
             neither, since nothing is known of how pairs differ. Callables cost more: logits are
             computed at every position that a patch reaches.
-        site: What is patched: the residual before the block, its attention's or its MLP's output,
+        place: What is patched: the residual before the block, its attention's or its MLP's output,
             or each attention head's output (``"z"``).
         positions: Where: ``"all"``, ``"last"`` (each pair's last token), or positions as columns
             of ``pairs.clean``.
@@ -85,7 +85,7 @@ def patch_layers(
     check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
     pairs = pairs.for_model(adapter)
     for name, value, allowed in (
-        ("site", site, get_args(Site)),
+        ("place", place, get_args(PatchPlace)),
         ("method", method, get_args(Method)),
     ):
         if value not in allowed:
@@ -94,7 +94,7 @@ def patch_layers(
         raise ValueError(f"window must be 1 to {adapter.n_layers} blocks, got {window}")
     columns = _columns(pairs, positions)
     with adapter.inference():
-        sweep = Sweep(adapter, pairs, chosen, site, columns, direction, window, batch_size)
+        sweep = Sweep(adapter, pairs, chosen, place, columns, direction, window, batch_size)
         checked: tuple[np.ndarray, np.ndarray] | None = None
         if method == "exact":
             values = sweep.exact(sweep.cells, progress)
@@ -122,7 +122,7 @@ def _summarize(
     adapter = sweep.adapter
     return PatchSweep(
         model_name=adapter.name,
-        site=sweep.base.site,
+        place=sweep.base.place,
         direction=sweep.direction,
         method=method,
         window=sweep.window,

@@ -22,7 +22,7 @@ class PatchSweep(Result):
 
     Attributes:
         model_name: The model's name.
-        site: ``"resid_pre"``, ``"attn_out"``, ``"mlp_out"`` or ``"z"``.
+        place: ``"resid_pre"``, ``"attn_out"``, ``"mlp_out"`` or ``"z"``.
         direction: ``"denoise"`` (clean activations into the corrupted run) or ``"noise"``.
         method: ``"exact"`` or ``"attribution"``.
         window: Consecutive blocks patched together.
@@ -53,7 +53,7 @@ class PatchSweep(Result):
     """
 
     model_name: str
-    site: str
+    place: str
     direction: str
     method: str
     window: int
@@ -75,7 +75,7 @@ class PatchSweep(Result):
     warnings: tuple[str, ...] = ()
 
     @property
-    def n_blocks(self) -> int:
+    def n_layers(self) -> int:
         """Number of blocks of the model."""
         return len(self.metric) + self.window - 1
 
@@ -105,7 +105,7 @@ class PatchSweep(Result):
         heads = ", single heads" if self.metric.ndim == 3 else ""
         window = f", {self.window} blocks at once" if self.window > 1 else ""
         return (
-            f"PatchSweep{named(self.model_name)}: {self.site}{heads}{window}, {self.direction}, "
+            f"PatchSweep{named(self.model_name)}: {self.place}{heads}{window}, {self.direction}, "
             f"{self.method}; {self.metric_name.replace('_', ' ')} {self.clean:.3g} clean, "
             f"{self.corrupted:.3g} corrupted"
         )
@@ -166,7 +166,7 @@ class PatchSweep(Result):
         columns: dict[str, Any] = {
             "model": self.model_name,
             "quantity": "effect",
-            "place": self.site,
+            "place": self.place,
             "block": index[0],
             "position": self.positions[index[1]],
             "token": [self.tokens[i] for i in index[1]],
@@ -199,7 +199,7 @@ class ScalePatch(Result):
         effect: ``(metric - corrupted) / (clean - corrupted)``, shape ``[segment]``.
         low: Lower end of the effect's 95% interval over groups of pairs, or None.
         high: Upper end of it.
-        random_effect: The same effect for random sets of as many blocks, shape
+        control_effect: The same effect for random sets of as many blocks, shape
             ``[segment, draw]``.
         p_value: Two-sided rank of each segment's effect among those of random sets, Holm-corrected
             over the segments: whether it matters which blocks they are. Shape ``[segment]``.
@@ -219,7 +219,7 @@ class ScalePatch(Result):
     effect: Float[np.ndarray, " segment"]
     low: Float[np.ndarray, " segment"] | None
     high: Float[np.ndarray, " segment"] | None
-    random_effect: Float[np.ndarray, "segment draw"]
+    control_effect: Float[np.ndarray, "segment draw"]
     p_value: Float[np.ndarray, " segment"]
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -275,5 +275,5 @@ class ScalePatch(Result):
         return tidy(columns | {"control": middle, "control_low": low, "control_high": high})
 
     def _random(self) -> Float[np.ndarray, "3 segment"]:
-        ends: np.ndarray = np.quantile(self.random_effect, [0.025, 0.5, 0.975], axis=1)
+        ends: np.ndarray = np.quantile(self.control_effect, [0.025, 0.5, 0.975], axis=1)
         return ends

@@ -26,7 +26,7 @@ from mspgt_lens.patching.walking import rows_per_call
 from mspgt_lens.statistics import SIGNIFICANCE, holm
 from mspgt_lens.storage import package_versions
 
-MIN_RANDOM = 20
+MIN_CONTROLS = 20
 
 
 @in_own_state
@@ -37,7 +37,7 @@ def patch_scales(
     metric: MetricName | LogitMetric | None = None,
     *,
     direction: Direction = "denoise",
-    n_random: int = 149,
+    n_controls: int = 149,
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -60,7 +60,7 @@ def patch_scales(
         metric: As for :func:`~mspgt_lens.patch_layers`.
         direction: ``"denoise"`` puts clean updates into the corrupted run, ``"noise"`` corrupted
             ones into the clean run.
-        n_random: Random sets per segment, at least 20; where there are fewer other sets of that
+        n_controls: Random sets per segment, at least 20; where there are fewer other sets of that
             size, all of them are taken.
         batch_size: Patched prompts in one call of a block.
         seed: Decides the random sets.
@@ -82,10 +82,10 @@ def patch_scales(
             )
     if len(by_name) < 2:
         raise ValueError("partition must have at least two segments, got one: the whole model")
-    if n_random < MIN_RANDOM:
-        raise ValueError(f"n_random must be at least {MIN_RANDOM}, got {n_random}")
+    if n_controls < MIN_CONTROLS:
+        raise ValueError(f"n_controls must be at least {MIN_CONTROLS}, got {n_controls}")
     segments = list(by_name.values())
-    drawn = [_other_sets(blocks, adapter.n_layers, n_random, seed) for blocks in segments]
+    drawn = [_other_sets(blocks, adapter.n_layers, n_controls, seed) for blocks in segments]
     with adapter.inference():
         sweep = Sweep(
             adapter, pairs, chosen, "resid_pre", all_columns(pairs), direction, 1, batch_size
@@ -94,8 +94,12 @@ def patch_scales(
         values = dict(zip(sets, _patch_sets(sweep, sets, progress), strict=True))
     by_segment = np.stack([values[blocks] for blocks in segments], axis=-1)
     effects = summarize_effects(by_segment, sweep.clean, sweep.corrupted, pairs.groups)
-    random_effect = [[effects.scaled(float(values[one].mean())) for one in some] for some in drawn]
-    p_values = [_rank_p(e, np.array(r)) for e, r in zip(effects.effect, random_effect, strict=True)]
+    control_effect = [
+        [effects.scaled(float(values[blocks].mean())) for blocks in sets] for sets in drawn
+    ]
+    p_values = [
+        _rank_p(e, np.array(r)) for e, r in zip(effects.effect, control_effect, strict=True)
+    ]
     # Segments of other sizes may have fewer other sets; the figures want equal rows.
     n_draws = min(len(some) for some in drawn)
     least = 2 * len(segments) / (n_draws + 1)
@@ -117,14 +121,14 @@ def patch_scales(
         effect=effects.effect,
         low=effects.low,
         high=effects.high,
-        random_effect=np.array([some[:n_draws] for some in random_effect]),
+        control_effect=np.array([some[:n_draws] for some in control_effect]),
         p_value=holm(np.array(p_values)),
         settings={
             "n_pairs": len(pairs),
             "n_groups": effects.n_groups,
             "boundaries": [blocks[0] for blocks in segments[1:]],
             "supported": _supported(partition),
-            "n_random": [len(some) for some in drawn],
+            "n_controls": [len(some) for some in drawn],
             "seed": seed,
             "weights": adapter.weight_processing,
         },
@@ -141,16 +145,16 @@ def _supported(partition: Segments) -> bool | None:
 
 
 def _other_sets(
-    blocks: tuple[int, ...], n_blocks: int, n_random: int, seed: int
+    blocks: tuple[int, ...], n_layers: int, n_controls: int, seed: int
 ) -> list[tuple[int, ...]]:
     """Different random sets of as many blocks, none of them the segment itself."""
     size = len(blocks)
-    if math.comb(n_blocks, size) - 1 <= n_random:
-        return [one for one in combinations(range(n_blocks), size) if one != blocks]
+    if math.comb(n_layers, size) - 1 <= n_controls:
+        return [one for one in combinations(range(n_layers), size) if one != blocks]
     rng = np.random.default_rng([seed, *blocks])
     found: dict[tuple[int, ...], None] = {}
-    while len(found) < n_random:
-        one = tuple(sorted(rng.choice(n_blocks, size, replace=False).tolist()))
+    while len(found) < n_controls:
+        one = tuple(sorted(rng.choice(n_layers, size, replace=False).tolist()))
         if one != blocks:
             found.setdefault(one)
     return list(found)
@@ -183,14 +187,14 @@ def _run_sets(
     sweep: Sweep, sets: Sequence[tuple[int, ...]], start: int, stop: int
 ) -> Float[Tensor, "set pair length d_model"]:
     base, source, n_pairs = sweep.base, sweep.source, len(sweep.pairs)
-    n_blocks = sweep.adapter.n_layers
-    patched = torch.zeros(n_blocks, len(sets), dtype=torch.bool, device=sweep.every.device)
+    n_layers = sweep.adapter.n_layers
+    patched = torch.zeros(n_layers, len(sets), dtype=torch.bool, device=sweep.every.device)
     for index, blocks in enumerate(sets):
         patched[list(blocks), index] = True
     pair = sweep.every.repeat(len(sets))
     first = min(min(blocks) for blocks in sets)
     residual = base.residual[first][pair, start:stop]
-    for block in range(first, n_blocks):
+    for block in range(first, n_layers):
         rows = patched[block].repeat_interleave(n_pairs)
         update = source.residual[block + 1] - source.residual[block]
         after = residual + update[pair, start:stop]

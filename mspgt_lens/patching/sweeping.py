@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mspgt_lens.models import ModelAdapter, RecordedRun, Site
+from mspgt_lens.models import ModelAdapter, PatchPlace, RecordedRun
 from mspgt_lens.patching.metrics import (
     LogitMetric,
     MetricName,
@@ -34,7 +34,7 @@ class Sweep:
         adapter: ModelAdapter,
         pairs: PromptPairs,
         metric: MetricName | LogitMetric,
-        site: Site,
+        place: PatchPlace,
         columns: Int[np.ndarray, "pos pair"],
         direction: Direction,
         window: int,
@@ -42,8 +42,8 @@ class Sweep:
     ) -> None:
         self.adapter, self.pairs, self.columns = adapter, pairs, columns
         self.direction, self.window, self.batch_size = direction, window, batch_size
-        clean = RecordedRun(adapter, pairs.clean, pairs.mask, site)
-        corrupted = RecordedRun(adapter, pairs.corrupted, pairs.mask, site)
+        clean = RecordedRun(adapter, pairs.clean, pairs.mask, place)
+        corrupted = RecordedRun(adapter, pairs.corrupted, pairs.mask, place)
         runs = clean, corrupted
         self.source, self.base = runs if direction == "denoise" else runs[::-1]
         self.base.prepare()
@@ -111,7 +111,7 @@ class Sweep:
         pair = torch.arange(len(self.pairs))[:, None]
         changed = []
         for mine, other in zip(self.base.activations, self.source.activations, strict=True):
-            # The same activation, bit for bit, is no patch: "z" by head, other sites whole.
+            # The same activation, bit for bit, is no patch: "z" by head, other places whole.
             changed.append((mine != other).any(dim=-1).cpu()[pair, place])
         by_block = torch.stack(changed, dim=1)
         windows = by_block.unfold(1, self.window, 1).any(dim=-1)
@@ -214,7 +214,7 @@ class Sweep:
         with torch.enable_grad(), base.editing() as edits:
             residual = base.residual[0].clone().requires_grad_()
             for block in range(self.adapter.n_layers):
-                if base.site == "resid_pre":
+                if base.place == "resid_pre":
                     kept.append(residual)
                 else:
                     edits[block] = keep

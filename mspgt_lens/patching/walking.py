@@ -119,7 +119,7 @@ class _Walk:
             new = base.residual[block][rows.pair[carried:begun], self.start : self.stop]
             residual, carried = torch.cat([residual, new]), begun
             edits.clear()
-            if base.site == "resid_pre":
+            if base.place == "resid_pre":
                 residual = self._patched(block, slice(ended, begun), residual)
             elif ended < begun:
                 edits[block] = partial(self._patched, block, slice(ended, begun))

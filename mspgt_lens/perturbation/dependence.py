@@ -123,7 +123,7 @@ class TokenClasses(Result):
 
 
 @in_own_state
-def token_classes(
+def classify_tokens(
     model: Any,
     prompts: PromptDataset | Iterable[str],
     *,

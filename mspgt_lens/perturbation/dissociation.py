@@ -40,7 +40,7 @@ _INTERACTION = (
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScaleByClass(Result):
+class Dissociation(Result):
     """Loss increase of each class of tokens under perturbation of each segment.
 
     Attributes:
@@ -74,7 +74,7 @@ class ScaleByClass(Result):
 
     def heading(self) -> str:
         """The model and what was done."""
-        return f"ScaleByClass{named(self.model_name)}: loss increase under {self.perturbation}"
+        return f"Dissociation{named(self.model_name)}: loss increase under {self.perturbation}"
 
     def rows(self) -> Rows:
         """Loss increases, segments by classes."""
@@ -133,18 +133,18 @@ class ScaleByClass(Result):
 
 
 @in_own_state
-def scale_by_class(
+def measure_dissociation(
     model: Any,
     prompts: PromptDataset | Iterable[str],
     partition: Segments,
     classes: TokenClasses,
     *,
-    kind: Perturbation | None = None,
+    perturbation: Perturbation | None = None,
     statistics: ResidualStatistics | None = None,
     skip_first: int = 4,
     batch_size: int | None = None,
     progress: bool = True,
-) -> ScaleByClass:
+) -> Dissociation:
     """Perturb each segment, and see which class of tokens suffers.
 
     MSPGT predicts that the diagonal dominates: perturbing the Local blocks hurts the tokens that
@@ -164,8 +164,8 @@ def scale_by_class(
         model: The model that ``classes`` were found with.
         prompts: The same prompts, in the same order.
         partition: Segments, as many as classes and in the same order, from near to far.
-        classes: From :func:`~mspgt_lens.token_classes`.
-        kind: What to do to a segment; by default covariance noise of strength 1.
+        classes: From :func:`~mspgt_lens.classify_tokens`.
+        perturbation: What to do to a segment; by default covariance noise of strength 1.
         statistics: Of the residual stream; by default gathered from these prompts in one pass.
         skip_first: Tokens at the beginning of each prompt that are left alone.
         batch_size: Prompts per forward pass; by default a fixed number of tokens.
@@ -182,7 +182,7 @@ def scale_by_class(
             f"partition must have as many segments as classes has bands ({len(classes.bands)}), "
             f"got {len(segments)}"
         )
-    kind = Perturbation("noise", 1.0) if kind is None else kind
+    chosen = Perturbation("noise", 1.0) if perturbation is None else perturbation
     batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
     if statistics is None:
         statistics = residual_statistics(adapter, batches)
@@ -196,7 +196,7 @@ def scale_by_class(
             before = clean.losses(clean.scores)
             bar.update()
             for number, blocks in enumerate(segments.values()):
-                edits = perturbed(_shared(kind, len(blocks)), statistics, blocks)(batch)
+                edits = perturbed(_shared(chosen, len(blocks)), statistics, blocks)(batch)
                 rise = clean.losses(clean.changed(edits)) - before
                 bar.update()
                 if rise.any():  # Else nothing changed, and no rounding was met.
@@ -209,13 +209,13 @@ def scale_by_class(
         classes.classes[kept],
         np.unique(classes.groups[kept], return_inverse=True)[1],
         model_name=adapter.name,
-        perturbation=kind.label,
+        perturbation=chosen.label,
         segments=segments,
         names=tuple(classes.bands),
         settings={
             "skip_first": skip_first,
             "threshold": classes.threshold,
-            "seed": kind.seed,
+            "seed": chosen.seed,
             "n_positions": batches.n_positions,
             "prompts_fingerprint": batches.fingerprint,
             "weights": adapter.weight_processing,
@@ -223,10 +223,10 @@ def scale_by_class(
     )
 
 
-def _shared(kind: Perturbation, n_blocks: int) -> Perturbation:
-    if kind.kind not in ("noise", "translation"):
-        return kind
-    return replace(kind, strength=kind.dose / n_blocks**0.5)
+def _shared(perturbation: Perturbation, n_layers: int) -> Perturbation:
+    if perturbation.kind not in ("noise", "translation"):
+        return perturbation
+    return replace(perturbation, strength=perturbation.amount / n_layers**0.5)
 
 
 def _places(
@@ -271,7 +271,7 @@ def _tabulate(
     *,
     names: tuple[str, ...],
     **described: Any,
-) -> ScaleByClass:
+) -> Dissociation:
     n_segments = rises.shape[1]
     values, low, high = np.zeros((3, n_segments, len(names)))
     for index, name in enumerate(names):
@@ -283,7 +283,7 @@ def _tabulate(
             )
         found = cluster_interval(rises[chosen], groups[chosen])
         values[:, index], low[:, index], high[:, index] = found
-    return ScaleByClass(
+    return Dissociation(
         classes=names,
         values=values,
         low=low,
@@ -355,7 +355,7 @@ def _relative(table: Float[np.ndarray, "segment class"]) -> Float[np.ndarray, "s
         raise CannotMeasure(
             f"perturbing segment {int(np.argmin(means))} does not raise the loss (by "
             f"{float(means.min()):.3g} nats on average), so there are no proportions to compare: "
-            "use a stronger kind="
+            "use a stronger perturbation="
         )
     shares: np.ndarray = table / means
     return shares

@@ -33,7 +33,7 @@ _STRENGTHS = {
 
 @dataclass(frozen=True, eq=False)
 class Perturbation:
-    """One kind of intervention, with its dose.
+    """One kind of intervention, with its strength.
 
     Noise and translation act on the residual stream at the entry of every block they are given;
     scaling, the ablations and skipping act on what every such block adds to it (its update);
@@ -55,9 +55,9 @@ class Perturbation:
             - ``"temperature"``: attention scores (soft cap included) are divided by ``strength``;
               1 changes nothing.
             - ``"skip"``: the block adds nothing; no strength.
-        strength: The dose in the kind's own unit; None for 0.1 (noise, translation), 0.5 (scaling),
+        strength: In the kind's own unit; None for 0.1 (noise, translation), 0.5 (scaling),
             1 (ablations), 2 (temperature).
-        shape: Of noise, the dose being comparable within a shape and not between shapes.
+        shape: Of noise, strengths being comparable within a shape and not between shapes.
 
             - ``"covariance"``: drawn with the activations' covariance at the site, times
               ``strength`` squared: every direction gets ``strength`` of its own standard deviation.
@@ -95,7 +95,7 @@ class Perturbation:
             "temperature": (math.ulp(0.0), np.inf),
             "skip": (1.0, 1.0),
         }.get(self.kind, (-np.inf, np.inf))
-        if not (np.isfinite(self.dose) and low <= self.dose <= high):
+        if not (np.isfinite(self.amount) and low <= self.amount <= high):
             needed = {"skip": "left out", "temperature": "above 0"}.get(
                 self.kind, f"finite, {low:g} to {high:g}"
             )
@@ -114,7 +114,7 @@ class Perturbation:
                 )
 
     @property
-    def dose(self) -> float:
+    def amount(self) -> float:
         """``strength``, the kind's usual one where None was given."""
         assert self.strength is not None
         return self.strength
@@ -125,7 +125,7 @@ class Perturbation:
         if self.kind == "skip":
             return "skip"
         kind = f"{self.shape} noise" if self.kind == "noise" else self.kind
-        return f"{kind} {self.dose:g}"
+        return f"{kind} {self.amount:g}"
 
     def edits(
         self,
@@ -150,11 +150,11 @@ class Perturbation:
         return [edit for block in blocks for edit in self._edits(draw, int(block))]
 
     def _edits(self, draw: _Draws, block: int) -> list[Edit]:
-        statistics, dose = draw.statistics, self.dose
+        statistics, amount = draw.statistics, self.amount
         if self.kind == "temperature":
-            return [Edit(block, "attn_scores", draw.on_queries(lambda scores: scores / dose))]
+            return [Edit(block, "attn_scores", draw.on_queries(lambda scores: scores / amount))]
         if self.kind in ("noise", "translation"):
-            # Draws are made once and scaled, so that doses differ in nothing else.
+            # Draws are made once and scaled, so that strengths differ in nothing else.
             shift = draw.noise(block) if self.kind == "noise" else draw.translation(block)
             return [Edit(block, "resid_pre", draw.on_rows(lambda rows, ask: rows + shift(ask)))]
         entered: list[Tensor] = []
@@ -167,12 +167,12 @@ class Perturbation:
             before = entered.pop()[ask.where]
             if self.kind in ("scaling", "skip"):
                 # Exact at 0 (nothing is added) and at 1 (nothing changes).
-                return torch.lerp(before, rows, 0.0 if self.kind == "skip" else dose)
+                return torch.lerp(before, rows, 0.0 if self.kind == "skip" else amount)
             if self.kind == "mean":
                 update = statistics.update_mean[block].expand(len(rows), -1)
             else:
                 update = statistics.updates[block][draw.donors(ask)]
-            return torch.lerp(rows, before + update.to(before), dose)
+            return torch.lerp(rows, before + update.to(before), amount)
 
         return [Edit(block, "resid_pre", keep), Edit(block, "resid_post", draw.on_rows(changed))]
 
@@ -229,7 +229,7 @@ class _Draws:
             "isotropic": statistics.rms[block],
             "diagonal": statistics.deviation[block],
             "covariance": statistics.factor[block],
-        }[shape] * self.perturbation.dose
+        }[shape] * self.perturbation.amount
         width = statistics.deviation.shape[1]
 
         def rows(ask: _Ask) -> Tensor:
@@ -251,7 +251,7 @@ class _Draws:
             raise ValueError(
                 f"Perturbation: direction must have d_model ({width}) entries, got {len(direction)}"
             )
-        length = self.perturbation.dose * float(self.statistics.rms[block]) * width**0.5
+        length = self.perturbation.amount * float(self.statistics.rms[block]) * width**0.5
         shift = direction * (length / direction.norm())
         return lambda ask: shift.to(ask.where.device)
 

@@ -159,7 +159,7 @@ def perturb_scales(
     prompts: PromptDataset | Iterable[str],
     partition: Segments,
     *,
-    kinds: Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
+    perturbations: Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
     statistics: ResidualStatistics | None = None,
     n_controls: int = 20,
     skip_first: int = 4,
@@ -171,16 +171,16 @@ def perturb_scales(
 
     A segment is perturbed at all of its blocks at once, each with the perturbation's full strength,
     so a longer segment gets more of it: read each effect against the random block sets of the same
-    size, or use :func:`~mspgt_lens.measure_brittleness`, which also shares one dose out. Only valid
-    positions are changed and measured: not padding, not special tokens, not a prompt's first
+    size, or use :func:`~mspgt_lens.measure_brittleness`, which also shares one strength out. Only
+    valid positions are changed and measured: not padding, not special tokens, not a prompt's first
     ``skip_first`` tokens. All conditions of one perturbation use the same draws.
 
     Args:
         model: A ``HookedTransformer`` or ``TransformerBridge``.
         prompts: A :class:`PromptDataset`, or texts.
         partition: A :class:`ScalePartition`, a mapping from segment names to blocks, or boundaries.
-        kinds: What to do; by default noise of two shapes, scaling, mean and resample ablation,
-            attention temperature, and skipping.
+        perturbations: What to do; by default noise of two shapes, scaling, mean and resample
+            ablation, attention temperature, and skipping.
         statistics: Of the residual stream, from :func:`~mspgt_lens.residual_statistics`; by default
             gathered from these prompts in one pass.
         n_controls: Random block sets for each size of segment.
@@ -198,9 +198,9 @@ def perturb_scales(
     """
     adapter = as_adapter(model)
     segments = as_segments(partition, adapter.n_layers)
-    labels = tuple(kind.label for kind in kinds)
+    labels = tuple(kind.label for kind in perturbations)
     if not labels or len(set(labels)) < len(labels):
-        raise ValueError(f"kinds must be perturbations that all differ, got {list(labels)}")
+        raise ValueError(f"perturbations must all differ, got {list(labels)}")
     if n_controls < 1:
         raise ValueError(f"n_controls must be at least 1 block set, got {n_controls}")
     batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
@@ -215,12 +215,16 @@ def perturb_scales(
         *segments.values(),
         *(s for drawn in sets.values() for s in drawn),
     ]
-    conditions = [perturbed(kind, statistics, blocks) for kind in kinds for blocks in block_sets]
+    conditions = [
+        perturbed(kind, statistics, blocks) for kind in perturbations for blocks in block_sets
+    ]
     conditions += [rounding(blocks) for blocks in segments.values()]
     measured = respond(adapter, batches, conditions, description="perturbing", progress=progress)
     n_segments = len(segments)
     floor = measured[-n_segments:]
-    by_group = measured[:-n_segments].reshape(len(kinds), len(block_sets), *measured.shape[1:])
+    by_group = measured[:-n_segments].reshape(
+        len(perturbations), len(block_sets), *measured.shape[1:]
+    )
     values, low, high = mean_interval(np.moveaxis(by_group[:, :n_segments], 2, 0))
     above = beyond_rounding(by_group[:, :n_segments], floor)
     rises = above[..., MEASURES.index("cross_entropy")]
@@ -237,7 +241,7 @@ def perturb_scales(
         values=values,
         low=low,
         high=high,
-        p_values=holm(raw).reshape(len(kinds), n_segments),
+        p_values=holm(raw).reshape(len(perturbations), n_segments),
         controls=controls,
         p_controls=_rank_p_values(values, controls),
         settings={

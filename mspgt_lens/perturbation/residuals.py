@@ -44,9 +44,9 @@ class ResidualStatistics(Result):
 
     def heading(self) -> str:
         """Sizes."""
-        n_blocks, width = self.deviation.shape
+        n_layers, width = self.deviation.shape
         return (
-            f"ResidualStatistics: {counted(n_blocks, 'block')} of width {width}, from "
+            f"ResidualStatistics: {counted(n_layers, 'block')} of width {width}, from "
             f"{counted(self.n_positions, 'position')}"
         )
 

@@ -24,7 +24,7 @@ def rounding(blocks: Iterable[int]) -> Condition:
     At valid positions, one coordinate in twelve moves by one step of its dtype, which has the
     variance of rounding once (step squared / 12). Adding exactly nothing would not do: it leaves
     every later rounding as it was in the clean run, while the least noise changes them all. That
-    alone moves predictions, by the same amount at every dose.
+    alone moves predictions, by the same amount at every strength.
     """
     chosen = tuple(int(block) for block in blocks)
 

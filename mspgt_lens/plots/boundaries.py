@@ -35,8 +35,8 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
     support as such are faint.
     """
     names = list(partition.by_signal)
-    n_blocks, n_signals = partition.signals.shape
-    blocks = np.arange(n_blocks)
+    n_layers, n_signals = partition.signals.shape
+    blocks = np.arange(n_layers)
     heights = [26.0, 22.0 * n_signals + 10, 150.0]
     figure = make_subplots(
         rows=3,
@@ -55,7 +55,7 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
                 y=[1],
                 width=[len(inside)],
                 marker={"color": color, "line": {"width": 0}},
-                text=name.capitalize() if len(inside) * 12 >= n_blocks else name[0].upper(),
+                text=name.capitalize() if len(inside) * 12 >= n_layers else name[0].upper(),
                 textposition="inside",
                 insidetextanchor="middle",
                 textangle=0,
@@ -79,7 +79,7 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
             hovertext=[
                 [
                     f"<b>block {block}</b><br>{escape(name)}: "
-                    f"{digits(partition.signals[block, i])}<br>rank {order[block, i]} of {n_blocks}"
+                    f"{digits(partition.signals[block, i])}<br>rank {order[block, i]} of {n_layers}"
                     f"<br>{100 * partition.by_signal[name].weight:.0f}% of what the jumps explain"
                     for block in blocks
                 ]
@@ -137,7 +137,7 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
     name = escape(partition.model_name) or "signals"
     style_figure(figure, f"Scale boundaries: {name}", _finding(partition), int(sum(heights)) + 215)
     figure.update_layout(bargap=0.25, margin={"l": 205, "r": 20, "t": 105, "b": 55})
-    figure.update_xaxes(showgrid=False, range=[-0.6, n_blocks - 0.4])
+    figure.update_xaxes(showgrid=False, range=[-0.6, n_layers - 0.4])
     figure.update_xaxes(title_text="block", row=3, col=1)
     figure.update_yaxes(showgrid=False, visible=False, range=[0, 1], row=1, col=1)
     figure.update_yaxes(showgrid=False, autorange="reversed", row=2, col=1)
@@ -214,7 +214,7 @@ def plot_stability(stability: Stability) -> go.Figure:
     )
     longest = max(len(label) for label in table["condition"])
     figure.update_layout(barmode="overlay", bargap=0.3, margin={"l": 30 + 7 * longest})
-    figure.update_xaxes(title_text="block", range=[-0.6, first.n_blocks - 0.4], showgrid=False)
+    figure.update_xaxes(title_text="block", range=[-0.6, first.n_layers - 0.4], showgrid=False)
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
 

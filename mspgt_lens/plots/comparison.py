@@ -143,11 +143,11 @@ def _draw_segments(figure: go.Figure, comparison: Comparison) -> None:
     first = next(iter(models))
     for row in records(comparison.segments):
         model = models[row["model"]]
-        n_blocks, sure = model["n_blocks"], model["n_boundaries"] == 2
+        n_layers, sure = model["n_layers"], model["n_boundaries"] == 2
         figure.add_trace(
             go.Bar(
                 x=[row["share"]],
-                base=[row["start"] / n_blocks],
+                base=[row["start"] / n_layers],
                 y=[escape(row["model"])],
                 orientation="h",
                 marker={

@@ -138,9 +138,9 @@ def _draw_partitions(figure: go.Figure, emergence: Emergence) -> None:
             row=2,
             col=1,
         )
-    n_blocks = emergence.profiles[0].n_layers
+    n_layers = emergence.profiles[0].n_layers
     figure.update_xaxes(
-        title_text="block", range=[-0.6, n_blocks - 0.4], showgrid=False, row=2, col=1
+        title_text="block", range=[-0.6, n_layers - 0.4], showgrid=False, row=2, col=1
     )
     figure.update_yaxes(
         type="category", autorange="reversed", showgrid=False, title_text="checkpoint", row=2, col=1

@@ -51,9 +51,9 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
     Raises:
         ValueError: If the partition is of another depth.
     """
-    if partition is not None and partition.n_blocks != sweep.n_blocks:
+    if partition is not None and partition.n_layers != sweep.n_layers:
         raise ValueError(
-            f"partition is of {partition.n_blocks} blocks, but the sweep is of {sweep.n_blocks}"
+            f"partition is of {partition.n_layers} blocks, but the sweep is of {sweep.n_layers}"
         )
     start = 0.0 if sweep.direction == "denoise" else 1.0
     effect, hover, labels, p_value = _cells(sweep, start)
@@ -111,7 +111,7 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
             figure.add_vline(x=boundary - 0.5, line=line, row=row, col=1)
     style_figure(
         figure,
-        f"Patching {_SITES[sweep.site]}: {escape(sweep.model_name)}",
+        f"Patching {_SITES[sweep.place]}: {escape(sweep.model_name)}",
         _sweep_words(sweep),
         int(sum(heights)) + 165,
     )
@@ -139,7 +139,7 @@ def plot_scale_patch(result: ScalePatch) -> go.Figure:
     for index, name in enumerate(result.segments):
         color = SCALE_COLORS.get(name, NEUTRAL)
         first, last = result.blocks[index]
-        others = result.random_effect[index]
+        others = result.control_effect[index]
         figure.add_trace(
             go.Scatter(
                 x=others,
@@ -245,8 +245,8 @@ def _cells(
             lines.append(f"p = {p_value[row, block]:.3g} (Holm)")
         return "<br>".join(lines)
 
-    n_rows, n_blocks = effect.shape
-    hover = [[words(row, block) for block in range(n_blocks)] for row in range(n_rows)]
+    n_rows, n_layers = effect.shape
+    hover = [[words(row, block) for block in range(n_layers)] for row in range(n_rows)]
     return effect, hover, labels, p_value
 
 
@@ -283,7 +283,7 @@ def _draw_strip(figure: go.Figure, partition: ScalePartition) -> None:
     """The segments as one row of bars; faint if the data do not support them as such."""
     strength = 1.0 if partition.n_boundaries == len(partition.boundaries) else 0.7
     for name, inside in partition.segments.items():
-        wide = len(inside) * 12 >= partition.n_blocks
+        wide = len(inside) * 12 >= partition.n_layers
         figure.add_trace(
             go.Bar(
                 x=[inside[0] - 0.5 + len(inside) / 2],

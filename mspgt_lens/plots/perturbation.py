@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
-from mspgt_lens.perturbation.dissociation import ScaleByClass
+from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.kinds import Shape
 from mspgt_lens.plots.look import (
     NEUTRAL,
@@ -125,7 +125,7 @@ def plot_brittleness(brittleness: Brittleness, *, mode: Mode = "equal_energy") -
 
 
 @in_own_state
-def plot_token_classes(table: ScaleByClass) -> go.Figure:
+def plot_dissociation(table: Dissociation) -> go.Figure:
     """Loss increase of each class of tokens under perturbation of each segment, as a heat map.
 
     Colors compare classes within a row, since segments differ in strength: 1 is the row's mean.

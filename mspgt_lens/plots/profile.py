@@ -85,9 +85,9 @@ def plot_profile(
     """
     profiles = _as_list(profile)
     first = profiles[0]
-    if partition is not None and {p.n_layers for p in profiles} != {partition.n_blocks}:
+    if partition is not None and {p.n_layers for p in profiles} != {partition.n_layers}:
         raise ValueError(
-            f"partition is of {partition.n_blocks} blocks, but the profiles have "
+            f"partition is of {partition.n_layers} blocks, but the profiles have "
             f"{sorted({p.n_layers for p in profiles})}"
         )
     # Profiles need not have the same signals: theirs may have been joined by others.

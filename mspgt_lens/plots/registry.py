@@ -14,7 +14,7 @@ from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
-from mspgt_lens.perturbation.dissociation import ScaleByClass
+from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
 from mspgt_lens.plots.comparison import plot_comparison
@@ -22,7 +22,7 @@ from mspgt_lens.plots.emergence import plot_emergence
 from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
-from mspgt_lens.plots.perturbation import plot_brittleness, plot_token_classes
+from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.profile import plot_profile
 from mspgt_lens.plots.tables import plot_class_counts, plot_table
 from mspgt_lens.profile.results import LayerProfile
@@ -55,7 +55,7 @@ _FIGURES: dict[type[Result], Callable[..., go.Figure]] = {
     HvibFit: plot_hvib,
     Brittleness: plot_brittleness,
     TokenClasses: plot_class_counts,
-    ScaleByClass: plot_token_classes,
+    Dissociation: plot_dissociation,
     PerturbationEffects: plot_effects,
     GenerationEffects: plot_effects,
     PatchSweep: plot_patching,

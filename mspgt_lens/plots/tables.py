@@ -54,7 +54,7 @@ def plot_class_counts(classes: TokenClasses) -> go.Figure:
     """How many tokens depend on each band of context.
 
     Args:
-        classes: From :func:`~mspgt_lens.token_classes`.
+        classes: From :func:`~mspgt_lens.classify_tokens`.
     """
     names = list(classes.counts)
     figure = go.Figure(

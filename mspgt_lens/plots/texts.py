@@ -30,7 +30,7 @@ def plot_texts(effects: GenerationEffects) -> go.Figure:
     """Forest plot: Cliff's delta of every property, under each perturbation of each segment.
 
     Bars are 95% intervals; filled points are the effects that MSPGT's first version predicts. Gray
-    ticks are random block sets of the segment's size at the same dose. Undefined effects are left
+    ticks are random block sets of the segment's size at the same KL. Undefined effects are left
     blank. Hover for the numbers and the p-value in words.
     """
     table = effects.to_dataframe()
@@ -154,7 +154,7 @@ def _words(row: Any, effects: GenerationEffects) -> str:
         f"Cliff's delta {row.delta:+.2f} ({row.delta_low:+.2f} to {row.delta_high:+.2f})",
         f"mean {row.clean:.3g} without, {row.value:+.3g} ({row.low:+.3g} to {row.high:+.3g}) with",
         verdict,
-        f"{row.n_pairs} pairs of texts, {row.n_undefined} undefined; dose {row.kl:.2g} nats",
+        f"{row.n_pairs} pairs of texts, {row.n_undefined} undefined; KL {row.kl:.2g} nats",
     ]
     if row.control == row.control:
         lines.append(
@@ -166,8 +166,8 @@ def _words(row: Any, effects: GenerationEffects) -> str:
 
 def _subtitle(effects: GenerationEffects) -> str:
     settings = effects.settings
-    dose = settings.get("dose")
+    target_kl = settings.get("target_kl")
     words = f"{settings.get('n_prompts')} prompts, {settings.get('n_new')} new tokens"
-    words += "" if dose is None else f", dose {dose:g} nats per token"
+    words += "" if target_kl is None else f", KL {target_kl:g} nats per token"
     ticks = "; gray: random blocks" if effects.controls.shape[2] else ""
     return f"{words}<br>bars: 95% intervals; filled: predicted by MSPGT v1{ticks}"

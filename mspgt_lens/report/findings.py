@@ -8,7 +8,7 @@ import numpy as np
 
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.perturbation.brittleness import Brittleness
-from mspgt_lens.perturbation.dissociation import ScaleByClass
+from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Curve
 from mspgt_lens.theory.verdicts import Verdicts
@@ -19,7 +19,7 @@ def findings(
     partition: ScalePartition | None,
     controls: Sequence[ScalePartition],
     brittleness: Brittleness | None,
-    dissociation: ScaleByClass | None,
+    dissociation: Dissociation | None,
     verdicts: Verdicts | None,
 ) -> list[str]:
     """What came out, one sentence each."""

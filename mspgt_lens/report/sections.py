@@ -11,7 +11,7 @@ from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
-from mspgt_lens.perturbation.dissociation import ScaleByClass
+from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
 from mspgt_lens.plots.comparison import plot_comparison
@@ -19,7 +19,7 @@ from mspgt_lens.plots.emergence import plot_emergence
 from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
-from mspgt_lens.plots.perturbation import plot_brittleness, plot_token_classes
+from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
 from mspgt_lens.plots.profile import plot_profile
 from mspgt_lens.profile.results import LayerProfile
@@ -120,7 +120,7 @@ def comparison_section(comparison: Comparison) -> str:
             (
                 str(row["model"]),
                 family if isinstance(family, str) else "",
-                str(row["n_blocks"]),
+                str(row["n_layers"]),
                 f"{row['first']}, {row['second']}",
                 str(row["n_boundaries"]),
                 f"{row['p_value']:.3g}",
@@ -158,7 +158,7 @@ def brittleness_sections(found: Brittleness) -> str:
     )
 
 
-def dissociation_section(found: ScaleByClass) -> str:
+def dissociation_section(found: Dissociation) -> str:
     """Segments by token classes."""
     e = found.interaction
     return section(
@@ -167,7 +167,7 @@ def dissociation_section(found: ScaleByClass) -> str:
         f"Interaction of segments and classes: {e.value:.2f} ({e.low:.2f} to {e.high:.2f}; p "
         f"{e.p_value:.3f}); above 0, the diagonal holds more than segments and classes on their "
         "own explain.",
-        plot_token_classes(found),
+        plot_dissociation(found),
     )
 
 

@@ -15,7 +15,7 @@ from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
-from mspgt_lens.perturbation.dissociation import ScaleByClass
+from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.report import sections
@@ -35,7 +35,7 @@ _KINDS = (
     HvibFit,
     Brittleness,
     TokenClasses,
-    ScaleByClass,
+    Dissociation,
     PerturbationEffects,
     GenerationEffects,
     PatchSweep,
@@ -192,7 +192,7 @@ def _question(given: _Given) -> str:
         )
     if given.one(Brittleness) is not None or given.one(PerturbationEffects) is not None:
         parts.append("Which segment breaks first under noise?")
-    if given.one(ScaleByClass) is not None:
+    if given.one(Dissociation) is not None:
         parts.append("Does each segment matter most to the tokens that depend on its own scale?")
     if given.one(PatchSweep) is not None or given.one(ScalePatch) is not None:
         parts.append("Which activations carry the answer from clean prompts into corrupted ones?")
@@ -216,7 +216,7 @@ def _findings(given: _Given) -> str:
         given.partition,
         given.partitions[1:],
         given.one(Brittleness),
-        given.one(ScaleByClass),
+        given.one(Dissociation),
         given.one(Verdicts),
     )
     if not lines:
@@ -248,7 +248,7 @@ _BUILDERS: tuple[tuple[type[Any], Callable[[Any], str]], ...] = (
     (Stability, sections.stability_section),
     (Brittleness, sections.brittleness_sections),
     (TokenClasses, sections.classes_section),
-    (ScaleByClass, sections.dissociation_section),
+    (Dissociation, sections.dissociation_section),
     (PerturbationEffects, sections.effects_section),
     (GenerationEffects, sections.effects_section),
     (HvibFit, sections.hvib_section),

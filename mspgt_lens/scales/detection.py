@@ -343,9 +343,9 @@ def _stages(
     return tuple(int(b) for b in search.predict(n_bkps=n_boundaries)[:-1])
 
 
-def _valid(places: tuple[int, ...], n_blocks: int) -> tuple[int, ...] | None:
+def _valid(places: tuple[int, ...], n_layers: int) -> tuple[int, ...] | None:
     rising = all(a < b for a, b in pairwise(places))
-    return places if rising and places[0] > 0 and places[-1] < n_blocks else None
+    return places if rising and places[0] > 0 and places[-1] < n_layers else None
 
 
 _DETECTORS: Mapping[str, Callable[[LayerProfile, tuple[float, float]], tuple[int, ...] | None]] = {
@@ -438,7 +438,7 @@ class Stability(Result):
         the boundaries in blocks.
         """
         first = next(iter(self.partitions.values()))
-        blocks = np.arange(first.n_blocks)
+        blocks = np.arange(first.n_layers)
         rows = []
         for label, one in self.partitions.items():
             mine, other = (np.searchsorted(p.boundaries, blocks, "right") for p in (one, first))

@@ -17,22 +17,22 @@ import numpy as np
 from jaxtyping import Float
 
 
-def legendre(n_blocks: int, order: int) -> Float[np.ndarray, "block order"]:
+def legendre(n_layers: int, order: int) -> Float[np.ndarray, "block order"]:
     """Legendre polynomials 0 ... order at evenly spaced depths."""
-    depth = np.linspace(-1.0, 1.0, n_blocks)
+    depth = np.linspace(-1.0, 1.0, n_layers)
     basis: np.ndarray = np.polynomial.legendre.legvander(depth, order)
     return basis
 
 
-def logistic(n_blocks: int, center: float, scale: float) -> Float[np.ndarray, " block"]:
+def logistic(n_layers: int, center: float, scale: float) -> Float[np.ndarray, " block"]:
     """One gradual transition around block ``center``; 10 to 90% takes ``4.4 * scale`` blocks."""
-    curve: np.ndarray = 1.0 / (1.0 + np.exp(-(np.arange(n_blocks) - center) / scale))
+    curve: np.ndarray = 1.0 / (1.0 + np.exp(-(np.arange(n_layers) - center) / scale))
     return curve
 
 
-def steps(n_blocks: int, boundaries: Iterable[int]) -> Float[np.ndarray, "block boundary"]:
+def steps(n_layers: int, boundaries: Iterable[int]) -> Float[np.ndarray, "block boundary"]:
     """One column per boundary: 0 before it, 1 from it on."""
-    return (np.arange(n_blocks)[:, None] >= np.array(list(boundaries), dtype=int)).astype(float)
+    return (np.arange(n_layers)[:, None] >= np.array(list(boundaries), dtype=int)).astype(float)
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,21 @@ class Noise:
         """No block's noise tells of the next one's, or only in the other direction."""
         return self.kind == "autoregressive" and self.size <= 0
 
-    def root(self, n_blocks: int) -> Float[np.ndarray, "block block"]:
+    def root(self, n_layers: int) -> Float[np.ndarray, "block block"]:
         """Lower triangle that turns independent rows into such noise."""
-        return _roots(self.kind, self.size, n_blocks)[0]
+        return _roots(self.kind, self.size, n_layers)[0]
 
-    def whitener(self, n_blocks: int) -> Float[np.ndarray, "block block"]:
+    def whitener(self, n_layers: int) -> Float[np.ndarray, "block block"]:
         """Its inverse, which makes rows independent."""
-        return _roots(self.kind, self.size, n_blocks)[1]
+        return _roots(self.kind, self.size, n_layers)[1]
 
-    def autocorrelation(self, n_blocks: int) -> float:
+    def autocorrelation(self, n_layers: int) -> float:
         """Between neighboring blocks, about the mean of so many blocks."""
         if self.kind == "autoregressive":
             return self.size
-        root = self.root(n_blocks)
-        variance = ((root - root.mean(axis=0)) ** 2).sum() / (n_blocks - 1)
-        step = (np.diff(root, axis=0) ** 2).sum() / (n_blocks - 1)
+        root = self.root(n_layers)
+        variance = ((root - root.mean(axis=0)) ** 2).sum() / (n_layers - 1)
+        step = (np.diff(root, axis=0) ** 2).sum() / (n_layers - 1)
         return float(1 - step / (2 * variance))
 
 
@@ -91,14 +91,14 @@ NOISES = (
 
 
 @lru_cache(maxsize=256)
-def _roots(kind: str, size: float, n_blocks: int) -> tuple[np.ndarray, np.ndarray]:
-    blocks = np.arange(n_blocks)
+def _roots(kind: str, size: float, n_layers: int) -> tuple[np.ndarray, np.ndarray]:
+    blocks = np.arange(n_layers)
     walk = 1.0 + np.minimum.outer(blocks, blocks)
     covariance = {
         "autoregressive": lambda: size ** np.abs(np.subtract.outer(blocks, blocks)) / (1 - size**2),
-        "local level": lambda: np.eye(n_blocks) + size * walk,
+        "local level": lambda: np.eye(n_layers) + size * walk,
         # Where the walk begins is anyone's guess.
-        "random walk": lambda: size * walk + 10 * n_blocks,
+        "random walk": lambda: size * walk + 10 * n_layers,
     }[kind]()
     root = np.linalg.cholesky(covariance)
     return root, np.linalg.inv(root)

@@ -63,12 +63,12 @@ class _Design:
 class SearchPlan:
     """Everything about the search that does not depend on the data; see :func:`search_plan`."""
 
-    def __init__(self, n_blocks: int, min_size: int) -> None:
-        self.n_blocks, self.min_size = n_blocks, min_size
-        self.candidates = np.arange(min_size, n_blocks - min_size + 1)
-        self.max_jumps = min(MAX_JUMPS, n_blocks // min_size - 1)
-        self.orders = tuple(range(min(MAX_ORDER, n_blocks // _BLOCKS_PER_ORDER) + 1))
-        self.orders_beneath = self.orders[: n_blocks // _BLOCKS_PER_ORDER_AND_JUMPS + 1]
+    def __init__(self, n_layers: int, min_size: int) -> None:
+        self.n_layers, self.min_size = n_layers, min_size
+        self.candidates = np.arange(min_size, n_layers - min_size + 1)
+        self.max_jumps = min(MAX_JUMPS, n_layers // min_size - 1)
+        self.orders = tuple(range(min(MAX_ORDER, n_layers // _BLOCKS_PER_ORDER) + 1))
+        self.orders_beneath = self.orders[: n_layers // _BLOCKS_PER_ORDER_AND_JUMPS + 1]
         index = range(len(self.candidates))
         self.placements = {
             k: np.array(
@@ -87,23 +87,23 @@ class SearchPlan:
         self.logistic_shapes = [
             (float(center), scale)
             for scale in LOGISTIC_SCALES
-            if scale <= n_blocks / 4
-            for center in _centers(n_blocks, scale)
+            if scale <= n_layers / 4
+            for center in _centers(n_layers, scale)
         ]
         # Logistic drift stands alone, or beside a straight line where there are blocks for it.
-        self.logistic_degrees = range(2 if n_blocks >= 8 else 1)
+        self.logistic_degrees = range(2 if n_layers >= 8 else 1)
         self._designs = [self._design(noise, order) for noise in NOISES for order in self.orders]
 
     def logistic_basis(self, degree: int) -> Float[np.ndarray, "shape block column"]:
         """Polynomial of the degree beside every logistic."""
-        n = self.n_blocks
+        n = self.n_layers
         polynomial = legendre(n, degree)
         return np.stack(
             [np.column_stack([polynomial, logistic(n, *s)]) for s in self.logistic_shapes]
         )
 
     def _design(self, noise: Noise, order: int) -> _Design:
-        n = self.n_blocks
+        n = self.n_layers
         whitener = noise.whitener(n)
         drift, _ = np.linalg.qr(whitener @ legendre(n, order))
 
@@ -272,26 +272,26 @@ class SearchPlan:
 
 
 @lru_cache(maxsize=16)
-def search_plan(n_blocks: int, min_size: int) -> SearchPlan:
+def search_plan(n_layers: int, min_size: int) -> SearchPlan:
     """The plan for matrices of so many blocks and segments of at least ``min_size`` blocks."""
-    return SearchPlan(n_blocks, min_size)
+    return SearchPlan(n_layers, min_size)
 
 
 class _Likelihood:
     """Charged log-likelihoods, for matrices of so many blocks and columns."""
 
-    def __init__(self, n_blocks: int, n_signals: int) -> None:
-        self.n_blocks, self.n_signals = n_blocks, n_signals
+    def __init__(self, n_layers: int, n_signals: int) -> None:
+        self.n_layers, self.n_signals = n_layers, n_signals
         # Of one basis column, free for every signal.
-        self.price = n_signals * np.log(n_blocks) / 2
+        self.price = n_signals * np.log(n_layers) / 2
 
     def base(
         self, noise: Noise, left: Float[np.ndarray, " draw"], n_columns: int
     ) -> Float[np.ndarray, " draw"]:
         """Of drift that leaves so much."""
-        scale = self.n_signals * np.log(np.diag(noise.whitener(self.n_blocks))).sum()
+        scale = self.n_signals * np.log(np.diag(noise.whitener(self.n_layers))).sum()
         value: np.ndarray = (
-            scale - self.n_blocks * self.n_signals / 2 * np.log(left) - self.price * n_columns
+            scale - self.n_layers * self.n_signals / 2 * np.log(left) - self.price * n_columns
         )
         return value
 
@@ -302,7 +302,7 @@ class _Likelihood:
         rest = np.maximum(1 - gains / left[:, None].astype(np.float32), np.float32(_LEAST_LEFT))
         # In place: these are the largest arrays there are.
         added: np.ndarray = np.log(rest, out=rest)
-        added *= np.float32(-self.n_blocks * self.n_signals / 2)
+        added *= np.float32(-self.n_layers * self.n_signals / 2)
         return added
 
 
@@ -352,6 +352,6 @@ def _products(
     return products
 
 
-def _centers(n_blocks: int, scale: float) -> Float[np.ndarray, " center"]:
-    number = int(np.ceil((n_blocks - 5) / (_CENTER_SPACING * scale))) + 1
-    return np.linspace(2, n_blocks - 3, number)
+def _centers(n_layers: int, scale: float) -> Float[np.ndarray, " center"]:
+    number = int(np.ceil((n_layers - 5) / (_CENTER_SPACING * scale))) + 1
+    return np.linspace(2, n_layers - 3, number)

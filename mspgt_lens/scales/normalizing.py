@@ -36,9 +36,9 @@ def rank_normalize(signals: Float[np.ndarray, "*draw block signal"]) -> np.ndarr
     A monotone column becomes a straight line, whatever its shape, and no outlier outweighs the
     rest.
     """
-    n_blocks = signals.shape[-2]
+    n_layers = signals.shape[-2]
     ranks = rankdata(signals, axis=-2)
-    normalized: np.ndarray = (ranks - (n_blocks + 1) / 2) / np.sqrt((n_blocks**2 - 1) / 12)
+    normalized: np.ndarray = (ranks - (n_layers + 1) / 2) / np.sqrt((n_layers**2 - 1) / 12)
     return normalized
 
 
@@ -49,12 +49,12 @@ def noise_normalize(signals: Float[np.ndarray, "*draw block signal"]) -> np.ndar
     comes a share of the column's deviation, one in the number of blocks, so that no column counts
     as known more finely than its ranks would tell.
     """
-    n_blocks = signals.shape[-2]
+    n_layers = signals.shape[-2]
     centered = signals - signals.mean(axis=-2, keepdims=True)
     bend = np.abs(np.diff(centered, n=2, axis=-2)) / _SECOND_DIFFERENCE
     typical = np.median(bend, axis=-2, keepdims=True) / _NORMAL_MEDIAN
     noise = (np.minimum(bend, _OUTLIER * typical) ** 2).mean(axis=-2, keepdims=True)
-    resolution = centered.var(axis=-2, keepdims=True) / n_blocks**2
+    resolution = centered.var(axis=-2, keepdims=True) / n_layers**2
     normalized: np.ndarray = centered / np.sqrt(noise + resolution)
     return normalized
 
@@ -65,17 +65,17 @@ def has_even_noise(signals: Float[np.ndarray, "block signal"]) -> bool:
     Two tests at 2.5% each: that they grow, shrink or bend with depth in any column, and that they
     do, or are different in the first or last two, in all columns together.
     """
-    n_blocks, n_signals = signals.shape
+    n_layers, n_signals = signals.shape
     bend = np.abs(np.diff(signals, n=2, axis=0))
     if (np.median(bend, axis=0) <= 1e-9 * np.ptp(signals, axis=0)).any():
         return False
-    limits = _even_limits(n_blocks, n_signals)
+    limits = _even_limits(n_layers, n_signals)
     return all(found[0] <= limit for found, limit in zip(_trends(bend[None]), limits, strict=True))
 
 
 @lru_cache(maxsize=64)
-def _even_limits(n_blocks: int, n_signals: int) -> tuple[float, ...]:
-    noise = np.random.default_rng(0).standard_normal((_EVEN_DRAWS, n_blocks, n_signals))
+def _even_limits(n_layers: int, n_signals: int) -> tuple[float, ...]:
+    noise = np.random.default_rng(0).standard_normal((_EVEN_DRAWS, n_layers, n_signals))
     trends = _trends(np.abs(np.diff(noise, n=2, axis=1)))
     return tuple(float(np.quantile(trend, _EVEN_QUANTILE)) for trend in trends)
 

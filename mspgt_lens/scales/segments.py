@@ -71,7 +71,7 @@ def segment_blocks(
             not enough blocks for so many segments.
     """
     matrix, labels = _checked(signals, names)
-    n_blocks, n_signals = matrix.shape
+    n_layers, n_signals = matrix.shape
     if min_size < 1:
         raise ValueError(f"min_size must be at least 1 block, got {min_size}")
     if n_draws < 99 or n_bootstraps < 20:
@@ -79,11 +79,11 @@ def segment_blocks(
             "n_draws must be at least 99 and n_bootstraps at least 20 for a p-value of 0.05 and a "
             f"95% interval to mean anything, got {n_draws} and {n_bootstraps}"
         )
-    plan = search_plan(n_blocks, min_size)
+    plan = search_plan(n_layers, min_size)
     place = 2 if n_boundaries is None else n_boundaries
     if not 1 <= place <= plan.max_jumps or plan.max_jumps < 2:
         raise ValueError(
-            f"n_boundaries must be 1 to {plan.max_jumps} for {n_blocks} blocks in segments of at "
+            f"n_boundaries must be 1 to {plan.max_jumps} for {n_layers} blocks in segments of at "
             f"least {min_size}, got {place}: lower min_size or n_boundaries"
         )
     rng = np.random.default_rng(seed)
@@ -93,11 +93,11 @@ def segment_blocks(
     # Jumps that are there make what drift leaves look correlated.
     described = jumps.best if tested.n_boundaries else drift
     places = _bootstrap(plan, jumps, tested.normalize, replicates, n_bootstraps, rng)
-    intervals, probability = summarize_places(places, n_blocks)
+    intervals, probability = summarize_places(places, n_layers)
     weights = _weights(jumps.best, tested.matrix)
     return ScalePartition(
         model_name="",
-        n_blocks=n_blocks,
+        n_layers=n_layers,
         boundaries=boundaries,
         intervals=tuple(
             (min(low, b), max(high, b))
@@ -115,7 +115,7 @@ def segment_blocks(
         },
         signals=matrix,
         drift=drift.drift,
-        autocorrelation=drift.noise.autocorrelation(n_blocks),
+        autocorrelation=drift.noise.autocorrelation(n_layers),
         settings={
             "n_draws": n_draws,
             "n_bootstraps": n_bootstraps,
@@ -255,12 +255,12 @@ class _Reference:
 
 
 def summarize_places(
-    places: np.ndarray, n_blocks: int
+    places: np.ndarray, n_layers: int
 ) -> tuple[list[tuple[int, int]], Float[np.ndarray, " block"]]:
     """95% interval of every boundary, and the share of draws with a boundary at each block."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(places, [tail, 1 - tail], axis=0, method="inverted_cdf").astype(int)
-    probability = np.bincount(places.ravel(), minlength=n_blocks) / len(places)
+    probability = np.bincount(places.ravel(), minlength=n_layers) / len(places)
     return [(int(a), int(b)) for a, b in zip(low, high, strict=True)], probability
 
 
@@ -316,9 +316,9 @@ def _bootstrap(
     if replicates is not None:
         replicates = np.asarray(replicates, dtype=np.float64)
         if replicates.ndim != 3 or replicates.shape[1:] != jumps.matrix.shape:
-            n_blocks, n_signals = jumps.matrix.shape
+            n_layers, n_signals = jumps.matrix.shape
             raise ValueError(
-                f"replicates must have shape [draw, {n_blocks}, {n_signals}], got "
+                f"replicates must have shape [draw, {n_layers}, {n_signals}], got "
                 f"{replicates.shape}"
             )
         if not np.isfinite(replicates).all():
@@ -367,17 +367,17 @@ def _without(
 
 
 def _cautions(described: Fit, n_signals: int) -> list[str]:
-    n_blocks, notes = len(described.basis), []
-    correlation = described.noise.autocorrelation(n_blocks)
-    if n_blocks < FEW_BLOCKS or n_blocks * n_signals < FEW_VALUES:
+    n_layers, notes = len(described.basis), []
+    correlation = described.noise.autocorrelation(n_layers)
+    if n_layers < FEW_BLOCKS or n_layers * n_signals < FEW_VALUES:
         notes.append(
-            f"{n_blocks} blocks and {n_signals} signals leave little power: not finding boundaries "
+            f"{n_layers} blocks and {n_signals} signals leave little power: not finding boundaries "
             "says little (see mspgt_lens.power)"
         )
-    if n_blocks < FEW_BLOCKS_WHERE_DRIFT_BENDS and described.drift not in _STRAIGHT:
+    if n_layers < FEW_BLOCKS_WHERE_DRIFT_BENDS and described.drift not in _STRAIGHT:
         notes.append(
             f"the signals bend gradually with depth ({described.drift}), which hides jumps at "
-            f"{n_blocks} blocks: two are found less often, or only one of them, and one place in "
+            f"{n_layers} blocks: two are found less often, or only one of them, and one place in "
             "ten is off by more than a block"
         )
     if correlation >= HIGH_CORRELATION:
@@ -397,7 +397,7 @@ class _LeaveOneOut:
 
     def error(self, order: int, n_jumps: int) -> float:
         """Of a polynomial drift with so many jumps, placed anew without the block."""
-        n, total = self.plan.n_blocks, 0.0
+        n, total = self.plan.n_layers, 0.0
         everything = legendre(n, order)
         candidates = self.plan.candidates
         jumps = steps(n, candidates)

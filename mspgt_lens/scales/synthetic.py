@@ -35,8 +35,8 @@ class SyntheticSignals(Result):
 
     def heading(self) -> str:
         """Sizes."""
-        n_blocks, n_signals = self.signals.shape
-        return f"SyntheticSignals: {n_signals} signals over {n_blocks} blocks"
+        n_layers, n_signals = self.signals.shape
+        return f"SyntheticSignals: {n_signals} signals over {n_layers} blocks"
 
     def findings(self) -> list[str]:
         """Where boundaries were planted."""
@@ -45,16 +45,16 @@ class SyntheticSignals(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per signal and block: ``quantity, block, value, unit``."""
-        n_blocks, n_signals = self.signals.shape
-        names = np.repeat([f"signal {i}" for i in range(n_signals)], n_blocks)
-        blocks = np.tile(np.arange(n_blocks), n_signals)
+        n_layers, n_signals = self.signals.shape
+        names = np.repeat([f"signal {i}" for i in range(n_signals)], n_layers)
+        blocks = np.tile(np.arange(n_layers), n_signals)
         values = {"value": self.signals.T.ravel(), "unit": "noise deviations"}
         return tidy({"quantity": names, "block": blocks, **values})
 
 
 @in_own_state
 def synthetic_signals(
-    n_blocks: int,
+    n_layers: int,
     n_signals: int = 8,
     *,
     n_boundaries: int = 2,
@@ -69,7 +69,7 @@ def synthetic_signals(
     """Signals over depth: drift, segments planted on top, and noise of variance 1.
 
     Args:
-        n_blocks: Depth, at least 6.
+        n_layers: Depth, at least 6.
         n_signals: Number of signals.
         n_boundaries: Planted boundaries, at random places that leave every segment at least a sixth
             of the depth (for two); 0 for a null.
@@ -88,9 +88,9 @@ def synthetic_signals(
         ValueError: If the depth cannot hold so many boundaries, or a correlation is outside
             its range.
     """
-    if n_blocks < MIN_BLOCKS or n_signals < 1:
+    if n_layers < MIN_BLOCKS or n_signals < 1:
         raise ValueError(
-            f"n_blocks must be at least {MIN_BLOCKS} and n_signals at least 1, got {n_blocks} and "
+            f"n_layers must be at least {MIN_BLOCKS} and n_signals at least 1, got {n_layers} and "
             f"{n_signals}"
         )
     if not 0 <= correlation < 1 or not -1 < autocorrelation < 1:
@@ -99,39 +99,39 @@ def synthetic_signals(
             f"{correlation} and {autocorrelation}"
         )
     rng = np.random.default_rng(seed)
-    boundaries = _places(n_blocks, n_boundaries, rng)
-    signals = _drift(drift, n_blocks, n_signals, drift_size, rng)
-    signals = signals + _noise(n_blocks, n_signals, correlation, autocorrelation, rng)
+    boundaries = _places(n_layers, n_boundaries, rng)
+    signals = _drift(drift, n_layers, n_signals, drift_size, rng)
+    signals = signals + _noise(n_layers, n_signals, correlation, autocorrelation, rng)
     jumps = effect * rng.choice([-1.0, 1.0], size=(n_boundaries, n_signals))
-    planted = steps(n_blocks, boundaries)
+    planted = steps(n_layers, boundaries)
     if kind == "slopes":
-        planted = np.cumsum(planted, axis=0) / (n_blocks / 6)
+        planted = np.cumsum(planted, axis=0) / (n_layers / 6)
     return SyntheticSignals(signals + planted @ jumps, boundaries)
 
 
-def _places(n_blocks: int, n_boundaries: int, rng: np.random.Generator) -> tuple[int, ...]:
-    if not 0 <= n_boundaries <= n_blocks // 2 - 1:
+def _places(n_layers: int, n_boundaries: int, rng: np.random.Generator) -> tuple[int, ...]:
+    if not 0 <= n_boundaries <= n_layers // 2 - 1:
         raise ValueError(
-            f"n_boundaries must be 0 to {n_blocks // 2 - 1} for {n_blocks} blocks, got "
+            f"n_boundaries must be 0 to {n_layers // 2 - 1} for {n_layers} blocks, got "
             f"{n_boundaries}"
         )
-    shortest = max(2, n_blocks // (3 * (n_boundaries + 1) - 3)) if n_boundaries > 1 else 2
-    shortest = min(shortest, n_blocks // (n_boundaries + 1))
+    shortest = max(2, n_layers // (3 * (n_boundaries + 1) - 3)) if n_boundaries > 1 else 2
+    shortest = min(shortest, n_layers // (n_boundaries + 1))
     # Even among all placements: spare blocks are dealt to the segments at random.
-    spare = n_blocks - shortest * (n_boundaries + 1)
+    spare = n_layers - shortest * (n_boundaries + 1)
     cuts = np.sort(rng.integers(0, spare + 1, size=n_boundaries))
     return tuple(int(c + shortest * (i + 1)) for i, c in enumerate(cuts))
 
 
 def _drift(
-    drift: Drift, n_blocks: int, n_signals: int, size: float, rng: np.random.Generator
+    drift: Drift, n_layers: int, n_signals: int, size: float, rng: np.random.Generator
 ) -> Float[np.ndarray, "block signal"]:
     if drift == "random_walk":
-        walk: np.ndarray = np.cumsum(rng.standard_normal((n_blocks, n_signals)), axis=0) * size / 4
+        walk: np.ndarray = np.cumsum(rng.standard_normal((n_layers, n_signals)), axis=0) * size / 4
         return walk
-    depth = np.linspace(0.0, 1.0, n_blocks)
+    depth = np.linspace(0.0, 1.0, n_layers)
     shapes = {
-        "flat": np.zeros(n_blocks),
+        "flat": np.zeros(n_layers),
         "ramp": depth,
         "quadratic": (2 * depth - 1) ** 2,
         "exponential": np.expm1(3 * depth) / np.expm1(3.0),
@@ -145,17 +145,17 @@ def _drift(
 
 
 def _noise(
-    n_blocks: int,
+    n_layers: int,
     n_signals: int,
     correlation: float,
     autocorrelation: float,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "block signal"]:
-    shared = rng.standard_normal((n_blocks, 1))
-    own = rng.standard_normal((n_blocks, n_signals))
+    shared = rng.standard_normal((n_layers, 1))
+    own = rng.standard_normal((n_layers, n_signals))
     noise: np.ndarray = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
     noise[1:] *= np.sqrt(1 - autocorrelation**2)
-    for block in range(1, n_blocks):
+    for block in range(1, n_layers):
         noise[block] += autocorrelation * noise[block - 1]
     return noise
 
@@ -213,7 +213,7 @@ class Power(Result):
 
 @in_own_state
 def power(
-    n_blocks: int,
+    n_layers: int,
     n_signals: int = 8,
     effect: float = 2.0,
     *,
@@ -230,7 +230,7 @@ def power(
     """How often the boundary test finds what is planted at this depth; with no boundary, errs.
 
     Args:
-        n_blocks, n_signals, effect, n_boundaries, drift, correlation, autocorrelation, kind: As in
+        n_layers, n_signals, effect, n_boundaries, drift, correlation, autocorrelation, kind: As in
             :func:`synthetic_signals`.
         min_size: Fewest blocks of a segment.
         n_simulations: Draws.
@@ -240,7 +240,7 @@ def power(
     rejected, located, chosen = 0, 0, []
     for number in range(n_simulations):
         made = synthetic_signals(
-            n_blocks,
+            n_layers,
             n_signals,
             n_boundaries=n_boundaries,
             effect=effect,

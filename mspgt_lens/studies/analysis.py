@@ -19,8 +19,8 @@ from mspgt_lens.models import ModelAdapter, as_adapter, weight_digest
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.perturbation.brittleness import Brittleness, measure_brittleness
-from mspgt_lens.perturbation.dependence import TokenClasses, token_classes
-from mspgt_lens.perturbation.dissociation import ScaleByClass, scale_by_class
+from mspgt_lens.perturbation.dependence import TokenClasses, classify_tokens
+from mspgt_lens.perturbation.dissociation import Dissociation, measure_dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects, perturb_scales
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
@@ -52,7 +52,7 @@ _KINDS: Mapping[str, Any] = {
     "shuffled_tokens": ScalePartition,
     "brittleness": Brittleness,
     "token_classes": TokenClasses,
-    "dissociation": ScaleByClass,
+    "dissociation": Dissociation,
     "effects": PerturbationEffects,
 }
 
@@ -83,7 +83,7 @@ class Analysis(Result):
     shuffled_tokens: ScalePartition | None = None
     brittleness: Brittleness | None = None
     token_classes: TokenClasses | None = None
-    dissociation: ScaleByClass | None = None
+    dissociation: Dissociation | None = None
     effects: PerturbationEffects | None = None
     family: str | None = None
     n_parameters: int | None = None
@@ -331,7 +331,7 @@ class _Steps:
 
     def _token_classes(self) -> TokenClasses:
         rows = self._documents(self.sizes["n_control_documents"], _CLASSES_LENGTH)
-        return token_classes(
+        return classify_tokens(
             self.adapter,
             _dataset(rows),
             n_tokens=self.sizes["n_tokens"],
@@ -339,13 +339,13 @@ class _Steps:
             progress=self.progress,
         )
 
-    def _dissociation(self) -> ScaleByClass:
+    def _dissociation(self) -> Dissociation:
         classes = self.found["token_classes"]
         if classes is None:
             raise CannotMeasure("there are no classes of tokens")
         rows = self._documents(self.sizes["n_control_documents"], _CLASSES_LENGTH)
         partition = self.found["partition"]
-        return scale_by_class(
+        return measure_dissociation(
             self.adapter, _dataset(rows), partition, classes, progress=self.progress
         )
 
@@ -400,7 +400,7 @@ def _rows(
         return list(as_dataset(prompts, adapter))
     texts = [passage.text for passage in load_passages()] if prompts is None else prompts
     longest = min(max_length, adapter.n_ctx)
-    return list(PromptDataset.from_texts(texts, adapter, max_length=longest))
+    return list(PromptDataset.from_texts(adapter, texts, max_length=longest))
 
 
 def _dataset(rows: Sequence[Prompt]) -> PromptDataset:

@@ -30,7 +30,7 @@ class Comparison(Result):
     """Several models side by side; tables of plain columns, intervals of 95%.
 
     Attributes:
-        models: One row per model: ``model, family, n_parameters, n_blocks, first, second`` (the
+        models: One row per model: ``model, family, n_parameters, n_layers, first, second`` (the
             boundaries), their depths as shares of the blocks (``first_depth, second_depth``) with
             ``_low`` and ``_high``, ``p_value`` and ``n_boundaries`` (how many the data support).
         segments: One row per model and segment: ``model, segment, start, blocks, share``.
@@ -67,7 +67,7 @@ class Comparison(Result):
             rows.append(
                 (
                     str(row["model"]),
-                    str(row["n_blocks"]),
+                    str(row["n_layers"]),
                     f"{row['first']}, {row['second']}",
                     f"{row['first_depth']:.0%}, {row['second_depth']:.0%}",
                     str(row["n_boundaries"]),
@@ -105,7 +105,7 @@ class Comparison(Result):
     def findings(self) -> list[str]:
         """The comparison in words."""
         lines = [
-            f"{row['model']}: {row['n_blocks']} blocks, boundaries at {row['first']} and "
+            f"{row['model']}: {row['n_layers']} blocks, boundaries at {row['first']} and "
             f"{row['second']} ({100 * row['first_depth']:.0f}% and "
             f"{100 * row['second_depth']:.0f}% of the depth"
             + (")." if row["n_boundaries"] == 2 else "; not supported as such).")
@@ -155,7 +155,7 @@ def compare_models(results: Iterable[ModelResults]) -> Comparison:
                     "segment": segment,
                     "start": blocks.start,
                     "blocks": len(blocks),
-                    "share": len(blocks) / one.partition.n_blocks,
+                    "share": len(blocks) / one.partition.n_layers,
                 }
                 for one in models
                 for segment, blocks in one.partition.segments.items()
@@ -177,18 +177,18 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _model(one: ModelResults) -> dict[str, Any]:
-    partition, n_blocks = one.partition, one.partition.n_blocks
+    partition, n_layers = one.partition, one.partition.n_layers
     row: dict[str, Any] = {
         "model": one.name,
         "family": one.family,
         "n_parameters": one.n_parameters,
-        "n_blocks": n_blocks,
+        "n_layers": n_layers,
     }
     row |= dict(zip(("first", "second"), partition.boundaries, strict=True))
     for name, depth, (low, high) in zip(
         ("first_depth", "second_depth"), one.depths, partition.intervals, strict=True
     ):
-        row |= {name: depth, f"{name}_low": low / n_blocks, f"{name}_high": high / n_blocks}
+        row |= {name: depth, f"{name}_low": low / n_layers, f"{name}_high": high / n_layers}
     return row | {"p_value": partition.p_value, "n_boundaries": partition.n_boundaries}
 
 

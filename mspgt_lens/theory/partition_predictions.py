@@ -86,7 +86,7 @@ def position(results: Sequence[ModelResults], *, gain: float = 0.2) -> Verdict:
         results: Models of different depths.
         gain: The part of the error that it must take away.
     """
-    blocks = np.array([r.partition.n_blocks for r in results])
+    blocks = np.array([r.partition.n_layers for r in results])
     short = too_few(len(results), MIN_PREDICTED, "models") or too_few(
         len(set(blocks.tolist())), MIN_DEPTHS, "different depths"
     )
@@ -235,7 +235,7 @@ def depths_and_errors(results: Sequence[ModelResults]) -> tuple[np.ndarray, np.n
     quantile = stats.norm.ppf(0.5 + LEVEL / 2)
     errors = [
         [
-            (high - low) / (2 * quantile * r.partition.n_blocks)
+            (high - low) / (2 * quantile * r.partition.n_layers)
             for low, high in r.partition.intervals
         ]
         for r in results

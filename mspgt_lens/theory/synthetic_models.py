@@ -69,20 +69,20 @@ def synthetic_models(
     for family in range(n_families):
         home = np.array([0.3, 0.6]) + 0.15 * family / max(n_families - 1, 1)
         for member in range(n_per_family):
-            n_blocks = DEPTHS[(member * n_families + family) % len(DEPTHS)]
-            size = int(4e5 * n_blocks**2.5 * np.exp(0.2 * rng.standard_normal()))
-            places = _places(boundaries, n_blocks, size, home, variation, rng)
-            placed = _rounded(places + noise * rng.standard_normal(2), n_blocks)
+            n_layers = DEPTHS[(member * n_families + family) % len(DEPTHS)]
+            size = int(4e5 * n_layers**2.5 * np.exp(0.2 * rng.standard_normal()))
+            places = _places(boundaries, n_layers, size, home, variation, rng)
+            placed = _rounded(places + noise * rng.standard_normal(2), n_layers)
             name = f"family {family + 1}, model {member + 1}"
             risen = np.log(family_ratio) * family / max(n_families - 1, 1)
-            profile = _profile(name, n_blocks, half_depths, rng)
+            profile = _profile(name, n_layers, half_depths, rng)
             made.append(
                 ModelResults(
                     profile,
-                    _partition(name, n_blocks, placed, noise, supported),
+                    _partition(name, n_layers, placed, noise, supported),
                     family=f"family {family + 1}",
                     n_parameters=size,
-                    random_weights=_partition(name, n_blocks, placed, noise, False),
+                    random_weights=_partition(name, n_layers, placed, noise, False),
                     brittleness={s: _brittleness(risen, segment_ratio, rng) for s in SHAPES},
                     dissociation=_interaction(excess, rng),
                 )
@@ -92,7 +92,7 @@ def synthetic_models(
 
 def _places(
     kind: Boundaries,
-    n_blocks: int,
+    n_layers: int,
     size: int,
     home: np.ndarray,
     variation: float,
@@ -102,58 +102,58 @@ def _places(
         case "water-filling":
             importances = np.exp(_LEVELS) / _KAPPAS
             lengths = water_fill(
-                n_blocks, betas=importances, kappas=_KAPPAS, distortions=np.ones(3)
+                n_layers, betas=importances, kappas=_KAPPAS, distortions=np.ones(3)
             )
             places: np.ndarray = np.cumsum(lengths)[:2]
             return places
         case "thirds":
-            return n_blocks * np.array([1, 2]) / 3
+            return n_layers * np.array([1, 2]) / 3
         case "quarters":
-            return n_blocks * np.array([1, 3]) / 4
+            return n_layers * np.array([1, 3]) / 4
         case "random":
-            return n_blocks * np.sort(rng.uniform(0.05, 0.95, 2))
+            return n_layers * np.sort(rng.uniform(0.05, 0.95, 2))
         case "families":
-            moved: np.ndarray = n_blocks * home * (1 + variation * rng.standard_normal(2))
+            moved: np.ndarray = n_layers * home * (1 + variation * rng.standard_normal(2))
             return moved
         case "size":
             # From 0.2 and 0.45 of the depth at 0.4 billion parameters to 0.45 and 0.7 at 20.
             risen: np.ndarray = np.array([0.2, 0.45]) + 0.15 * np.log10(size / 4e8)
-            return n_blocks * risen
+            return n_layers * risen
 
 
-def _rounded(places: np.ndarray, n_blocks: int) -> tuple[int, int]:
+def _rounded(places: np.ndarray, n_layers: int) -> tuple[int, int]:
     """Whole blocks that leave every segment at least one."""
-    first = int(np.clip(np.rint(places.min()), 1, n_blocks - 2))
-    return first, int(np.clip(np.rint(places.max()), first + 1, n_blocks - 1))
+    first = int(np.clip(np.rint(places.min()), 1, n_layers - 2))
+    return first, int(np.clip(np.rint(places.max()), first + 1, n_layers - 1))
 
 
 def _partition(
-    name: str, n_blocks: int, placed: tuple[int, int], noise: float, supported: bool
+    name: str, n_layers: int, placed: tuple[int, int], noise: float, supported: bool
 ) -> ScalePartition:
     reach = round(1.96 * noise)
     p_value = 0.01 if supported else 0.5
     return ScalePartition(
         model_name=name,
-        n_blocks=n_blocks,
+        n_layers=n_layers,
         boundaries=placed,
-        intervals=tuple((max(b - reach, 1), min(b + reach, n_blocks - 1)) for b in placed),
+        intervals=tuple((max(b - reach, 1), min(b + reach, n_layers - 1)) for b in placed),
         p_values={1: p_value, 2: p_value, 3: p_value},
         n_boundaries=2 if supported else 0,
         explained=0.5,
-        probability=np.zeros(n_blocks),
+        probability=np.zeros(n_layers),
         sharpness={"stages": 0.5 if supported else 0.9, "drift": 0.7, "both": 0.6},
         by_method={"fused": placed},
         by_signal={},
-        signals=np.zeros((n_blocks, 1)),
+        signals=np.zeros((n_layers, 1)),
         drift="made up",
         autocorrelation=0.0,
     )
 
 
 def _profile(
-    name: str, n_blocks: int, half_depths: tuple[float, float, float], rng: np.random.Generator
+    name: str, n_layers: int, half_depths: tuple[float, float, float], rng: np.random.Generator
 ) -> LayerProfile:
-    depth = np.linspace(0.0, 1.0, n_blocks + 1)
+    depth = np.linspace(0.0, 1.0, n_layers + 1)
 
     def curve(values: np.ndarray, spread: float = 0.02) -> Curve:
         folds = values * (1 + spread * rng.standard_normal((_N_FOLDS, 1)))
@@ -168,7 +168,7 @@ def _profile(
         predicted[scale] = curve(0.3 + risen / risen.max() if scale == "local" else risen)
     return LayerProfile(
         model_name=name,
-        n_layers=n_blocks,
+        n_layers=n_layers,
         n_tokens=10_000,
         n_groups=100,
         bands=DEFAULT_BANDS,

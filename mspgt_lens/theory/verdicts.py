@@ -32,7 +32,7 @@ class ModelResults(Result):
             the segment's brittleness with its interval, in the same units for all models (see
             :func:`~mspgt_lens.log_brittleness`).
         dissociation: How much more the diagonal of its table of segments by token classes holds
-            than both on their own explain (``ScaleByClass.interaction``), or None.
+            than both on their own explain (``Dissociation.interaction``), or None.
     """
 
     profile: LayerProfile
@@ -45,9 +45,9 @@ class ModelResults(Result):
     dissociation: Estimate | None = None
 
     def __post_init__(self) -> None:
-        if self.partition.n_blocks != self.profile.n_layers:
+        if self.partition.n_layers != self.profile.n_layers:
             raise ValueError(
-                f"ModelResults: partition is of {self.partition.n_blocks} blocks, but the profile "
+                f"ModelResults: partition is of {self.partition.n_layers} blocks, but the profile "
                 f"of {self.profile.model_name} has {self.profile.n_layers}"
             )
         if len(self.partition.boundaries) != 2:
@@ -70,7 +70,7 @@ class ModelResults(Result):
     @property
     def depths(self) -> tuple[float, ...]:
         """Boundaries as shares of the depth."""
-        return tuple(b / self.partition.n_blocks for b in self.partition.boundaries)
+        return tuple(b / self.partition.n_layers for b in self.partition.boundaries)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -115,14 +115,14 @@ class WaterFilling(Result):
     residual: float
     n_models: int
 
-    def lengths(self, n_blocks: float) -> Float[np.ndarray, " scale"]:
+    def lengths(self, n_layers: float) -> Float[np.ndarray, " scale"]:
         """Length of each segment in a model of this depth, in blocks, not rounded."""
-        lengths: np.ndarray = _lengths(np.array([float(n_blocks)]), self.shares, self.offsets)[0]
+        lengths: np.ndarray = _lengths(np.array([float(n_layers)]), self.shares, self.offsets)[0]
         return lengths
 
-    def boundaries(self, n_blocks: int) -> tuple[int, ...]:
+    def boundaries(self, n_layers: int) -> tuple[int, ...]:
         """Boundaries in a model of this depth: the cumulated lengths, rounded to whole blocks."""
-        return tuple(int(b) for b in np.rint(np.cumsum(self.lengths(n_blocks))[:-1]))
+        return tuple(int(b) for b in np.rint(np.cumsum(self.lengths(n_layers))[:-1]))
 
     def heading(self) -> str:
         """How many models, and how well it fits."""
@@ -175,7 +175,7 @@ class WaterFilling(Result):
 @in_own_state
 def fit_water_filling(
     boundaries: Integer[np.ndarray, "model boundary"],
-    n_blocks: Integer[np.ndarray, " model"],
+    n_layers: Integer[np.ndarray, " model"],
 ) -> WaterFilling:
     """Water-filling that comes closest to the boundaries of several models.
 
@@ -184,13 +184,13 @@ def fit_water_filling(
 
     Args:
         boundaries: Boundaries of each model.
-        n_blocks: Depth of each model.
+        n_layers: Depth of each model.
 
     Raises:
         ValueError: If there are fewer than 3 models or all have the same depth: then shares and
             offsets cannot be told apart.
     """
-    placed, depths = _checked_models(boundaries, n_blocks)
+    placed, depths = _checked_models(boundaries, n_layers)
     if len(depths) < MIN_FITTED or len(set(depths.tolist())) < 2:
         raise ValueError(
             f"boundaries must come from at least {MIN_FITTED} models of at least two depths, got "
@@ -233,7 +233,7 @@ def fit_water_filling(
 @in_own_state
 def held_out_errors(
     boundaries: Integer[np.ndarray, "model 2"],
-    n_blocks: Integer[np.ndarray, " model"],
+    n_layers: Integer[np.ndarray, " model"],
     families: Sequence[str | None] | None = None,
 ) -> pd.DataFrame:
     """How far the boundaries of left-out models are from what the other models predict.
@@ -245,7 +245,7 @@ def held_out_errors(
 
     Args:
         boundaries: Two boundaries of each model.
-        n_blocks: Depth of each model.
+        n_layers: Depth of each model.
         families: Family of each model; None where it has none.
 
     Returns:
@@ -254,7 +254,7 @@ def held_out_errors(
         boundaries) and ``error``, their mean distance from the measured ones as a share of the
         depth. Models whose training set is too small to fit are not in it.
     """
-    placed, depths = _checked_models(boundaries, n_blocks)
+    placed, depths = _checked_models(boundaries, n_layers)
     if placed.shape[1] != 2:
         raise ValueError(f"boundaries must be two per model, got {placed.shape[1]}")
     everyone = np.arange(len(depths))
@@ -360,12 +360,12 @@ def _checked_parameters(
 
 
 def _checked_models(
-    boundaries: np.ndarray, n_blocks: np.ndarray
+    boundaries: np.ndarray, n_layers: np.ndarray
 ) -> tuple[Float[np.ndarray, "model boundary"], Float[np.ndarray, " model"]]:
-    placed, depths = np.asarray(boundaries, dtype=float), np.asarray(n_blocks, dtype=float)
+    placed, depths = np.asarray(boundaries, dtype=float), np.asarray(n_layers, dtype=float)
     if placed.ndim != 2 or depths.shape != placed.shape[:1] or not placed.shape[1]:
         raise ValueError(
-            "boundaries must have shape [model, boundary] and n_blocks [model], got "
+            "boundaries must have shape [model, boundary] and n_layers [model], got "
             f"{placed.shape} and {depths.shape}"
         )
     ends = np.column_stack([np.zeros_like(depths), placed, depths])

@@ -1,4 +1,4 @@
-"""One dose for all: strengths at which different interventions move predictions equally far."""
+"""One effect for all: strengths at which different interventions move predictions equally far."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST = {"scaling": 1.0, "mean": 1.0, "resample": 1.0, "temperature": 8.0}
 
 
 @dataclass(frozen=True)
-class Dose:
+class Matched:
     """A perturbation of some blocks at its own strength.
 
     Attributes:
@@ -39,17 +39,17 @@ class Dose:
     kl: float
 
 
-def match_doses(
+def match_strengths(
     adapter: ModelAdapter,
     batches: Batches,
     statistics: ResidualStatistics,
     pairs: Sequence[tuple[Perturbation, Iterable[int]]],
-    kl: float | None,
-) -> list[Dose]:
+    target_kl: float | None,
+) -> list[Matched]:
     """Strengths at which every perturbation of its blocks moves predictions by the same KL.
 
     The amount of each (noise, share replaced, 1 - scaling, or the logarithm of a temperature) is
-    found by false position on logarithms, in which small doses follow a line, until its KL is
+    found by false position on logarithms, in which small effects follow a line, until its KL is
     within 5%. A kind that cannot do as much (blocks left out altogether move predictions less) is
     given at its full amount; its KL says so.
 
@@ -58,35 +58,38 @@ def match_doses(
         batches: Text on which the KL is measured.
         statistics: Of the residual stream.
         pairs: Each perturbation with its blocks.
-        kl: The dose, in nats per token; None takes every perturbation at its own strength.
+        target_kl: How far each is to move predictions, in nats per token; None takes every
+            perturbation at its own strength.
 
     Raises:
-        ValueError: If a perturbation has no strength to match, or the dose is not above rounding.
+        ValueError: If a perturbation has no strength to match, or the target is not above rounding.
     """
-    doses = [(kind, tuple(int(block) for block in blocks)) for kind, blocks in pairs]
-    floors = _floors(adapter, batches, [blocks for _, blocks in doses])
+    asked = [(kind, tuple(int(block) for block in blocks)) for kind, blocks in pairs]
+    floors = _floors(adapter, batches, [blocks for _, blocks in asked])
     most = max(float(floor[:, KL].mean()) for floor in floors.values())
-    if kl is not None and most > kl / 2:
+    if target_kl is not None and most > target_kl / 2:
         raise ValueError(
-            f"dose must be above what rounding in {adapter.dtype} does to {adapter.name}'s "
-            f"predictions, {most:.2g} nats per token, got {kl:g}: ask for at least {4 * most:.1g}, "
-            "or load the model in float32"
+            f"target_kl must be above what rounding in {adapter.dtype} does to {adapter.name}'s "
+            f"predictions, {most:.2g} nats per token, got {target_kl:g}: ask for at least "
+            f"{4 * most:.1g}, or load the model in float32"
         )
-    if kl is None:
-        measured = _divergences(adapter, batches, statistics, doses, floors)
-        return [Dose(*dose, found) for dose, found in zip(doses, measured, strict=True)]
-    searches = [_Search(kind, kl) for kind, _ in doses]
+    if target_kl is None:
+        measured = _divergences(adapter, batches, statistics, asked, floors)
+        return [
+            Matched(*pair, measured_kl) for pair, measured_kl in zip(asked, measured, strict=True)
+        ]
+    searches = [_Search(kind, target_kl) for kind, _ in asked]
     for _ in range(_MAX_STEPS):
         open_ones = [i for i, search in enumerate(searches) if not search.done]
         if not open_ones:
             break
-        tried = [(searches[i].perturbation, doses[i][1]) for i in open_ones]
+        tried = [(searches[i].perturbation, asked[i][1]) for i in open_ones]
         measured = _divergences(adapter, batches, statistics, tried, floors)
         for i, found in zip(open_ones, measured, strict=True):
             searches[i].tell(found)
     return [
-        Dose(search.best, blocks, search.best_kl)
-        for search, (_, blocks) in zip(searches, doses, strict=True)
+        Matched(search.best, blocks, search.best_kl)
+        for search, (_, blocks) in zip(searches, asked, strict=True)
     ]
 
 
@@ -96,8 +99,8 @@ class _Search:
     def __init__(self, kind: Perturbation, target: float) -> None:
         if kind.kind == "skip":
             raise ValueError(
-                "kinds: 'skip' has no strength that could be matched; use "
-                "Perturbation('scaling'), of which it is the extreme, or dose=None"
+                "perturbations: 'skip' has no strength that could be matched; use "
+                "Perturbation('scaling'), of which it is the extreme, or target_kl=None"
             )
         self.kind, self.target = kind, target
         self.most = _MOST.get(kind.kind, np.inf)
@@ -156,10 +159,10 @@ def _divergences(
     adapter: ModelAdapter,
     batches: Batches,
     statistics: ResidualStatistics,
-    doses: Sequence[tuple[Perturbation, tuple[int, ...]]],
+    asked: Sequence[tuple[Perturbation, tuple[int, ...]]],
     floors: Mapping[tuple[int, ...], Float[np.ndarray, "group measure"]],
 ) -> list[float]:
-    conditions = [perturbed(kind, statistics, blocks) for kind, blocks in doses]
+    conditions = [perturbed(kind, statistics, blocks) for kind, blocks in asked]
     by_group = respond(adapter, batches, conditions)
-    above = beyond_rounding(by_group, np.stack([floors[blocks] for _, blocks in doses]))
+    above = beyond_rounding(by_group, np.stack([floors[blocks] for _, blocks in asked]))
     return [float(mean) for mean in above[..., KL].mean(axis=1)]
