@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mspgt_lens.models import (
     ModelAdapter,
+    RecordedRun,
     as_adapter,
     bridge_class,
     cache_reader,
@@ -323,19 +324,42 @@ def test_hooks_that_never_fire_are_an_error(tiny: Callable[..., Any]) -> None:
         adapter.run(TOKENS, MASK, lambda *_: None)
 
 
-def test_check_decoding_measures_a_constant_factor_once(tiny: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_decoding_knows_a_constant_factor_and_a_cap_without_any_check(
+    tiny: Callable[..., Any], cap: float | None
+) -> None:
+    model = tiny("llama")
+
+    def finished(*args: Any, **kwargs: Any) -> Tensor:
+        logits = 3.0 * model.run_with_hooks(*args, **kwargs)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    cfg = Facade(model.cfg, output_logits_soft_cap=cap)
+    adapter = as_adapter(Facade(model, run_with_hooks=finished, cfg=cfg))
+    expected = 3.0 * logits_of(model)
+    expected = expected if cap is None else cap * torch.tanh(expected / cap)
+    final = read(model)[0][N_LAYERS]
+    decoded = adapter.decode(adapter.normalize(final).flatten(0, 1))
+    torch.testing.assert_close(decoded, expected.flatten(0, 1), atol=1e-3, rtol=1e-4)
+    # Resumed runs are decoded by the same factor and cap.
+    run = RecordedRun(adapter, TOKENS, MASK)
+    with adapter.inference():
+        found = torch.stack([run.logits(one) for one in final])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_checking_changes_nothing(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
 
     def scaled(*args: Any, **kwargs: Any) -> Tensor:
         return 3.0 * model.run_with_hooks(*args, **kwargs)
 
     adapter = as_adapter(Facade(model, run_with_hooks=scaled))
-    final = read(model)[0][N_LAYERS]
+    final = adapter.normalize(read(model)[0][N_LAYERS]).flatten(0, 1)
+    before = adapter.decode(final)
     for _ in range(2):
         adapter.check_decoding(TOKENS[0])
-        decoded = adapter.decode(adapter.normalize(final).flatten(0, 1))
-        expected = 3.0 * logits_of(model).flatten(0, 1)
-        torch.testing.assert_close(decoded, expected, atol=1e-3, rtol=1e-4)
+        assert torch.equal(adapter.decode(final), before)
 
 
 def test_check_decoding_refuses_logits_made_otherwise(tiny: Callable[..., Any]) -> None:

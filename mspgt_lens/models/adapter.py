@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -123,7 +124,6 @@ class ModelAdapter:
         self.suffix: tuple[int, ...] = ()
         self.mask_id: int | None = None
         self._scale, self._shift, self.norm_kind = self._probe_final_norm()
-        self._logit_scale = 1.0
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -352,50 +352,56 @@ class ModelAdapter:
 
     def decode(self, normalized: Float[Tensor, "position d_model"]) -> Float[Tensor, "position v"]:
         """Logits of normalized final residuals: the final norm's learned part, then unembedding."""
-        wide = torch.promote_types(self.dtype, torch.float32)
-        scaled = normalized.to(self.device, wide) * self._scale + self._shift
-        # A position axis of its own: unembedding modules expect [prompt, pos, d_model].
-        logits = answer_in_float32(self.model.unembed, scaled[None], self.dtype)[0]
-        if self._logit_scale != 1.0:
-            logits = logits * self._logit_scale
-        cap = getattr(self.cfg, "output_logits_soft_cap", None) or -1.0
-        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+        return self.finished_logits(self._unembedded(normalized))
+
+    def finished_logits(self, unembedded: Float[Tensor, "*batch v"]) -> Float[Tensor, "*batch v"]:
+        """The model's logits from what its unembedding gives: its constant factor, then its cap."""
+        logits = unembedded if self.logit_factor == 1.0 else unembedded * self.logit_factor
+        cap = self._logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @cached_property
+    def logit_factor(self) -> float:
+        """The constant that the model multiplies its unembedding's output with; 1 for most.
+
+        Some architectures scale their logits, each under another name: it is measured on a short
+        run, once. Whether the logits are no more than that is for :meth:`check_decoding` to say.
+        """
+        tokens = probe_tokens(self.d_vocab, self.n_ctx, self.special_ids)
+        with self.inference(), without_hooks(self.model):
+            logits, final = self._logits_and_final(tokens)
+            found = self._unembedded(self.normalize(final))
+        if self._logit_cap is None:
+            logits, found = (x - x.mean(dim=-1, keepdim=True) for x in (logits, found))
+        else:
+            # Before the cap, where it is not so flat that rounding decides.
+            share = logits / self._logit_cap
+            known = share.abs() < 0.9
+            logits, found = (self._logit_cap * torch.atanh(share))[known], found[known]
+        factor = float((logits * found).sum() / (found * found).sum())
+        # What is not finite is named by the pass over the prompts.
+        return factor if math.isfinite(factor) and abs(factor - 1.0) > 0.01 else 1.0
 
     def check_decoding(self, tokens: Int[Tensor, " pos"]) -> None:
         """Prove on one short prompt that :meth:`decode` gives the model's own logits.
 
-        A constant factor between the two (some architectures scale their logits) is measured here
-        and applied from then on.
-
         Raises:
-            ValueError: If the logits differ by more than that factor.
+            CannotMeasure: If the logits differ by more than a shift that is the same for all tokens
+                of the vocabulary.
         """
-        final: list[Tensor] = []
-
-        def keep(activation: Tensor, hook: Any) -> None:
-            final.append(activation.detach())
-
         with self.inference():
-            logits = self.model.run_with_hooks(
-                tokens[None].to(self.device),
-                **self._run_arguments(torch.ones(1, len(tokens), dtype=torch.bool)),
-                return_type="logits",
-                fwd_hooks=[(self.site_hooks[-1], keep)],
-            )[0].float()
-            decoded = self.decode(self.normalize(final[0][0]))
-        if not torch.isfinite(final[0]).all():
+            logits, final = self._logits_and_final(tokens)
+            decoded = self.decode(self.normalize(final))
+        if not torch.isfinite(final).all():
             return  # The pass over the prompts names the site and the prompt.
-        logits, centered = (x - x.mean(dim=-1, keepdim=True) for x in (logits, decoded))
-        factor = float((logits * centered).sum() / (centered * centered).sum())
-        error = float((logits - factor * centered).norm() / logits.norm())
+        logits, decoded = (x - x.mean(dim=-1, keepdim=True) for x in (logits, decoded))
+        error = float((logits - decoded).norm() / logits.norm())
         half = next(self.model.parameters()).dtype in (torch.float16, torch.bfloat16)
         if not error < (0.05 if half else 1e-3):
             raise CannotMeasure(
                 f"model: the logits of {self.name} are not its final norm followed by its "
                 f"unembedding (relative error {error:.2g}), so relevance cannot be read"
             )
-        if abs(factor - 1.0) > 0.01:
-            self._logit_scale *= factor
 
     def require_causal(self, what: str) -> None:
         """Raise :class:`CannotMeasure` for a model that reads in both directions.
@@ -432,6 +438,36 @@ class ModelAdapter:
         with self.inference():
             nothing = torch.zeros(1, 1, self.d_model, dtype=dtype, device=self.device)
             return int(self.model.unembed(nothing).shape[-1])
+
+    @property
+    def _logit_cap(self) -> float | None:
+        cap = getattr(self.cfg, "output_logits_soft_cap", None) or -1.0
+        return float(cap) if cap > 0 else None
+
+    def _unembedded(
+        self, normalized: Float[Tensor, "position d_model"]
+    ) -> Float[Tensor, "position v"]:
+        wide = torch.promote_types(self.dtype, torch.float32)
+        scaled = normalized.to(self.device, wide) * self._scale + self._shift
+        # A position axis of its own: unembedding modules expect [prompt, pos, d_model].
+        return answer_in_float32(self.model.unembed, scaled[None], self.dtype)[0]
+
+    def _logits_and_final(
+        self, tokens: Int[Tensor, " pos"]
+    ) -> tuple[Float[Tensor, "pos v"], Float[Tensor, "pos d_model"]]:
+        """Logits of one prompt without padding, and the residual stream at the last site."""
+        final: list[Tensor] = []
+
+        def keep(activation: Tensor, hook: Any) -> None:
+            final.append(activation.detach())
+
+        logits = self.model.run_with_hooks(
+            tokens[None].to(self.device),
+            **self._run_arguments(torch.ones(1, len(tokens), dtype=torch.bool)),
+            return_type="logits",
+            fwd_hooks=[(self.site_hooks[-1], keep)],
+        )
+        return logits[0].to(torch.promote_types(logits.dtype, torch.float32)), final[0][0]
 
     def _sees_ahead(self) -> bool:
         if self.model not in _SEES_AHEAD:

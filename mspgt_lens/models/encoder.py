@@ -48,17 +48,6 @@ class EncoderAdapter(ModelAdapter):
         """The residual as a reader sees it: as it is, in float32 or wider."""
         return residual if residual.dtype == torch.float64 else residual.float()
 
-    def decode(self, normalized: Float[Tensor, "position d_model"]) -> Float[Tensor, "position v"]:
-        """Logits of final residuals, by the model's own head."""
-        rows = normalized.to(self.device)[None]
-        head = answer_in_float32(self.model.mlm_head, rows, self.dtype)
-        # The bridge keeps the head's parts apart, HookedEncoder has them in one.
-        if getattr(self.model, "ln_final", None) is not None:
-            head = answer_in_float32(
-                self.model.ln_final, torch.nn.functional.gelu(head), self.dtype
-            )
-        return answer_in_float32(self.model.unembed, head, self.dtype)[0]
-
     def _run_arguments(self, mask: Bool[Tensor, "prompt pos"]) -> dict[str, Tensor]:
         name = "attention_mask"
         if type(self.model).__name__ == "HookedEncoder":
@@ -67,3 +56,15 @@ class EncoderAdapter(ModelAdapter):
 
     def _probe_final_norm(self) -> tuple[Tensor, Tensor, NormKind]:
         return torch.ones(self.d_model), torch.zeros(self.d_model), "layer"
+
+    def _unembedded(
+        self, normalized: Float[Tensor, "position d_model"]
+    ) -> Float[Tensor, "position v"]:
+        rows = normalized.to(self.device)[None]
+        head = answer_in_float32(self.model.mlm_head, rows, self.dtype)
+        # The bridge keeps the head's parts apart, HookedEncoder has them in one.
+        if getattr(self.model, "ln_final", None) is not None:
+            head = answer_in_float32(
+                self.model.ln_final, torch.nn.functional.gelu(head), self.dtype
+            )
+        return answer_in_float32(self.model.unembed, head, self.dtype)[0]

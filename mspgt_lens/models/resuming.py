@@ -87,7 +87,6 @@ class RecordedRun:
         self._arguments: list[BlockArguments] = []
         self._prefix: list[tuple[Tensor, Tensor]] = []
         self._edits: dict[int, Edit] = {}
-        self._logit_factor = 1.0
         self._record()
 
     def prepare(self) -> None:
@@ -167,10 +166,8 @@ class RecordedRun:
     def logits(self, residual: Float[Tensor, "position d_model"]) -> Float[Tensor, "position v"]:
         """Logits of final residuals, by the model's own final norm and unembedding."""
         model = self.adapter.model
-        logits = model.unembed(model.ln_final(residual[None]))[0].float() * self._logit_factor
-        cap = getattr(self.adapter.cfg, "output_logits_soft_cap", None) or -1.0
-        capped: Tensor = cap * torch.tanh(logits / cap) if cap > 0 else logits
-        return capped
+        unembedded: Tensor = model.unembed(model.ln_final(residual[None]))[0].float()
+        return self.adapter.finished_logits(unembedded)
 
     def _place_names(self) -> list[str]:
         """The hook of the patched place in each block; none for the residual, a block's input."""
@@ -238,11 +235,6 @@ class RecordedRun:
             self.tokens[:1], attention_mask=self.mask[:1].long(), return_type="logits", fwd_hooks=[]
         )[0, real].float()
         found = self.logits(self.residual[-1][0, real])
-        # Some architectures scale their logits by a constant.
-        factor = float((expected * found).sum() / (found * found).sum())
-        if abs(factor - 1.0) > 0.01:
-            self._logit_factor = factor
-            found = self.logits(self.residual[-1][0, real])
         self._require_equal(found[None], expected[None], "the unembedding", self.mask[:1, real])
 
     def _resumes_at(self, start: int, order: Tensor) -> bool:
