@@ -7,7 +7,6 @@ grow with the number of prompts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor
 
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.moments import (
     SAMPLE_CAPACITY,
@@ -25,7 +25,7 @@ from mspgt_lens.moments import (
     Sample,
     merge_samples,
 )
-from mspgt_lens.prompts import Prompt, stable_hash, stack_rows
+from mspgt_lens.prompts import Prompt, stack_rows
 from mspgt_lens.results import CannotMeasure
 from mspgt_lens.targets import BatchTargets, batch_targets, masked_targets
 
@@ -36,14 +36,10 @@ MIN_KEY_MASS = 1e-6
 # Few enough that an attention pattern's intermediate results stay in the processor's cache.
 _QUERIES_AT_ONCE = 32
 _GRAM_BLOCKS = 4
-# Less than the 32 MB from which glibc never puts an allocation on the heap; 1 GB in all, which
-# are addresses only until something is written there.
-_HEAP_BLOCK = 31 * 2**20
-_HEAP_BLOCKS = 32
 
 
 @dataclass(frozen=True)
-class Batch:
+class FoldBatch:
     """Prompts of one fold, padded on the right."""
 
     tokens: Int[Tensor, "prompt pos"]
@@ -53,11 +49,11 @@ class Batch:
     numbers: tuple[int, ...]
 
 
-def make_batch(prompts: Sequence[Prompt], fold: int, numbers: Sequence[int]) -> Batch:
+def make_batch(prompts: Sequence[Prompt], fold: int, numbers: Sequence[int]) -> FoldBatch:
     """One batch; ``numbers`` tell errors which prompts of the data set these are."""
     tokens, mask = stack_rows([prompt.tokens for prompt in prompts])
     groups = np.array([stable_hash(prompt.group) for prompt in prompts], dtype=np.uint64)
-    return Batch(tokens, mask, groups, fold, tuple(numbers))
+    return FoldBatch(tokens, mask, groups, fold, tuple(numbers))
 
 
 def make_batches(
@@ -65,7 +61,7 @@ def make_batches(
     batch_size: int | None,
     tokens_per_batch: int,
     first_number: int = 0,
-) -> Iterator[Batch]:
+) -> Iterator[FoldBatch]:
     """Batches of prompts that belong to one fold each.
 
     Args:
@@ -84,26 +80,7 @@ def make_batches(
             yield make_batch([p for p, _ in chosen], fold, [first_number + i for _, i in chosen])
 
 
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """While open, memory that one block of the model frees stays with the process for the next.
-
-    An allocator that gives freed memory at the heap's end back to the system (glibc's does) takes
-    it anew, page by page, in every block: a tenth of a forward pass. So the heap's end is held
-    meanwhile by an allocation that is never written to. Elsewhere this changes nothing.
-    """
-    # Freeing a block of its own raises the size from which glibc keeps allocations off the heap.
-    torch.empty(_HEAP_BLOCK + 4096, dtype=torch.uint8)
-    blocks = [torch.empty(_HEAP_BLOCK, dtype=torch.uint8) for _ in range(_HEAP_BLOCKS)]
-    end = blocks.pop()
-    del blocks
-    try:
-        yield
-    finally:
-        del end
-
-
-def add_batch(moments: Moments, adapter: ModelAdapter, batch: Batch) -> None:
+def add_batch(moments: Moments, adapter: ModelAdapter, batch: FoldBatch) -> None:
     """Run one batch through the model and add its moments.
 
     Args:
@@ -119,7 +96,7 @@ def add_batch(moments: Moments, adapter: ModelAdapter, batch: Batch) -> None:
     finish_batch(moments, adapter, reader)
 
 
-def begin_batch(moments: Moments, adapter: ModelAdapter, batch: Batch) -> BatchReader:
+def begin_batch(moments: Moments, adapter: ModelAdapter, batch: FoldBatch) -> BatchReader:
     """What takes in the activations of one batch, site by site, whoever runs the model."""
     reader = BatchReader(moments.plan, adapter, batch, moments.reference)
     reader.choose_sample(moments.sample)
@@ -135,7 +112,7 @@ def finish_batch(moments: Moments, adapter: ModelAdapter, reader: BatchReader) -
     _count(moments, adapter, reader.batch)
 
 
-def calibrate(plan: MomentPlan, adapter: ModelAdapter, batch: Batch) -> Reference:
+def calibrate(plan: MomentPlan, adapter: ModelAdapter, batch: FoldBatch) -> Reference:
     """The reference that one batch gives; the same for however the others are batched.
 
     Raises:
@@ -158,7 +135,7 @@ class BatchReader:
         self,
         plan: MomentPlan,
         adapter: ModelAdapter,
-        batch: Batch,
+        batch: FoldBatch,
         reference: Reference | None,
     ) -> None:
         self.plan, self.adapter, self.batch, self.reference = plan, adapter, batch, reference
@@ -300,7 +277,7 @@ def _sums_over_keys(
 
 
 def _inputs_and_targets(
-    plan: MomentPlan, adapter: ModelAdapter, batch: Batch
+    plan: MomentPlan, adapter: ModelAdapter, batch: FoldBatch
 ) -> tuple[Int[Tensor, "prompt pos"], BatchTargets]:
     """What the model is given of a batch, and what is read of it."""
     special = torch.tensor(sorted(adapter.special_ids), dtype=torch.long)
@@ -370,7 +347,7 @@ def _gram(rows: Float[Tensor, "row width"]) -> Float[Tensor, "width width"]:
     return gram
 
 
-def _count(moments: Moments, adapter: ModelAdapter, batch: Batch) -> None:
+def _count(moments: Moments, adapter: ModelAdapter, batch: FoldBatch) -> None:
     counts = np.bincount(batch.tokens[batch.mask].numpy(), minlength=adapter.d_vocab)
     counts[sorted(adapter.special_ids)] = 0
     moments.token_counts[batch.fold] += counts

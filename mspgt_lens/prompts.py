@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mspgt_lens.ambient import in_own_state, tell
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.padding import real_spans
 
@@ -384,15 +384,6 @@ def stack_rows(
     return tokens, mask
 
 
-def stable_hash(*parts: Any) -> int:
-    """A 64-bit hash that is the same in every process (Python's own is not)."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else repr(part).encode())
-        digest.update(b"\0")
-    return int.from_bytes(digest.digest(), "little")
-
-
 def _token_row(row: Any, index: int) -> Int[np.ndarray, " pos"]:
     array = np.asarray(row)
     # An empty list has no integer type of its own.
@@ -421,18 +412,3 @@ def _pair(
         if text is ended or group is ended:
             raise ValueError("groups must have one label per text: their numbers differ")
         yield text, group
-
-
-def balanced_folds(sizes: Mapping[Hashable, int], n_folds: int, seed: int) -> dict[Hashable, int]:
-    """Groups dealt to folds in random order, each to the fold with the fewest tokens so far."""
-    groups = list(sizes)
-    shuffled = np.random.default_rng(seed).permutation(len(groups))
-    # Large groups first, or the last one dealt could outweigh a fold.
-    order = sorted(shuffled.tolist(), key=lambda i: -sizes[groups[i]])
-    filled = [0] * n_folds
-    folds: dict[Hashable, int] = {}
-    for i in order:
-        fold = int(np.argmin(filled))
-        folds[groups[i]] = fold
-        filled[fold] += sizes[groups[i]]
-    return folds

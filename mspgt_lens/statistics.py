@@ -266,3 +266,14 @@ def _group_index(
             f"({n_pairs} pairs): pass more prompts or finer groups"
         )
     return index
+
+
+def mean_interval(
+    by_group: Float[np.ndarray, " group *point"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over groups, which count alike, with a 95% t interval: ``(mean, low, high)``."""
+    mean = by_group.mean(axis=0)
+    n_groups = len(by_group)
+    error = by_group.std(axis=0, ddof=1) / np.sqrt(n_groups)
+    reach = stats.t.ppf(0.5 + LEVEL / 2, n_groups - 1) * error
+    return mean, mean - reach, mean + reach

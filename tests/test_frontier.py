@@ -68,7 +68,8 @@ def test_frontier_of_rows_is_the_true_one():
     np.testing.assert_allclose(frontier.relevance.values, relevance, rtol=0.05, atol=0.005)
     np.testing.assert_allclose(frontier.rate.values, rate, rtol=0.05, atol=0.02)
     np.testing.assert_allclose(frontier.critical_betas, 1 / correlations**2, rtol=0.15)
-    value, low, high = frontier.critical_beta
+    estimate = frontier.critical_beta
+    value, low, high = estimate.value, estimate.low, estimate.high
     assert low < 1 / 0.95**2 < high
     assert low < value < high
     at_one = frontier.relevance_at(1.0)

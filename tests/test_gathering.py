@@ -94,7 +94,7 @@ def test_samples_merged_in_place_are_those_merged_apart():
 _FAULTS = """
 import contextlib, resource, sys
 import torch
-from mspgt_lens.gathering import kept_memory
+from mspgt_lens.profile.memory import kept_memory
 
 def work():
     for _ in range(20):

@@ -12,9 +12,9 @@ import mspgt_lens as ml
 from mspgt_lens.generation.results import GenerationEffects, compare_texts, text_deltas
 from mspgt_lens.generation.writing import DEFAULT_PERTURBATIONS, generation_effects
 from mspgt_lens.models import as_adapter
+from mspgt_lens.perturbation.batches import make_batches
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.matching import match_strengths
-from mspgt_lens.perturbation.probing import make_batches
 from mspgt_lens.perturbation.residuals import residual_statistics
 
 TEXTS = [as_text(row) for row in random_tokens(8, 14)]

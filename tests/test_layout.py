@@ -19,6 +19,7 @@ ORDER = [
     "contract",
     "results",
     "statistics",
+    "folds",
     "models",
     "partition",
     "padding",

@@ -12,13 +12,10 @@ import mspgt_lens as ml
 from mspgt_lens.models import Edit, as_adapter, edited_logits
 from mspgt_lens.partition import as_segments
 from mspgt_lens.perturbation import perturbing as effects_module
+from mspgt_lens.perturbation.batches import make_batches
 from mspgt_lens.perturbation.perturbing import perturbed
-from mspgt_lens.perturbation.probing import (
-    MEASURES,
-    make_batches,
-    mean_interval,
-    respond,
-)
+from mspgt_lens.perturbation.responding import MEASURES, respond
+from mspgt_lens.statistics import mean_interval
 
 N_LAYERS, D_MODEL = 4, 32
 AXIS = torch.arange(D_MODEL, dtype=torch.float32) - 3.0

@@ -21,12 +21,13 @@ from torch import Tensor
 import mspgt_lens as ml
 from mspgt_lens import gathering as gathering_module
 from mspgt_lens import moments as moments_module
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.gathering import add_batch, make_batches
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.moments import Moments, plan_moments
 from mspgt_lens.profile import run as profile_module
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.prompts import Prompt, stable_hash
+from mspgt_lens.prompts import Prompt
 from mspgt_lens.results import Curve
 
 pytestmark = [

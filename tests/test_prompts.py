@@ -14,7 +14,8 @@ from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 import mspgt_lens as ml
-from mspgt_lens.prompts import as_dataset, stable_hash, stack_rows
+from mspgt_lens.folds import stable_hash
+from mspgt_lens.prompts import as_dataset, stack_rows
 
 BOS = 1
 WORDS = random_tokens(4, 23)

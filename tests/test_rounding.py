@@ -13,9 +13,10 @@ from tiny import ARCHITECTURES, ENCODERS, as_text, random_tokens, tiny_model, ti
 import mspgt_lens as ml
 from mspgt_lens.models import as_adapter, unembedding_rows
 from mspgt_lens.perturbation import brittleness as module
+from mspgt_lens.perturbation.batches import make_batches
 from mspgt_lens.perturbation.matching import match_strengths
-from mspgt_lens.perturbation.probing import make_batches, respond
 from mspgt_lens.perturbation.residuals import residual_statistics
+from mspgt_lens.perturbation.responding import respond
 from mspgt_lens.perturbation.rounding import rounding
 
 HALVES = (torch.bfloat16, torch.float16)

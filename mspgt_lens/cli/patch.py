@@ -11,7 +11,7 @@ from mspgt_lens.contract import aligned
 from mspgt_lens.models import PatchPlace
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.partition import ScalePartition
-from mspgt_lens.patching.layers import Method, patch_layers
+from mspgt_lens.patching.layers import PatchMethod, patch_layers
 from mspgt_lens.patching.metrics import DEFAULT_METRIC, MetricName
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.scales import patch_scales
@@ -52,7 +52,7 @@ def add_patch_command(commands: Any) -> None:
         ("--place", get_args(PatchPlace), "resid_pre"),
         ("--metric", get_args(MetricName), DEFAULT_METRIC),
         ("--direction", get_args(Direction), "denoise"),
-        ("--method", get_args(Method), "exact"),
+        ("--method", get_args(PatchMethod), "exact"),
         ("--positions", ("all", "last"), "all"),
     ):
         command.add_argument(flag, choices=choices, default=default, help=f"default: {default}")

@@ -59,7 +59,7 @@ class FoldMLP(nn.Module):
 
 
 @dataclass(frozen=True)
-class Split:
+class FoldSplit:
     """Rows of every fold's training, validation and test: whole groups each."""
 
     train: list[np.ndarray]
@@ -67,7 +67,7 @@ class Split:
     test: list[np.ndarray]
 
 
-def split_folds(samples: Samples) -> Split:
+def split_folds(samples: Samples) -> FoldSplit:
     """For every fold its own rows as test, and some groups of the others for validation."""
     rng = np.random.default_rng(samples.seed)
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
@@ -77,14 +77,14 @@ def split_folds(samples: Samples) -> Split:
         test = samples.fold == k
         for part, rows in zip(parts, (~test & ~held, ~test & held, test), strict=True):
             part.append(np.flatnonzero(rows))
-    return Split(*parts)
+    return FoldSplit(*parts)
 
 
 def train(
     networks: Sequence[FoldMLP],
     loss: Callable[[Int[Tensor, "fold row"]], Float[Tensor, " fold"]],
     validate: Callable[[], Float[Tensor, " fold"]],
-    split: Split,
+    split: FoldSplit,
     seed: int,
     batch: int = BATCH,
 ) -> None:

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mspgt_lens.estimators.fold_training import BATCH, FoldMLP, Split, split_folds, train
+from mspgt_lens.estimators.fold_training import BATCH, FoldMLP, FoldSplit, split_folds, train
 from mspgt_lens.estimators.linear import check_width, negentropy
 from mspgt_lens.estimators.samples import N_FOLDS, Samples, normal_scores, score_interval
 from mspgt_lens.information.readers import RIDGE_GRID
@@ -75,7 +75,7 @@ def vib(samples: Samples) -> Estimate:
 
 
 def _classifier_scores(
-    z: Float[Tensor, "sample d_z"], samples: Samples, split: Split
+    z: Float[Tensor, "sample d_z"], samples: Samples, split: FoldSplit
 ) -> Float[np.ndarray, " sample"]:
     assert samples.labels is not None
     labels = torch.from_numpy(samples.labels).long()
@@ -107,7 +107,7 @@ def _classifier_scores(
 def _decoder_scores(
     z: Float[np.ndarray, "sample d_z"],
     y: Float[np.ndarray, "sample d_y"],
-    split: Split,
+    split: FoldSplit,
     seed: int,
 ) -> Float[np.ndarray, " sample"]:
     readers = [

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.generation.metrics import Embed, TextMetric, text_metrics
 from mspgt_lens.generation.results import GenerationEffects, compare_texts, text_deltas
 from mspgt_lens.models import (
@@ -24,11 +25,11 @@ from mspgt_lens.models import (
     generate,
 )
 from mspgt_lens.partition import Segments, as_segments
+from mspgt_lens.perturbation.batches import make_batches
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.matching import TOLERANCE, Matched, match_strengths
-from mspgt_lens.perturbation.probing import make_batches
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
-from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, count_tokens, stable_hash
+from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, count_tokens
 from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import token_features
 

@@ -13,10 +13,11 @@ from jaxtyping import Float, Int, UInt
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.gathering import make_batch, make_batches
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.moments import N_FEATURES
-from mspgt_lens.prompts import Prompt, count_tokens, stable_hash
+from mspgt_lens.prompts import Prompt, count_tokens
 from mspgt_lens.storage import read_result, write_result
 from mspgt_lens.targets import BatchTargets, batch_targets, token_features
 

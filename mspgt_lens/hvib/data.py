@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mspgt_lens.prompts import balanced_folds
+from mspgt_lens.folds import balanced_folds
 
 # Three folds of groups to train on, one to stop on, one to report.
 N_FOLDS = 5

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mspgt_lens.ambient import in_own_state, tell
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.hvib.activations import CollectionPlan, collect_activations
 from mspgt_lens.hvib.data import split_groups, token_labels
 from mspgt_lens.hvib.fitting import FitJob, FitPlan, digest_of, run_fit
@@ -20,14 +21,7 @@ from mspgt_lens.hvib.results import HvibFit
 from mspgt_lens.models import ModelAdapter, as_adapter, unembedding_rows, weight_digest
 from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.profile.run import LOOKAHEAD
-from mspgt_lens.prompts import (
-    Prompt,
-    PromptDataset,
-    as_dataset,
-    check_prompt,
-    group_label,
-    stable_hash,
-)
+from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, check_prompt, group_label
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 
 HVIB_BETAS = (1.5, 3.0, 6.0, 12.0, 25.0, 50.0)

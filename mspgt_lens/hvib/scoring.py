@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.hvib.network import Network
 from mspgt_lens.hvib.results import Grid
 from mspgt_lens.hvib.training import Samples, draw_noise
-from mspgt_lens.prompts import stable_hash
 from mspgt_lens.statistics import cluster_interval
 
 # Draws of the latents' noise that every held-out position is scored with.

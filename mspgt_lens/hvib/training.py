@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.hvib.network import Network, Scores, cell_mask
-from mspgt_lens.prompts import stable_hash
 from mspgt_lens.storage import read_result, write_result
 
 # Share of the steps over which the price of information rises to its full height: a latent that

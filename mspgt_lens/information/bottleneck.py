@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.folds import balanced_folds
 from mspgt_lens.information.frontier import DEFAULT_BETAS, Frontier
 from mspgt_lens.information.readers import choose_strengths
 from mspgt_lens.information.ridge import FoldSums
 from mspgt_lens.information.site_reader import SiteReader
-from mspgt_lens.prompts import balanced_folds, group_label
+from mspgt_lens.prompts import group_label
 
 N_FOLDS = 5
 

@@ -22,6 +22,7 @@ _RELEVANCE = (
     "Information that the optimal Gaussian bottleneck keeps about the target at this beta, given "
     "held-out canonical correlations: what linear-Gaussian readers can use, no bound on Shannon's."
 )
+_CRITICAL = "The least beta at which a Gaussian bottleneck keeps anything: 1 / rho^2, rho held out."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,12 +81,13 @@ class Frontier(Result):
         return _critical(self.correlations)
 
     @property
-    def critical_beta(self) -> tuple[float, float, float]:
-        """The first beta at which anything is kept, with its 95% interval; may be infinite."""
+    def critical_beta(self) -> Estimate:
+        """The first beta at which anything is kept; infinite where nothing ever is."""
         first = int(np.argmax(self.correlations))
         _, low, high = fold_interval(self.by_fold[:, [first]], self.weights)
         ends = _critical(np.array([high[0], low[0]]))
-        return float(self.critical_betas[first]), float(ends[0]), float(ends[1])
+        value, below, above = (float(b) for b in (self.critical_betas[first], *ends))
+        return Estimate(value, min(below, value), max(above, value), "beta", _CRITICAL)
 
     def relevance_at(self, rate: float) -> Estimate:
         """The most that a Gaussian bottleneck of this rate keeps: relevance at a matched rate.
@@ -114,8 +116,9 @@ class Frontier(Result):
         rate, relevance = (
             interval(c.values[last], c.low[last], c.high[last]) for c in (self.rate, self.relevance)
         )
+        kept = self.critical_beta
         return [
-            f"Something is kept from beta {interval(*self.critical_beta)} on.",
+            f"Something is kept from beta {interval(kept.value, kept.low, kept.high)} on.",
             f"At beta {self.betas[last]:g}: relevance {relevance} nats at a rate of {rate} nats.",
             "What linear-Gaussian readers can use; no bound on Shannon's information.",
         ]

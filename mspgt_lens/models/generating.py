@@ -167,10 +167,10 @@ class _Chooser:
         return (logits / self.temperature - waits).argmax(dim=1)
 
 
-Step = Callable[[Tensor, Tensor], Tensor]
+Advance = Callable[[Tensor, Tensor], Tensor]
 
 
-def _cached_step(adapter: ModelAdapter, n_prompts: int) -> Step:
+def _cached_step(adapter: ModelAdapter, n_prompts: int) -> Advance:
     """From new tokens ``[prompt, new]`` and the mask of all so far to the last position's logits.
 
     Keys and values of earlier calls are kept inside.
@@ -194,7 +194,7 @@ def _require_cache(adapter: ModelAdapter) -> None:
         )
 
 
-def _bridge_step(model: Any) -> Step:
+def _bridge_step(model: Any) -> Advance:
     """Through the Hugging Face model that the bridge hooks into, with its own cache.
 
     The hook points are inside that model. Positions under left padding differ between versions of
@@ -222,7 +222,7 @@ def _bridge_step(model: Any) -> Step:
     return step
 
 
-def _hooked_step(model: Any, n_prompts: int) -> Step:
+def _hooked_step(model: Any, n_prompts: int) -> Advance:
     import transformer_lens
 
     # TransformerLens 3 has it under another name.

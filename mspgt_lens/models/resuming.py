@@ -20,7 +20,7 @@ from mspgt_lens.models.arguments import BlockArguments, Rows, learn_arguments, r
 from mspgt_lens.results import CannotMeasure
 
 PatchPlace = Literal["resid_pre", "attn_out", "mlp_out", "z"]
-Edit = Callable[[Tensor], Tensor]
+Change = Callable[[Tensor], Tensor]
 _HOOKED_CACHE = "past_kv_cache_entry"
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _HALF_TOLERANCE = 0.05
@@ -86,7 +86,7 @@ class RecordedRun:
         self.reuses_prefix = False
         self._arguments: list[BlockArguments] = []
         self._prefix: list[tuple[Tensor, Tensor]] = []
-        self._edits: dict[int, Edit] = {}
+        self._edits: dict[int, Change] = {}
         self._record()
 
     def prepare(self) -> None:
@@ -114,7 +114,7 @@ class RecordedRun:
         return int(self.tokens.shape[1])
 
     @contextmanager
-    def editing(self) -> Iterator[dict[int, Edit]]:
+    def editing(self) -> Iterator[dict[int, Change]]:
         """Hooks on the patched place of every block for the time inside.
 
         Yields:

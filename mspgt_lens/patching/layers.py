@@ -23,7 +23,7 @@ from mspgt_lens.patching.significance import patch_p_values, summarize_effects
 from mspgt_lens.patching.sweeping import Direction, Sweep, mean_over_pairs
 from mspgt_lens.storage import package_versions
 
-Method = Literal["exact", "attribution"]
+PatchMethod = Literal["exact", "attribution"]
 LAST = -1
 
 
@@ -37,7 +37,7 @@ def patch_layers(
     positions: Literal["all", "last"] | Sequence[int] = "all",
     direction: Direction = "denoise",
     window: int = 1,
-    method: Method = "exact",
+    method: PatchMethod = "exact",
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -86,7 +86,7 @@ def patch_layers(
     pairs = pairs.for_model(adapter)
     for name, value, allowed in (
         ("place", place, get_args(PatchPlace)),
-        ("method", method, get_args(Method)),
+        ("method", method, get_args(PatchMethod)),
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -109,7 +109,7 @@ def _summarize(
     values: np.ndarray,
     checked: tuple[np.ndarray, np.ndarray] | None,
     positions: Any,
-    method: Method,
+    method: PatchMethod,
     seed: int,
 ) -> PatchSweep:
     effects = summarize_effects(values, sweep.clean, sweep.corrupted, sweep.pairs.groups)

@@ -16,16 +16,12 @@ from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, interval, named
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import Segments, as_segments
+from mspgt_lens.perturbation.batches import Batches, make_batches
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.perturbing import perturbed
-from mspgt_lens.perturbation.probing import (
-    Batches,
-    CleanRun,
-    check_resuming,
-    make_batches,
-)
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
+from mspgt_lens.perturbation.responding import CleanRun, check_resuming
 from mspgt_lens.perturbation.rounding import rounding
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.results import CannotMeasure, Estimate

@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from mspgt_lens.models import ModelAdapter
+from mspgt_lens.perturbation.batches import Batches
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.perturbing import perturbed
-from mspgt_lens.perturbation.probing import MEASURES, Batches, respond
 from mspgt_lens.perturbation.residuals import ResidualStatistics
+from mspgt_lens.perturbation.responding import MEASURES, respond
 from mspgt_lens.perturbation.rounding import beyond_rounding, rounding
 
 TOLERANCE = 0.05

@@ -15,19 +15,13 @@ from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, interval, named
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.partition import Segments, as_segments
+from mspgt_lens.perturbation.batches import Batch, make_batches
 from mspgt_lens.perturbation.kinds import Perturbation
-from mspgt_lens.perturbation.probing import (
-    MEASURES,
-    Batch,
-    Condition,
-    make_batches,
-    mean_interval,
-    respond,
-)
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
+from mspgt_lens.perturbation.responding import MEASURES, Condition, respond
 from mspgt_lens.perturbation.rounding import NEGLIGIBLE, beyond_rounding, rounding
 from mspgt_lens.prompts import PromptDataset
-from mspgt_lens.statistics import SIGNIFICANCE, holm, sign_flip_p_values
+from mspgt_lens.statistics import SIGNIFICANCE, holm, mean_interval, sign_flip_p_values
 from mspgt_lens.storage import package_versions
 
 DEFAULT_PERTURBATIONS = (

@@ -14,7 +14,7 @@ from torch import Tensor
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, counted, tidy
 from mspgt_lens.models import ModelAdapter, as_adapter
-from mspgt_lens.perturbation.probing import Batch, Batches, make_batches
+from mspgt_lens.perturbation.batches import Batch, Batches, make_batches
 from mspgt_lens.prompts import PromptDataset
 
 _N_DONORS = 512

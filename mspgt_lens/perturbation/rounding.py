@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import Edit
-from mspgt_lens.perturbation.probing import MEASURES, Batch, Condition
-from mspgt_lens.prompts import stable_hash
+from mspgt_lens.perturbation.batches import Batch
+from mspgt_lens.perturbation.responding import MEASURES, Condition
 
 # Share of an effect up to which rounding needs no mention.
 NEGLIGIBLE = 0.1

@@ -190,13 +190,14 @@ def _draw_frontiers(
     for site, color in zip(sites, colors, strict=True):
         frontier = profile.frontier(site, scale)
         rate, kept = frontier.rate.to(unit), frontier.relevance.to(unit)
-        first, low, high = frontier.critical_beta
+        first = frontier.critical_beta
         hover = [
             f"<b>{place_words(profile, site, True)}</b><br>at beta {digits(beta)}, a summary of "
             f"{digits(rate.values[point])} {unit}<br>predicts {digits(kept.values[point])} {unit} "
             f"({digits(kept.low[point])} to {digits(kept.high[point])}) of "
             f"{future_words(profile, scale)}<br>"
-            f"first worth its rate at beta {digits(first)} ({digits(low)} to {digits(high)})"
+            f"first worth its rate at beta {digits(first.value)} ({digits(first.low)} to "
+            f"{digits(first.high)})"
             for point, beta in enumerate(frontier.betas)
         ]
         line = go.Scatter(

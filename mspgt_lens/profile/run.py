@@ -12,14 +12,8 @@ import torch
 from jaxtyping import Int
 from tqdm.auto import tqdm
 
-from mspgt_lens.gathering import (
-    HIDDEN_SHARE,
-    add_batch,
-    calibrate,
-    kept_memory,
-    make_batch,
-    make_batches,
-)
+from mspgt_lens.folds import balanced_folds, stable_hash
+from mspgt_lens.gathering import HIDDEN_SHARE, add_batch, calibrate, make_batch, make_batches
 from mspgt_lens.information.channel import check_noise
 from mspgt_lens.information.lens import logit_lens_relevance, ridge_lens_relevance
 from mspgt_lens.information.readers import read_targets
@@ -32,16 +26,9 @@ from mspgt_lens.profile.curves import (
     small_sample_warnings,
     token_curve,
 )
+from mspgt_lens.profile.memory import kept_memory
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.prompts import (
-    Prompt,
-    PromptDataset,
-    balanced_folds,
-    check_prompt,
-    count_tokens,
-    n_ordinary,
-    stable_hash,
-)
+from mspgt_lens.prompts import Prompt, PromptDataset, check_prompt, count_tokens, n_ordinary
 from mspgt_lens.results import CannotMeasure
 from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import check_bands
