@@ -30,7 +30,7 @@ from mspgt_lens.scales.synthetic import DRIFTS, Drift  # noqa: E402
 
 
 def print_seconds() -> None:
-    signals = ml.synthetic_signals(30, 8, seed=1).signals
+    signals = ml.synthetic.synthetic_signals(30, 8, seed=1).signals
     for label in ("first call, plans made", "later calls"):
         start = time.perf_counter()
         ml.segment_blocks(signals, n_draws=1000, n_bootstraps=200)
@@ -61,7 +61,7 @@ def cases() -> list[dict[str, object]]:
 
 
 def one(case: dict[str, object], n_simulations: int) -> str:
-    result = ml.power(**case, n_simulations=n_simulations)
+    result = ml.synthetic.power(**case, n_simulations=n_simulations)
     chosen = " ".join(f"{share:.3f}" for share in result.chosen.values())
     full = {"n_signals": 8, "effect": 2.0, "n_boundaries": 2, "drift": "flat"}
     full |= {"autocorrelation": 0.0, "correlation": 0.0} | case
@@ -134,7 +134,7 @@ def _told(
     critical = np.quantile(nulls, 0.95)
     rejected = located = 0
     for seed in range(n_simulations):
-        made = ml.synthetic_signals(n_layers, n_signals, drift=drift, seed=seed)
+        made = ml.synthetic.synthetic_signals(n_layers, n_signals, drift=drift, seed=seed)
         squares = taken(made.signals)
         rejected += squares.max() > critical
         found = np.array(places[int(squares.argmax())])

@@ -32,11 +32,11 @@ from mspgt_lens.scales.segments import _sharpness, compare_with_drift  # noqa: E
 from mspgt_lens.theory import effect_predictions as about_effects  # noqa: E402
 from mspgt_lens.theory import partition_predictions as about_boundaries  # noqa: E402
 
-Judge = Callable[[Sequence[ml.ModelResults]], ml.Verdict]
+Judge = Callable[[Sequence[ml.results.ModelResults]], ml.results.Verdict]
 _POOL = 100
 
 
-def first_family(results: Sequence[ml.ModelResults]) -> ml.Verdict:
+def first_family(results: Sequence[ml.results.ModelResults]) -> ml.results.Verdict:
     return about_boundaries.dominance(results)[0]
 
 
@@ -76,7 +76,7 @@ def evidence_pool(effect: float) -> list[dict[str, Any]]:
     pool = []
     plan = search_plan(30, 2)
     for seed in range(_POOL):
-        made = ml.synthetic_signals(
+        made = ml.synthetic.synthetic_signals(
             30,
             10,
             n_boundaries=2 if effect else 0,
@@ -96,11 +96,11 @@ def evidence_pool(effect: float) -> list[dict[str, Any]]:
 
 
 def with_evidence(
-    results: Sequence[ml.ModelResults],
+    results: Sequence[ml.results.ModelResults],
     trained: list[dict[str, Any]],
     untrained: list[dict[str, Any]],
     rng: np.random.Generator,
-) -> list[ml.ModelResults]:
+) -> list[ml.results.ModelResults]:
     """Models whose partitions, and whose twins', say what the boundary test said of some draw."""
 
     def tested(pool: list[dict[str, Any]], partition: ml.ScalePartition) -> ml.ScalePartition:
@@ -139,7 +139,9 @@ def existence_cases(wanted: str) -> Iterator[tuple[str, str, str, Judge, dict[st
         yield "P1", truth, right, partial(tested_existence, effect=effect, twin=twin), {}
 
 
-def tested_existence(results: Sequence[ml.ModelResults], effect: float, twin: float) -> ml.Verdict:
+def tested_existence(
+    results: Sequence[ml.results.ModelResults], effect: float, twin: float
+) -> ml.results.Verdict:
     rng = np.random.default_rng(results[0].n_parameters)
     trained, untrained = evidence_pool(effect), evidence_pool(twin)
     return about_boundaries.existence(with_evidence(results, trained, untrained, rng))
@@ -155,7 +157,7 @@ def print_rates(
     n_draws: int,
 ) -> None:
     found = Counter(
-        judge(ml.synthetic_models(3, n_per_family, **made, seed=seed)).verdict
+        judge(ml.synthetic.synthetic_models(3, n_per_family, **made, seed=seed)).verdict
         for seed in range(n_draws)
     )
     shares = [found[kind] / n_draws for kind in ("supported", "refuted", "inconclusive")]
@@ -184,7 +186,7 @@ def print_recovery(n_draws: int) -> None:
         for _ in range(n_draws):
             placed = np.rint(np.sort(exact + rng.standard_normal(exact.shape)))
             placed = placed.clip(0, np.array(depths)[:, None])
-            fits.append(ml.fit_water_filling(placed, np.array(depths)).to_dataframe())
+            fits.append(ml.theory.fit_water_filling(placed, np.array(depths)).to_dataframe())
         for quantity, (name, values) in true.items():
             own = [f[f["quantity"] == quantity] for f in fits]
             found, low, high = (np.array([f[end] for f in own]) for end in ("value", "low", "high"))

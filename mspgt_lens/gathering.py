@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.moments import (
@@ -26,7 +27,6 @@ from mspgt_lens.moments import (
     merge_samples,
 )
 from mspgt_lens.prompts import Prompt, stack_rows
-from mspgt_lens.results import CannotMeasure
 from mspgt_lens.targets import BatchTargets, batch_targets, masked_targets
 
 # Share of an encoder's ordinary tokens that are hidden from it, as in its training.

@@ -86,7 +86,7 @@ class PromptDataset:
             return self
         return PromptDataset(lambda: iter(own))
 
-    def shuffled(self, special: Collection[int], seed: int = 0) -> PromptDataset:
+    def shuffled(self, special: Collection[int], *, seed: int = 0) -> PromptDataset:
         """The same prompts with each one's ordinary tokens in random order.
 
         Args:

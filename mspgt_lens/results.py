@@ -1,160 +1,86 @@
-"""Results: frozen, self-describing, saved as safetensors with a JSON header (never pickled)."""
+"""Every kind of result, and :func:`load_result` for a file of any kind."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import os
+from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from jaxtyping import Float
+from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import Result
+from mspgt_lens.estimates import Curve, Estimate
+from mspgt_lens.generation.results import GenerationEffects
+from mspgt_lens.hvib.results import Grid, HvibFit
+from mspgt_lens.information.frontier import Frontier
+from mspgt_lens.partition import ScalePartition, Support
+from mspgt_lens.patching.results import PatchSweep, ScalePatch
+from mspgt_lens.perturbation.brittleness import Brittleness
+from mspgt_lens.perturbation.dependence import TokenClasses
+from mspgt_lens.perturbation.dissociation import Dissociation
+from mspgt_lens.perturbation.perturbing import PerturbationEffects
+from mspgt_lens.perturbation.residuals import ResidualStatistics
+from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.scales.detection import Stability
+from mspgt_lens.scales.synthetic import Power, SyntheticSignals
+from mspgt_lens.storage import saved_kind
+from mspgt_lens.studies.analysis import Analysis
+from mspgt_lens.studies.comparison import Comparison
+from mspgt_lens.studies.emergence import Emergence
+from mspgt_lens.theory.dominance import VarianceShares
+from mspgt_lens.theory.verdicts import ModelResults, Verdict, Verdicts
+from mspgt_lens.theory.waterfilling import WaterFilling
 
-from mspgt_lens.contract import Result, interval, tidy
+__all__ = [
+    "Analysis",
+    "Brittleness",
+    "Comparison",
+    "Curve",
+    "Dissociation",
+    "Emergence",
+    "Estimate",
+    "Frontier",
+    "GenerationEffects",
+    "Grid",
+    "HvibFit",
+    "LayerProfile",
+    "ModelResults",
+    "PatchSweep",
+    "PerturbationEffects",
+    "Power",
+    "ResidualStatistics",
+    "Result",
+    "ScalePartition",
+    "ScalePatch",
+    "Stability",
+    "Support",
+    "SyntheticSignals",
+    "TokenClasses",
+    "VarianceShares",
+    "Verdict",
+    "Verdicts",
+    "WaterFilling",
+    "load_result",
+]
 
-Unit = Literal["nats", "bits"]
-NATS_PER_BIT = float(np.log(2.0))
 
+@in_own_state
+def load_result(path: str | os.PathLike[str]) -> Result:
+    """Read a saved result of any kind.
 
-class CannotMeasure(ValueError):  # noqa: N818 - says what is so, as the name of a finding
-    """The model, or the text, does not admit what was asked: nothing is wrong with the call.
+    Args:
+        path: What a result's ``save`` wrote: a file, or the folder of an analysis.
 
-    An encoder has no next token to perturb; prompts may be too short, or documents too few. Callers
-    that measure many things skip what raises this, and nothing else.
+    Returns:
+        The result, of the class that was saved.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds no result of this package.
     """
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Curve(Result):
-    """One quantity along depth, with its 95% interval.
-
-    Attributes:
-        values: The estimate at each point, shape ``[point]``.
-        low: Lower end of the 95% interval, shape ``[point]``.
-        high: Upper end of the 95% interval, shape ``[point]``.
-        unit: Unit of all three, such as ``"nats"`` or ``"tokens"``.
-        guarantee: One sentence: what the number is, and what it bounds.
-        by_fold: What each fold of groups says on its own (a jackknife pseudo-value where the
-            quantity is not a mean), shape ``[fold, point]``; None where that is not known.
-    """
-
-    values: Float[np.ndarray, " point"]
-    low: Float[np.ndarray, " point"]
-    high: Float[np.ndarray, " point"]
-    unit: str
-    guarantee: str
-    by_fold: Float[np.ndarray, "fold point"] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("values", "low", "high"):
-            array = np.array(getattr(self, name), dtype=np.float64)
-            if array.ndim != 1 or not np.isfinite(array).all():
-                raise ValueError(f"Curve: {name} must be a finite vector, got {array!r}")
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
-        if self.by_fold is not None:
-            folds = np.array(self.by_fold, dtype=np.float64)
-            if folds.ndim != 2 or folds.shape[1] != len(self.values):
-                raise ValueError(
-                    f"Curve: by_fold must have shape [fold, {len(self.values)}], got {folds.shape}"
-                )
-            folds.flags.writeable = False
-            object.__setattr__(self, "by_fold", folds)
-        if not len(self.values) == len(self.low) == len(self.high):
-            raise ValueError("Curve: values, low and high must have the same length")
-        if (self.low > self.values).any() or (self.values > self.high).any():
-            raise ValueError("Curve: the interval must hold the value at every point")
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def heading(self) -> str:
-        """Length, unit and range."""
-        return f"Curve of {len(self)} points in {self.unit}"
-
-    def findings(self) -> list[str]:
-        """The ends, the highest point, and what the numbers are."""
-        if not len(self):
-            return [self.guarantee]
-        top = int(np.argmax(self.values))
-        first, highest, last = (
-            interval(self.values[i], self.low[i], self.high[i]) for i in (0, top, -1)
-        )
-        return [
-            f"First {first}, highest {highest} at point {top}, last {last}; 95% intervals.",
-            self.guarantee,
-        ]
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per point: ``point, value, low, high, unit``."""
-        columns = {"value": self.values, "low": self.low, "high": self.high, "unit": self.unit}
-        return tidy({"point": np.arange(len(self)), **columns})
-
-    def to(self, unit: Unit) -> Curve:
-        """The same curve in nats or bits.
-
-        Raises:
-            ValueError: If the curve is not an information quantity.
-        """
-        if unit not in ("nats", "bits"):
-            raise ValueError(f"unit must be 'nats' or 'bits', got {unit!r}")
-        if self.unit not in ("nats", "bits"):
-            raise ValueError(f"only information converts to {unit}; this curve is in {self.unit!r}")
-        if unit == self.unit:
-            return self
-        factor = NATS_PER_BIT if unit == "nats" else 1.0 / NATS_PER_BIT
-        return Curve(
-            self.values * factor,
-            self.low * factor,
-            self.high * factor,
-            unit,
-            self.guarantee,
-            None if self.by_fold is None else self.by_fold * factor,
-        )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Estimate(Result):
-    """One number with its 95% interval.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end of the 95% interval.
-        high: Upper end of the 95% interval.
-        unit: Unit of all three, such as ``"nats"``.
-        guarantee: One sentence: what the number is, and what it bounds.
-        p_value: Of the null hypothesis that ``guarantee`` names, or None where none was tested.
-        warnings: What a reader has to know before trusting the number.
-    """
-
-    value: float
-    low: float
-    high: float
-    unit: str
-    guarantee: str
-    p_value: float | None = None
-    warnings: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.value <= self.high:
-            raise ValueError(
-                f"Estimate: the interval must hold the value, got {self.value} outside "
-                f"{self.low} to {self.high}"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} {self.unit} ({self.low:.4g} to {self.high:.4g})"
-
-    def heading(self) -> str:
-        """The number with its interval."""
-        tested = "" if self.p_value is None else f", p = {self.p_value:.3g}"
-        return f"Estimate: {self}{tested}"
-
-    def findings(self) -> list[str]:
-        """What the number is."""
-        return [self.guarantee]
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row: ``value, low, high, unit, p_value``."""
-        names = ("value", "low", "high", "unit", "p_value")
-        table = tidy({name: getattr(self, name) for name in names}, 1)
-        return table.astype({"p_value": "float64"})
+    if Path(path).is_dir():
+        return Analysis.load(path)
+    kind = saved_kind(path)
+    known = {name: globals()[name] for name in __all__ if name != "load_result"}
+    if kind not in known or not issubclass(known[kind], Result):
+        raise ValueError(f"path: {path} must hold one of {', '.join(known)}, got {kind!r}")
+    result: Result = known[kind].load(path)
+    return result

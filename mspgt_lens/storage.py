@@ -62,6 +62,19 @@ def write_result(
     return file
 
 
+def saved_kind(path: str | os.PathLike[str]) -> str:
+    """Name of the class of the result that a file holds; empty where it holds something else.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read.
+    """
+    file = Path(path) if Path(path).is_file() else _with_suffix(path)
+    if not file.exists():
+        raise FileNotFoundError(f"path: no saved result at {file}")
+    return str(_opened(file, "result")[0].get("kind", ""))
+
+
 def read_result(
     path: str | os.PathLike[str], kind: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -74,12 +87,7 @@ def read_result(
     file = Path(path) if Path(path).is_file() else _with_suffix(path)
     if not file.exists():
         raise FileNotFoundError(f"path: no saved {kind} at {file}")
-    try:
-        with safe_open(file, framework="np") as opened:
-            header = json.loads((opened.metadata() or {}).get(_HEADER, "{}"))
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"path: {file} is not a saved {kind} ({error})") from error
+    header, arrays = _opened(file, kind)
     if header.get("kind") != kind or header.get("format") != _FORMAT:
         raise ValueError(
             f"path: {file} must hold a {kind} of format {_FORMAT}, got "
@@ -172,6 +180,15 @@ def package_versions() -> dict[str, str]:
     """Versions of the packages that decide a result's numbers."""
     names = ("mspgt-lens", "transformer-lens", "transformers", "torch", "numpy", "scipy")
     return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
+
+
+def _opened(file: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        with safe_open(file, framework="np") as opened:
+            header = json.loads((opened.metadata() or {}).get(_HEADER, "{}"))
+            return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"path: {file} is not a saved {kind} ({error})") from error
 
 
 def _with_suffix(path: str | os.PathLike[str]) -> Path:

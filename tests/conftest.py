@@ -20,6 +20,7 @@ with install_import_hook("mspgt_lens", "shapes.check_shapes"):
     import mspgt_lens
     from mspgt_lens.models.loading import INSTALL, PACKAGE
 
+from profiles import model, profile, ragged, told  # noqa: F401 - fixtures of several modules
 from tiny import tiny_model
 
 

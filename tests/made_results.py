@@ -29,7 +29,7 @@ def made_results() -> dict[str, Result]:
             profile=replace(one.profile, model_name=f"{HOSTILE} {number}"),
             partition=replace(one.partition, model_name=f"{HOSTILE} {number}"),
         )
-        for number, one in enumerate(ml.synthetic_models(2, 4))
+        for number, one in enumerate(ml.synthetic.synthetic_models(2, 4))
     ]
     verdicts = ml.evaluate_predictions(models)
     comparison = ml.compare_models(models)
@@ -47,9 +47,9 @@ def made_results() -> dict[str, Result]:
         made_fit(rng).distortion,
         profile,
         partition,
-        ml.Stability({"first": partition, HOSTILE: replace(partition, boundaries=(3, 6))}),
-        ml.synthetic_signals(10, 3),
-        ml.Power(0.5, {0: 0.5, 1: 0.25, 2: 0.25, 3: 0.0}, 0.25, 40),
+        ml.results.Stability({"first": partition, HOSTILE: replace(partition, boundaries=(3, 6))}),
+        ml.synthetic.synthetic_signals(10, 3),
+        ml.results.Power(0.5, {0: 0.5, 1: 0.25, 2: 0.25, 3: 0.0}, 0.25, 40),
         made_sweep(rng),
         made_scale_patch(rng),
         brittleness,
@@ -63,9 +63,9 @@ def made_results() -> dict[str, Result]:
         verdicts,
         comparison,
         comparison.shares,
-        ml.Emergence((0, "last"), (profile, profile), (partition, None)),
-        ml.fit_water_filling(placed, depths),
-        ml.Analysis(
+        ml.results.Emergence((0, "last"), (profile, profile), (partition, None)),
+        ml.theory.fit_water_filling(placed, depths),
+        ml.results.Analysis(
             profile,
             partition,
             random_weights=replace(partition, control="random_weights"),
@@ -84,21 +84,21 @@ def made_results() -> dict[str, Result]:
 
 def made_partition() -> ml.ScalePartition:
     """Of 12 blocks, in a deviation of 1."""
-    signals = ml.synthetic_signals(12, 3, seed=1).signals
+    signals = ml.synthetic.synthetic_signals(12, 3, seed=1).signals
     found = ml.segment_blocks(signals, names=["a", "b", HOSTILE], n_draws=99, n_bootstraps=20)
     assert len(found.boundaries) == 2
     return replace(found, model_name=HOSTILE, warnings=NOTES)
 
 
-def made_fit(rng: np.random.Generator) -> ml.HvibFit:
+def made_fit(rng: np.random.Generator) -> ml.results.HvibFit:
     """Two sites, three betas."""
 
-    def grid() -> ml.Grid:
+    def grid() -> ml.results.Grid:
         values = rng.random((2, 3))
-        return ml.Grid(values, values - 0.1, values + 0.1, "nats", "Made up.")
+        return ml.results.Grid(values, values - 0.1, values + 0.1, "nats", "Made up.")
 
     scales = ("local", "global")
-    return ml.HvibFit(
+    return ml.results.HvibFit(
         model_name=HOSTILE,
         sites=(0, 4),
         taps={},
@@ -119,11 +119,11 @@ def made_fit(rng: np.random.Generator) -> ml.HvibFit:
     )
 
 
-def made_sweep(rng: np.random.Generator) -> ml.PatchSweep:
+def made_sweep(rng: np.random.Generator) -> ml.results.PatchSweep:
     """Four blocks, three positions, two pairs."""
     by_pair = rng.standard_normal((2, 4, 3))
     metric = by_pair.mean(axis=0)
-    return ml.PatchSweep(
+    return ml.results.PatchSweep(
         model_name=HOSTILE,
         place="resid_pre",
         direction="denoise",
@@ -147,10 +147,10 @@ def made_sweep(rng: np.random.Generator) -> ml.PatchSweep:
     )
 
 
-def made_scale_patch(rng: np.random.Generator) -> ml.ScalePatch:
+def made_scale_patch(rng: np.random.Generator) -> ml.results.ScalePatch:
     """Three segments."""
     effect = np.array([0.1, 0.7, 0.2])
-    return ml.ScalePatch(
+    return ml.results.ScalePatch(
         model_name=HOSTILE,
         direction="denoise",
         metric_name="logit_difference",
@@ -168,9 +168,9 @@ def made_scale_patch(rng: np.random.Generator) -> ml.ScalePatch:
     )
 
 
-def made_classes(rng: np.random.Generator) -> ml.TokenClasses:
+def made_classes(rng: np.random.Generator) -> ml.results.TokenClasses:
     """Thirty tokens, some of which depend on no context."""
-    return ml.TokenClasses(
+    return ml.results.TokenClasses(
         model_name=HOSTILE,
         bands={"local": (1, 1), "intermediate": (2, 16), "global": (17, 48)},
         threshold=0.5,
@@ -184,9 +184,9 @@ def made_classes(rng: np.random.Generator) -> ml.TokenClasses:
     )
 
 
-def made_statistics() -> ml.ResidualStatistics:
+def made_statistics() -> ml.results.ResidualStatistics:
     """Two blocks of width 3."""
-    return ml.ResidualStatistics(
+    return ml.results.ResidualStatistics(
         deviation=torch.ones(2, 3),
         factor=torch.eye(3).repeat(2, 1, 1),
         rms=torch.tensor([1.0, 2.0]),

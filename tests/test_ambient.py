@@ -172,9 +172,9 @@ CALLS = {
     "boundary_signals": lambda t: ml.boundary_signals(t["profile_layers"]),
     "channel_rate": lambda t: ml.channel_rate(np.cov(t.rows[0].T)),
     "compare_models": lambda t: ml.compare_models(t["synthetic_models"]),
-    "depth_variation": lambda t: ml.depth_variation(t.depths / t.n_layers[:, None]),
+    "depth_variation": lambda t: ml.theory.depth_variation(t.depths / t.n_layers[:, None]),
     "detect_scales": lambda t: ml.detect_scales(profile=t["profile_layers"], **DRAWS),
-    "emergence": lambda t: ml.emergence(
+    "emergence": lambda t: ml.studies.emergence(
         [(0, t.model), (1, t.model)], t.prompts, profile_settings=QUICK, progress=False, **DRAWS
     ),
     "evaluate_predictions": lambda t: ml.evaluate_predictions(t["synthetic_models"]),
@@ -184,7 +184,7 @@ CALLS = {
     "fit_hvib_arrays": lambda t: ml.fit_hvib_arrays(
         t.rows[:1], {"y": t.rows[1]}, betas=(3.0, 12.0), n_steps=20, **QUIET
     ),
-    "fit_water_filling": lambda t: ml.fit_water_filling(t.depths, t.n_layers),
+    "fit_water_filling": lambda t: ml.theory.fit_water_filling(t.depths, t.n_layers),
     "generation_effects": lambda t: ml.generation_effects(
         t.model,
         [text[:60] for text in t.texts[:4]],
@@ -195,12 +195,12 @@ CALLS = {
         n_controls=1,
         **QUIET,
     ),
-    "half_depth": lambda t: ml.half_depth(t["profile_layers"].predicted["intermediate"]),
-    "held_out_errors": lambda t: ml.held_out_errors(t.depths, t.n_layers),
+    "half_depth": lambda t: ml.theory.half_depth(t["profile_layers"].predicted["intermediate"]),
+    "held_out_errors": lambda t: ml.theory.held_out_errors(t.depths, t.n_layers),
     "load_demo_model": None,  # Of the real model: below.
     "load_model": lambda t: [p.detach() for p in ml.load_model(str(t.folder)).parameters()],
     "load_passages": lambda t: ml.load_passages(),
-    "log_brittleness": lambda t: ml.log_brittleness(t["measure_brittleness"]),
+    "log_brittleness": lambda t: ml.theory.log_brittleness(t["measure_brittleness"]),
     "measure_brittleness": lambda t: ml.measure_brittleness(
         t.model, t.few, PART, levels=(0.1, 0.2), **QUIET
     ),
@@ -216,20 +216,20 @@ CALLS = {
     "patch_scales": lambda t: ml.patch_scales(t.model, t["pairs"], t["detect_scales"], **QUIET),
     "perturb_scales": lambda t: ml.perturb_scales(t.model, t.few, PART, n_controls=2, **QUIET),
     "plot_boundaries": lambda t: ml.plot_boundaries(t["detect_scales"]),
-    "plot_brittleness": lambda t: ml.plot_brittleness(t["measure_brittleness"]),
-    "plot_comparison": lambda t: ml.plot_comparison(t["compare_models"]),
-    "plot_effects": lambda t: ml.plot_effects(t["perturb_scales"]),
-    "plot_effects texts": lambda t: ml.plot_effects(t["generation_effects"]),
-    "plot_emergence": lambda t: ml.plot_emergence(t["emergence"]),
-    "plot_hvib": lambda t: ml.plot_hvib(t["fit_hvib"]),
-    "plot_information_plane": lambda t: ml.plot_information_plane(t["profile_layers"]),
-    "plot_patching": lambda t: ml.plot_patching(t["patch_layers"]),
+    "plot_brittleness": lambda t: ml.plots.plot_brittleness(t["measure_brittleness"]),
+    "plot_comparison": lambda t: ml.plots.plot_comparison(t["compare_models"]),
+    "plot_effects": lambda t: ml.plots.plot_effects(t["perturb_scales"]),
+    "plot_effects texts": lambda t: ml.plots.plot_effects(t["generation_effects"]),
+    "plot_emergence": lambda t: ml.plots.plot_emergence(t["emergence"]),
+    "plot_hvib": lambda t: ml.plots.plot_hvib(t["fit_hvib"]),
+    "plot_information_plane": lambda t: ml.plots.plot_information_plane(t["profile_layers"]),
+    "plot_patching": lambda t: ml.plots.plot_patching(t["patch_layers"]),
     "plot_profile": lambda t: ml.plot_profile(t["profile_layers"]),
-    "plot_scale_map": lambda t: ml.plot_scale_map(t["profile_layers"]),
-    "plot_scale_patch": lambda t: ml.plot_scale_patch(t["patch_scales"]),
-    "plot_stability": lambda t: ml.plot_stability(t["stability"]),
-    "plot_dissociation": lambda t: ml.plot_dissociation(t["measure_dissociation"]),
-    "power": lambda t: ml.power(8, 3, n_simulations=2, n_draws=99),
+    "plot_scale_map": lambda t: ml.plots.plot_scale_map(t["profile_layers"]),
+    "plot_scale_patch": lambda t: ml.plots.plot_scale_patch(t["patch_scales"]),
+    "plot_stability": lambda t: ml.plots.plot_stability(t["stability"]),
+    "plot_dissociation": lambda t: ml.plots.plot_dissociation(t["measure_dissociation"]),
+    "power": lambda t: ml.synthetic.power(8, 3, n_simulations=2, n_draws=99),
     "profile_cache": lambda t: ml.profile_cache(t.model, t.cache, t.tokens, **QUICK),
     "profile_layers": lambda t: ml.profile_layers(t.model, t.prompts, **QUICK, **QUIET),
     "profile_layers random": lambda t: ml.profile_layers(
@@ -240,20 +240,20 @@ CALLS = {
         t.model, t.prompts, PART, t["token_classes"], perturbation=ml.Perturbation("skip"), **QUIET
     ),
     "segment_blocks": lambda t: ml.segment_blocks(t["synthetic_signals"].signals, **DRAWS),
-    "stability": lambda t: ml.stability(
+    "stability": lambda t: ml.studies.stability(
         t.model, [t.prompts], halves=False, profile_settings=QUICK, seeds=(0, 1), **QUIET, **DRAWS
     ),
-    "synthetic_models": lambda t: ml.synthetic_models(2, 4),
-    "synthetic_signals": lambda t: ml.synthetic_signals(12),
+    "synthetic_models": lambda t: ml.synthetic.synthetic_models(2, 4),
+    "synthetic_signals": lambda t: ml.synthetic.synthetic_signals(12),
     "tasks.induction": lambda t: ml.tasks.induction(t.model, 4),
     "token_classes": lambda t: ml.classify_tokens(
         t.model, t.prompts, bands=FAR, threshold=0.1, **QUIET
     ),
-    "variance_shares": lambda t: ml.variance_shares(
+    "variance_shares": lambda t: ml.theory.variance_shares(
         t.depths / t.n_layers[:, None], list("aaabbb"), [1, 2, 3, 4, 5, 6], n_permutations=19
     ),
-    "water_fill": lambda t: ml.water_fill(12, **t.rates),
-    "water_fill_whole": lambda t: ml.water_fill_whole(12, **t.rates),
+    "water_fill": lambda t: ml.theory.water_fill(12, **t.rates),
+    "water_fill_whole": lambda t: ml.theory.water_fill_whole(12, **t.rates),
     "write_report": lambda t: UNIQUE.sub(
         "",
         ml.write_report(
@@ -321,7 +321,8 @@ def test_the_numbers_are_the_same_and_the_state_is_left(things, name, names):
 
 
 def test_every_public_function_is_called_here_and_has_its_own_state():
-    public = {name: getattr(ml, name) for name in ml.__all__}
+    spaces = (ml, ml.plots, ml.results, ml.studies, ml.synthetic, ml.theory)
+    public = {name: getattr(space, name) for space in spaces for name in space.__all__}
     public |= {f"tasks.{name}": getattr(ml.tasks, name) for name in TASKS}
     functions = {name for name, value in public.items() if isinstance(value, FunctionType)}
     # The caller's own code runs inside it, in the caller's state.

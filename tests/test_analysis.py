@@ -65,7 +65,7 @@ def test_results_are_those_of_the_functions_themselves(found, model):
 
 def test_what_is_saved_comes_back(found, folder, tmp_path):
     for path in (folder, found.save(tmp_path / "copy")):
-        again = ml.Analysis.load(path)
+        again = ml.results.Analysis.load(path)
         for name in ("profile", "partition", "random_weights", "brittleness", "effects"):
             one, other = getattr(again, name), getattr(found, name)
             assert one.to_dataframe().equals(other.to_dataframe())
@@ -82,7 +82,7 @@ def test_an_interrupted_analysis_goes_on_where_it_stopped(found, model, tmp_path
         (tmp_path / f"{name}.safetensors").unlink(missing_ok=True)
     (tmp_path / "analysis.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no saved Analysis"):
-        ml.Analysis.load(tmp_path)
+        ml.results.Analysis.load(tmp_path)
 
     def again(*args, **kwargs):
         raise AssertionError("a step that was there is taken again")
@@ -116,7 +116,7 @@ def test_a_folder_that_save_wrote_is_gone_on_with(found, model, tmp_path, monkey
     with pytest.raises(ValueError, match="another model, other prompts or other settings"):
         ml.analyze(model, texts(), folder=tmp_path / "copy", **SMALL | {"seed": 1})
     # What came back from files, and goes into others, is the same analysis.
-    ml.Analysis.load(tmp_path / "copy").save(tmp_path / "twice")
+    ml.results.Analysis.load(tmp_path / "copy").save(tmp_path / "twice")
     assert ml.analyze(model, texts(), folder=tmp_path / "twice", **SMALL).profile == found.profile
 
 
@@ -142,7 +142,7 @@ def test_an_interruption_leaves_what_is_done(model, tmp_path, monkeypatch):
         ml.analyze(model, texts(), folder=tmp_path, **SMALL)
     assert (tmp_path / "profile.safetensors").exists()
     with pytest.raises(FileNotFoundError, match="was not finished: it has no partition"):
-        ml.Analysis.load(tmp_path)
+        ml.results.Analysis.load(tmp_path)
     assert not any(hook for point in model.hook_dict.values() for hook in point.fwd_hooks)
 
 

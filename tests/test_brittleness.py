@@ -36,7 +36,7 @@ def made(rng=None, slopes=(1, 1, 2, 2, 6, 6, 0.5, 1, 3), n_groups=16, spread=0.5
     kl = slope[:, None] * level[:, None, None] ** 2 * factor
     agreement = np.broadcast_to(1 / (1 + level[:, None, None] ** 2), shape)
     by_group = np.stack([kl, kl, agreement], axis=-1)
-    return ml.Brittleness("made/up", 6, SEGMENTS, SHAPES, tuple(levels), by_group)
+    return ml.results.Brittleness("made/up", 6, SEGMENTS, SHAPES, tuple(levels), by_group)
 
 
 def test_known_slopes_and_ratios_are_recovered_and_covered():
@@ -138,7 +138,7 @@ def test_slopes_join_the_boundary_signals():
 
 def test_brittleness_is_kept_as_it_is(tmp_path):
     one = replace(made(), warnings=("note",))
-    loaded = ml.Brittleness.load(one.save(tmp_path / "kept"))
+    loaded = ml.results.Brittleness.load(one.save(tmp_path / "kept"))
     assert loaded.to_dataframe().equals(one.to_dataframe())
     assert (loaded.shapes, loaded.levels, loaded.segments, loaded.warnings) == (
         one.shapes,

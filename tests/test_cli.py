@@ -113,7 +113,7 @@ def test_patch_writes_a_report_with_the_strongest_cells(tiny_by_name, tmp_path, 
     for words in ("logit_difference", "10 pairs", "p (Holm)", "95% interval", str(out)):
         assert words in shown
     assert "Patching one attention head" in out.read_text()
-    assert ml.PatchSweep.load(saved).site == "z"
+    assert ml.results.PatchSweep.load(saved).site == "z"
     assert cli.main(["patch", "tiny", "--task", "induction", "--no-progress", *files[2:4]]) == 0
     assert cli.main(["patch", "tiny", "--task", "induction", "--n-pairs", "0"]) == 2
     assert "n_pairs at least 1" in capsys.readouterr().err
@@ -177,7 +177,7 @@ def test_brittleness_prints_slopes_and_writes_its_figures(tiny_by_name, texts, t
     for words in ("tiny-llama: 5 documents", "equal energy", "local / global", str(out)):
         assert words in shown
     assert "Slopes and half levels" in out.read_text()
-    kept = ml.Brittleness.load(tmp_path / "kept")
+    kept = ml.results.Brittleness.load(tmp_path / "kept")
     assert (kept.levels, kept.settings["n_groups"]) == ((0.05, 0.1), 5)
     assert kept.settings["n_positions"] == 5 * (12 - 4)
     assert cli.main(["brittleness", "tiny", *files, "--blocks", "3,1", "--no-progress"]) == 2
@@ -211,8 +211,8 @@ def test_analyze_takes_models_one_after_the_other_and_compares_them(
         assert words in shown
     for path in ("one/report.html", "two/report.html", "report.html"):
         assert (out / path).read_text().startswith("<!DOCTYPE html>")
-    assert ml.Analysis.load(out / "two").family == "B"
-    assert ml.Verdicts.load(out / "verdicts").models == ("one", "two")
+    assert ml.results.Analysis.load(out / "two").family == "B"
+    assert ml.results.Verdicts.load(out / "verdicts").models == ("one", "two")
     # What is there is not measured again, and one model that fails does not take the others along.
     assert cli.main(["analyze", "one", "two", "three", *files, *sizes]) == 2
     shown = capsys.readouterr()

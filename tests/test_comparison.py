@@ -14,7 +14,7 @@ from mspgt_lens.plots.look import SCALE_COLORS
 
 @pytest.fixture(scope="module")
 def results():
-    return ml.synthetic_models(2, 4)
+    return ml.synthetic.synthetic_models(2, 4)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ def test_tables_hold_what_was_measured(results, comparison):
         np.testing.assert_allclose([found.value, found.low, found.high], expected)
     family = comparison.families.set_index("family").loc["family 1"]
     depths = np.array([r.depths for r in results[:4]])
-    assert family["cv"] == pytest.approx(ml.depth_variation(depths).value)
+    assert family["cv"] == pytest.approx(ml.theory.depth_variation(depths).value)
     sizes = [r.n_parameters for r in results]
-    shares = ml.variance_shares(
+    shares = ml.theory.variance_shares(
         np.array([r.depths for r in results]), [r.family for r in results], sizes
     )
     assert comparison.shares == shares
@@ -81,7 +81,7 @@ def test_ratios_and_their_intervals(results, comparison):
 
 
 def test_saved_and_loaded(comparison, tmp_path):
-    again = ml.Comparison.load(comparison.save(tmp_path / "comparison"))
+    again = ml.results.Comparison.load(comparison.save(tmp_path / "comparison"))
     for name in ("models", "segments", "families", "brittleness", "ratios", "curves"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(comparison, name))
     assert again.shares == comparison.shares
@@ -89,13 +89,15 @@ def test_saved_and_loaded(comparison, tmp_path):
 
 
 def test_one_bare_model_is_enough(tmp_path):
-    (one,) = ml.synthetic_models(1, 1)
+    (one,) = ml.synthetic.synthetic_models(1, 1)
     bare = replace(one, family=None, n_parameters=None, brittleness={})
     compared = ml.compare_models([bare])
     assert compared.shares is None
     assert compared.families.empty
     assert compared.brittleness.empty
-    assert ml.plot_comparison(ml.Comparison.load(compared.save(tmp_path / "one"))).data
+    assert ml.plots.plot_comparison(
+        ml.results.Comparison.load(compared.save(tmp_path / "one"))
+    ).data
     assert len(compared.findings()) == 1
     with pytest.raises(ValueError, match="different names"):
         ml.compare_models([one, one])
@@ -111,7 +113,7 @@ def test_the_summary_says_what_is_not_supported(results):
 
 
 def test_the_figure_has_every_model_segment_and_noise_shape(results, comparison):
-    figure = ml.plot_comparison(comparison)
+    figure = ml.plots.plot_comparison(comparison)
     drawn = [t for t in figure.data if t.type == "scatter" and t.hovertext is not None]
     lines = [t for t in drawn if t.mode == "lines"]
     assert len(lines) == 4 * len(results)
@@ -129,7 +131,7 @@ def test_the_figure_has_every_model_segment_and_noise_shape(results, comparison)
 def test_hostile_names_are_shown_as_text(results):
     name = "<script>alert('x')</script>"
     profile = replace(results[0].profile, model_name=name)
-    figure = ml.plot_comparison(
+    figure = ml.plots.plot_comparison(
         ml.compare_models([replace(results[0], profile=profile, family=name), *results[1:]])
     )
     assert "<script>" not in figure.to_plotly_json()["layout"]["title"]["text"]

@@ -20,17 +20,13 @@ from made_results import HOSTILE, made_results
 
 import mspgt_lens as ml
 from mspgt_lens.contract import COLUMNS, Result
+from mspgt_lens.partition import Support
+from mspgt_lens.profile.recording import Recording
+from mspgt_lens.prompts import Passage, Prompt
 
 # What functions take rather than find, and parts that never stand alone.
-INPUTS = {
-    ml.Recording,
-    ml.Passage,
-    ml.Prompt,
-    ml.PromptDataset,
-    ml.PromptPairs,
-    ml.Perturbation,
-    ml.Support,
-}
+# What is given, and what handles a model, finds nothing itself.
+INPUTS = {Passage, Prompt, ml.PromptDataset, ml.PromptPairs, ml.Perturbation, Recording, Support}
 
 
 def classes_in(hint):
@@ -58,7 +54,8 @@ def functions_of(thing):
 
 def returned():
     """Classes of this package that public functions and methods of public classes return."""
-    found, left = set(), [getattr(ml, name) for name in ml.__all__]
+    spaces = (ml, ml.plots, ml.results, ml.studies, ml.synthetic, ml.theory)
+    found, left = set(), [getattr(space, name) for space in spaces for name in space.__all__]
     while left:
         thing = left.pop()
         for function in functions_of(thing):

@@ -168,14 +168,14 @@ def test_a_planted_diagonal_is_found_and_covered():
 def test_results_are_kept_as_they_are(spoken, tmp_path):
     model, prompts = spoken
     classes = ml.classify_tokens(model, prompts, bands=BANDS, threshold=0.1, progress=False)
-    loaded = ml.TokenClasses.load(classes.save(tmp_path / "classes"))
+    loaded = ml.results.TokenClasses.load(classes.save(tmp_path / "classes"))
     assert loaded.to_dataframe().equals(classes.to_dataframe())
     assert loaded.bands == classes.bands
     kind = ml.Perturbation("skip")
     table = ml.measure_dissociation(
         model, prompts, [2, 4], classes, perturbation=kind, progress=False
     )
-    again = ml.Dissociation.load(table.save(tmp_path / "table"))
+    again = ml.results.Dissociation.load(table.save(tmp_path / "table"))
     assert again.to_dataframe().equals(table.to_dataframe())
     assert again.interaction == table.interaction
     assert again.segments == table.segments

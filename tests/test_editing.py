@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, MORE, random_tokens, tiny_model
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.models import CannotEdit, Edit, as_adapter, edited, edited_logits
-from mspgt_lens.results import CannotMeasure
 
 TOKENS = random_tokens(3, 11)
 MASK = torch.ones_like(TOKENS, dtype=torch.bool)

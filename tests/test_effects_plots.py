@@ -64,7 +64,7 @@ def points(figure: go.Figure) -> list[go.Scatter]:
 
 def test_every_defined_effect_is_drawn_with_its_interval_and_words():
     effects = made_effects()
-    traces = points(ml.plot_effects(effects))
+    traces = points(ml.plots.plot_effects(effects))
     assert sum(len(trace.x) for trace in traces) == np.isfinite(effects.deltas).sum() == 53
     first = traces[0]
     assert first.x[0] == effects.deltas[0, 0, 0]
@@ -78,7 +78,7 @@ def test_every_defined_effect_is_drawn_with_its_interval_and_words():
 
 
 def test_segments_keep_their_colors_and_predictions_are_filled():
-    traces = points(ml.plot_effects(made_effects()))
+    traces = points(ml.plots.plot_effects(made_effects()))
     assert {trace.marker.color for trace in traces} == set(SCALE_COLORS.values())
     assert sum(bool(trace.showlegend) for trace in traces) == 3
     local = traces[0]
@@ -87,27 +87,27 @@ def test_segments_keep_their_colors_and_predictions_are_filled():
 
 
 def test_properties_share_a_row_and_controls_are_ticks():
-    figure = ml.plot_effects(made_effects())
+    figure = ml.plots.plot_effects(made_effects())
     for trace in points(figure):
         rows = np.round(trace.y)
         assert set(rows) <= set(range(1, 7))
         assert (np.abs(trace.y - rows) < 0.5).all()
     ticks = [t for t in figure.data if t.hoverinfo == "skip"]
     assert sum(len(t.x) for t in ticks) == 9 * 3 * 6
-    without = ml.plot_effects(made_effects(n_draws=0))
+    without = ml.plots.plot_effects(made_effects(n_draws=0))
     assert "random blocks" not in without.to_json()
 
 
 def test_hostile_names_are_shown_as_text(monkeypatch):
     monkeypatch.setattr(go.Figure, "show", lambda *_, **__: pytest.fail("a figure was shown"))
-    assert "<script>" not in ml.plot_effects(made_effects("<script>x</script>")).to_json()
+    assert "<script>" not in ml.plots.plot_effects(made_effects("<script>x</script>")).to_json()
 
 
-def made_perturbations(name: str = "made") -> ml.PerturbationEffects:
+def made_perturbations(name: str = "made") -> ml.results.PerturbationEffects:
     """Two kinds of perturbation of three segments, four control sets each."""
     rng = np.random.default_rng(0)
     values = rng.uniform(0.1, 2.0, (2, 3, 3))
-    return ml.PerturbationEffects(
+    return ml.results.PerturbationEffects(
         model_name=name,
         perturbations=("covariance noise 0.1", "skip"),
         segments=SEGMENTS,
@@ -124,7 +124,7 @@ def made_perturbations(name: str = "made") -> ml.PerturbationEffects:
 def test_perturbations_are_drawn_with_intervals_controls_and_words():
     effects = made_perturbations()
     for column, measure in enumerate(("kl", "cross_entropy", "agreement")):
-        figure = ml.plot_effects(effects, measure=measure)
+        figure = ml.plots.plot_effects(effects, measure=measure)
         traces = points(figure)
         assert [trace.name for trace in traces] == list(SEGMENTS)
         for number, trace in enumerate(traces):
@@ -139,11 +139,11 @@ def test_perturbations_are_drawn_with_intervals_controls_and_words():
 
 def test_what_reaches_zero_is_cut_on_a_logarithmic_axis_and_told_whole():
     effects = made_perturbations()
-    trace = points(ml.plot_effects(effects))[0]
+    trace = points(ml.plots.plot_effects(effects))[0]
     low = effects.low[0, 0, 0]
     assert "rank p" in trace.hovertext[0]
     assert (np.array(trace.x) - np.array(trace.error_x.arrayminus) > 0).all()
     assert f"{low:.3g}" in trace.hovertext[0]
     with pytest.raises(ValueError, match="measure must be one of kl, cross_entropy, agreement"):
-        ml.plot_effects(effects, measure="loss")
-    assert "<script>" not in ml.plot_effects(made_perturbations("<script>")).to_json()
+        ml.plots.plot_effects(effects, measure="loss")
+    assert "<script>" not in ml.plots.plot_effects(made_perturbations("<script>")).to_json()

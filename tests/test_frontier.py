@@ -201,7 +201,7 @@ def test_the_frontier_ends_at_the_predicted_information():
     for band in range(2):
         for site in range(2):
             by_fold = reading.correlations[:, band, site]
-            frontier = ml.Frontier(np.array([1e6]), by_fold, moments.n_read.astype(float))
+            frontier = ml.results.Frontier(np.array([1e6]), by_fold, moments.n_read.astype(float))
             predicted = reading.targets.values[2 + band, site]
             np.testing.assert_allclose(frontier.relevance.values, predicted, rtol=0.02)
     assert len(reading.correlations) == N_FOLDS

@@ -300,7 +300,7 @@ def test_a_model_is_fitted_at_every_site(tiny, tmp_path):
     np.testing.assert_allclose(
         fit.free_energy.values, fit.distortion.values + finest / np.array(fit.betas), rtol=1e-9
     )
-    assert ml.HvibFit.load(fit.save(tmp_path / "fit")) == fit
+    assert ml.results.HvibFit.load(fit.save(tmp_path / "fit")) == fit
     assert len(fit.to_dataframe()) == 10 * sum(1 for _ in fit.grids())
     again = ml.fit_hvib(model, tiny_prompts(), bands=BANDS, **QUICK, progress=False)
     assert again == fit
@@ -455,10 +455,10 @@ def test_divergence_is_an_error(signs):
 
 
 def test_the_figure_says_what_it_shows(gaussian):
-    figure = ml.plot_hvib(gaussian)
+    figure = ml.plots.plot_hvib(gaussian)
     path = figure.data[0]
     np.testing.assert_array_equal(path.x, gaussian.total_rate["y"].values[0])
     np.testing.assert_array_equal(path.y, gaussian.relevance["y"].values[0])
     assert "site 0, beta 8" in path.hovertext[4]
     assert "95% interval" in path.hovertext[4]
-    assert "bits" in ml.plot_hvib(gaussian, unit="bits").to_json()
+    assert "bits" in ml.plots.plot_hvib(gaussian, unit="bits").to_json()

@@ -17,7 +17,7 @@ ORDER = [
     "ambient",
     "storage",
     "contract",
-    "results",
+    "estimates",
     "statistics",
     "folds",
     "models",
@@ -37,8 +37,10 @@ ORDER = [
     "generation",
     "theory",
     "studies",
+    "synthetic",
     "plots",
     "report",
+    "results",
     "cli",
 ]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

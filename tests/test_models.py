@@ -12,6 +12,7 @@ import torch
 from tiny import ARCHITECTURES, MORE, N_HEADS, NORM_KINDS, random_tokens, tiny_model, tiny_tokenizer
 from torch import Tensor
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.models import (
     ModelAdapter,
     RecordedRun,
@@ -20,7 +21,6 @@ from mspgt_lens.models import (
     cache_reader,
     needed_hooks,
 )
-from mspgt_lens.results import CannotMeasure
 
 TOKENS = random_tokens(3, 11)
 MASK = torch.ones_like(TOKENS, dtype=torch.bool)

@@ -52,7 +52,7 @@ CALLS = {
         m, prompts(), bands=BANDS, n_folds=3, control="random_weights", **QUIET
     ),
     "cache": lambda m: ml.profile_cache(m, m.run_with_cache(TOKENS)[1], TOKENS, bands=BANDS),
-    "stability": lambda m: ml.stability(m, [prompts()], **QUIET),
+    "stability": lambda m: ml.studies.stability(m, [prompts()], **QUIET),
     "hvib": lambda m: ml.fit_hvib(m, prompts(), bands=BANDS, n_steps=2, **QUIET),
     "perturb": lambda m: ml.perturb_scales(m, prompts(), [1, 2], **QUIET),
     "brittleness": lambda m: ml.measure_brittleness(m, prompts(), [1, 2], **QUIET),

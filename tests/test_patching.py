@@ -548,7 +548,7 @@ def test_results_are_frozen_tidy_and_saved(
     tiny: Callable[..., Any], tmp_path: Any, method: Any
 ) -> None:
     sweep = ml.patch_layers(tiny("llama"), made_pairs(), place="z", method=method, progress=False)
-    again = ml.PatchSweep.load(sweep.save(tmp_path / "sweep"))
+    again = ml.results.PatchSweep.load(sweep.save(tmp_path / "sweep"))
     assert again == sweep
     with pytest.raises(ValueError, match="read-only"):
         sweep.effect[0] = 1.0
@@ -560,10 +560,10 @@ def test_results_are_frozen_tidy_and_saved(
     scales = ml.patch_scales(
         tiny("llama"), made_pairs(), three_segments(), n_controls=20, progress=False
     )
-    assert ml.ScalePatch.load(scales.save(tmp_path / "scales")) == scales
+    assert ml.results.ScalePatch.load(scales.save(tmp_path / "scales")) == scales
     assert list(scales.to_dataframe().segment) == ["local", "intermediate", "global"]
     with pytest.raises(ValueError, match="must hold a PatchSweep"):
-        ml.PatchSweep.load(tmp_path / "scales")
+        ml.results.PatchSweep.load(tmp_path / "scales")
 
 
 @pytest.mark.parametrize(
@@ -614,26 +614,26 @@ def test_figures_of_patching(tiny: Callable[..., Any]) -> None:
     model.tokenizer = tiny_tokenizer()
     partition = three_segments()
     sweep = ml.patch_layers(model, made_pairs(), progress=False)
-    figure = ml.plot_patching(sweep, partition)
+    figure = ml.plots.plot_patching(sweep, partition)
     heat = next(trace for trace in figure.data if trace.type == "heatmap")
     assert np.array(heat.z).shape == (N_POS, N_LAYERS)
     np.testing.assert_array_equal(heat.z, sweep.effect.T)
     assert "Intermediate" in figure.to_json()
     heads = ml.patch_layers(model, made_pairs(), place="z", direction="noise", progress=False)
-    heat = next(t for t in ml.plot_patching(heads).data if t.type == "heatmap")
+    heat = next(t for t in ml.plots.plot_patching(heads).data if t.type == "heatmap")
     strongest = np.abs(heads.effect - 1).max(axis=1).T
     np.testing.assert_allclose(np.abs(np.array(heat.z) - 1), strongest)
     scales = ml.patch_scales(model, made_pairs(), partition, n_controls=20, progress=False)
-    assert "random sets" in ml.plot_scale_patch(scales).to_json()
+    assert "random sets" in ml.plots.plot_scale_patch(scales).to_json()
     with pytest.raises(ValueError, match="partition is of 8 blocks, but the sweep is of 4"):
-        ml.plot_patching(sweep, three_segments(8))
+        ml.plots.plot_patching(sweep, three_segments(8))
 
 
 def test_tokens_in_figures_are_escaped(tiny: Callable[..., Any]) -> None:
     sweep = ml.patch_layers(tiny("llama"), made_pairs(), progress=False)
     values = {name: getattr(sweep, name) for name in sweep.__dataclass_fields__}
-    evil = ml.PatchSweep(**{**values, "tokens": ("<b>x</b>", "\n", " ", *sweep.tokens[3:])})
-    labels = ml.plot_patching(evil).layout.yaxis.ticktext
+    evil = ml.results.PatchSweep(**{**values, "tokens": ("<b>x</b>", "\n", " ", *sweep.tokens[3:])})
+    labels = ml.plots.plot_patching(evil).layout.yaxis.ticktext
     assert labels[0].startswith("&lt;b&gt;x")
     assert labels[1].startswith("\\n")
     assert labels[2].startswith("\u2423")

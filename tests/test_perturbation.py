@@ -288,7 +288,7 @@ def test_effects_are_kept_as_they_are(tiny, tmp_path):
         n_controls=2,
         progress=False,
     )
-    loaded = ml.PerturbationEffects.load(found.save(tmp_path / "effects"))
+    loaded = ml.results.PerturbationEffects.load(found.save(tmp_path / "effects"))
     assert loaded.to_dataframe().equals(found.to_dataframe())
     assert loaded.segments == found.segments
     assert dict(loaded.settings) == dict(found.settings)

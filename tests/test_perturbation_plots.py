@@ -33,7 +33,7 @@ def made_table(name="made/up"):
 def test_every_segment_and_shape_has_its_curve_and_interval(mode, monkeypatch):
     monkeypatch.setattr(go.Figure, "show", lambda *_, **__: pytest.fail("a figure was shown"))
     one = made()
-    figure = ml.plot_brittleness(one, mode=mode)
+    figure = ml.plots.plot_brittleness(one, mode=mode)
     lines = [t for t in figure.data if t.mode == "lines+markers"]
     bands = [t for t in figure.data if t.fill == "toself"]
     # Three segments by two measures, and the slopes, for two shapes.
@@ -50,7 +50,7 @@ def test_intervals_that_reach_zero_are_cut_at_the_axis_but_told_whole():
     one = made()
     by_group = np.array(one.by_group)
     by_group[:, 0, :, 1:, 0] *= 1e-3
-    figure = ml.plot_brittleness(replace(one, by_group=by_group))
+    figure = ml.plots.plot_brittleness(replace(one, by_group=by_group))
     for trace in figure.data:
         if trace.fill == "toself" and trace.yaxis in ("y", "y2"):
             assert min(trace.y) > 0
@@ -59,12 +59,12 @@ def test_intervals_that_reach_zero_are_cut_at_the_axis_but_told_whole():
 
 def test_a_model_that_does_not_respond_is_drawn_too():
     one = made()
-    assert ml.plot_brittleness(replace(one, by_group=0 * one.by_group)).data
+    assert ml.plots.plot_brittleness(replace(one, by_group=0 * one.by_group)).data
 
 
 def test_the_table_shows_numbers_and_the_finding():
     table = made_table("<b>bold</b>")
-    figure = ml.plot_dissociation(table)
+    figure = ml.plots.plot_dissociation(table)
     heat = figure.data[0]
     np.testing.assert_allclose(np.array(heat.z, dtype=float), table.relative)
     assert f"{table.values[2, 0]:.3g} nats" in heat.text[2][0]
@@ -77,4 +77,4 @@ def test_the_table_shows_numbers_and_the_finding():
 
 def test_wrong_modes_are_named():
     with pytest.raises(ValueError, match="mode must be one of per_block, equal_energy"):
-        ml.plot_brittleness(made(), mode="both")
+        ml.plots.plot_brittleness(made(), mode="both")

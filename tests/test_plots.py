@@ -15,8 +15,8 @@ from mspgt_lens.plots.look import SCALE_COLORS
 
 FIGURES = {
     "profile": ml.plot_profile,
-    "information plane": ml.plot_information_plane,
-    "scale map": ml.plot_scale_map,
+    "information plane": ml.plots.plot_information_plane,
+    "scale map": ml.plots.plot_scale_map,
 }
 
 
@@ -47,7 +47,7 @@ def test_every_curve_has_its_values_its_interval_and_words():
     assert "95% interval" in local.hovertext[3]
 
 
-@pytest.mark.parametrize("plot", [ml.plot_profile, ml.plot_information_plane])
+@pytest.mark.parametrize("plot", [ml.plot_profile, ml.plots.plot_information_plane])
 def test_scales_keep_their_colors(plot):
     drawn = {t.line.color for t in plot(made_profile()).data if t.hovertext is not None}
     assert set(SCALE_COLORS.values()) <= drawn
@@ -71,7 +71,7 @@ def test_overlays_need_profiles_with_the_same_bands():
 
 
 def test_rows_that_cannot_be_told_from_zero_stay_blank():
-    figure = ml.plot_scale_map(made_profile(bands=ml.OFFSET_BANDS, silent=("64",)))
+    figure = ml.plots.plot_scale_map(made_profile(bands=ml.OFFSET_BANDS, silent=("64",)))
     shares = dict(zip(figure.data[0].y, figure.data[0].z, strict=True))
     blank = [label for label, row in shares.items() if all(value is None for value in row)]
     assert blank == ["64  (not above 0)"]

@@ -101,7 +101,9 @@ def test_advice_depends_on_the_floor():
     levels = np.array([0.1, 0.2])
     kl = np.array([1.0, 8.0])[None, :, None, None] * np.ones((1, 2, 3, 4))
     by_group = np.stack([kl, kl, np.ones_like(kl)], axis=-1)
-    one = ml.Brittleness("made", 2, {"all": (0, 1)}, ("covariance",), tuple(levels), by_group)
+    one = ml.results.Brittleness(
+        "made", 2, {"all": (0, 1)}, ("covariance",), tuple(levels), by_group
+    )
     for floor, words in (
         (1e-6, "add lower levels"),
         (2e-3, "add lower levels, down to 0.01"),

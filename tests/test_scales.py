@@ -265,7 +265,7 @@ def test_stability_on_a_tiny_model(tiny):
     model = tiny("llama", n_layers=6)
     prompts = ml.PromptDataset.from_tokens(random_tokens(48, 40))
     bands = {"local": (1, 1), "intermediate": (2, 4), "global": (5, 8)}
-    found = ml.stability(
+    found = ml.studies.stability(
         model,
         {"text": prompts},
         seeds=(0, 1),
@@ -285,7 +285,7 @@ def test_stability_on_a_tiny_model(tiny):
     assert table["agreement"][0] == 1.0
     assert table["distance"][0] == 0.0
     assert (table["groups"][:3] == [48, 24, 24]).all()
-    figure = ml.plot_stability(found)
+    figure = ml.plots.plot_stability(found)
     assert len([t for t in figure.data if t.type == "bar"]) == 15
 
 

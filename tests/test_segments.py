@@ -62,7 +62,7 @@ def placements(n_layers, n_jumps):
 @pytest.mark.parametrize("n_layers", [9, 14])
 def test_the_evidence_is_the_sum_over_everything(n_jumps, n_layers):
     """Every placement, order and noise, by brute force from the noise's covariance."""
-    matrix = noise_normalize(ml.synthetic_signals(n_layers, 4, seed=3).signals)
+    matrix = noise_normalize(ml.synthetic.synthetic_signals(n_layers, 4, seed=3).signals)
     plan = search_plan(n_layers, 2)
     search = plan.search(matrix[None], place=(n_jumps,))
 
@@ -89,7 +89,9 @@ def test_the_evidence_is_the_sum_over_everything(n_jumps, n_layers):
 
 @pytest.mark.parametrize("n_layers", [7, 14])
 def test_the_evidence_for_drift_is_the_sum_over_polynomials_and_logistics(n_layers):
-    matrix = rank_normalize(ml.synthetic_signals(n_layers, 4, drift="sigmoid", seed=3).signals)
+    matrix = rank_normalize(
+        ml.synthetic.synthetic_signals(n_layers, 4, drift="sigmoid", seed=3).signals
+    )
     plan = search_plan(n_layers, 2)
     terms = [score(matrix, legendre(n_layers, o), noise) for noise in NOISES for o in plan.orders]
     for noise, degree in itertools.product(NOISES, plan.logistic_degrees):
@@ -105,7 +107,7 @@ def test_the_evidence_for_drift_is_the_sum_over_polynomials_and_logistics(n_laye
 
 def test_descriptions_weigh_by_restricted_likelihood():
     """Against the determinants and the residual of the long way, in any units of the basis."""
-    matrix = noise_normalize(ml.synthetic_signals(10, 3, seed=1).signals)
+    matrix = noise_normalize(ml.synthetic.synthetic_signals(10, 3, seed=1).signals)
     n, m = matrix.shape
     mixture = describe(search_plan(n, 2), matrix, (4, 7))
     logs = []
@@ -144,8 +146,8 @@ def test_uneven_noise_is_seen_and_even_noise_is_not():
     ends = np.where(np.minimum(np.arange(30), np.arange(30)[::-1]) < 2, 4.0, 1.0)[:, None]
     called = np.zeros(4)
     for seed in range(200):
-        made = ml.synthetic_signals(30, 8, seed=seed, drift="quadratic").signals
-        noise = ml.synthetic_signals(30, 8, n_boundaries=0, seed=seed).signals
+        made = ml.synthetic.synthetic_signals(30, 8, seed=seed, drift="quadratic").signals
+        noise = ml.synthetic.synthetic_signals(30, 8, n_boundaries=0, seed=seed).signals
         signs = np.resize([1, -1], 8)
         each = (noise, made, noise * ends, noise * np.exp(1.5 * signs * depth))
         called += [not has_even_noise(signals) for signals in each]
@@ -202,7 +204,7 @@ def test_regenerated_noise_wanders_as_the_fit_does():
 
 
 def test_planted_boundaries_are_found():
-    made = ml.synthetic_signals(30, 8, seed=2)
+    made = ml.synthetic.synthetic_signals(30, 8, seed=2)
     found = ml.segment_blocks(made.signals, **FAST, seed=1)
     assert np.abs(np.subtract(found.boundaries, made.boundaries)).max() <= 1
     assert found.p_value < 0.05
@@ -217,7 +219,7 @@ def test_planted_boundaries_are_found():
 
 @pytest.mark.parametrize("n_boundaries", [1, 3])
 def test_other_numbers_of_boundaries_are_chosen_too(n_boundaries):
-    made = ml.synthetic_signals(30, 10, n_boundaries=n_boundaries, effect=4.0, seed=5)
+    made = ml.synthetic.synthetic_signals(30, 10, n_boundaries=n_boundaries, effect=4.0, seed=5)
     found = ml.segment_blocks(made.signals, n_boundaries=n_boundaries, **FAST)
     assert found.n_boundaries == n_boundaries
     assert found.boundaries == made.boundaries
@@ -231,14 +233,14 @@ def test_other_numbers_of_boundaries_are_chosen_too(n_boundaries):
 )
 def test_no_boundary_is_found_in_gradual_drift(null):
     """60 draws; more than 7 rejections at 0.05 have a probability of 1%."""
-    seen = ml.power(20, 6, n_boundaries=0, **null, n_simulations=60, n_draws=99)
+    seen = ml.synthetic.power(20, 6, n_boundaries=0, **null, n_simulations=60, n_draws=99)
     assert seen.rejected <= 7 / 60
     assert seen.chosen[0] >= 53 / 60
 
 
 @pytest.mark.parametrize("made", [{"effect": 4.0}, {"n_boundaries": 0}], ids=["jumps", "flat"])
 def test_deciding_early_decides_the_same(made):
-    signals = ml.synthetic_signals(24, 6, seed=1, **made).signals
+    signals = ml.synthetic.synthetic_signals(24, 6, seed=1, **made).signals
     full, early = (
         compare_with_drift(signals, 2, 399, np.random.default_rng(0), decide_only=only)
         for only in (False, True)
@@ -264,14 +266,14 @@ def test_smooth_curves_without_noise_hold_no_boundary():
 
 def test_power_where_noise_is_half_the_jump():
     """At 24 blocks and 8 signals: about 0.93 and 1 (docs/boundaries.md)."""
-    seen = ml.power(24, 8, n_simulations=30, n_draws=99)
+    seen = ml.synthetic.power(24, 8, n_simulations=30, n_draws=99)
     assert seen.rejected >= 25 / 30
     assert seen.located >= 25 / 30
 
 
 def test_power_with_drift_beneath_the_jumps():
     """At 30 blocks and 8 signals, about 0.93 and 0.90; the best description alone: 0.72."""
-    seen = ml.power(30, 8, drift="quadratic", n_simulations=30, n_draws=99)
+    seen = ml.synthetic.power(30, 8, drift="quadratic", n_simulations=30, n_draws=99)
     assert seen.rejected >= 25 / 30
     assert seen.located >= 24 / 30
 
@@ -281,7 +283,7 @@ def test_intervals_hold_planted_boundaries():
     hits = 0
     plan = search_plan(24, 2)
     for seed in range(40):
-        made = ml.synthetic_signals(24, 6, seed=seed)
+        made = ml.synthetic.synthetic_signals(24, 6, seed=seed)
         matrix = noise_normalize(made.signals)
         found = tuple(plan.search(matrix[None], 2, place=(2,)).places[2][0])
         drawn = describe(plan, matrix, found).regenerate(99, np.random.default_rng(seed))
@@ -296,7 +298,7 @@ def test_intervals_hold_planted_boundaries():
 
 
 def test_replicates_widen_the_intervals():
-    made = ml.synthetic_signals(24, 8, effect=3.0, seed=1)
+    made = ml.synthetic.synthetic_signals(24, 8, effect=3.0, seed=1)
     noise = np.random.default_rng(0).standard_normal((50, *made.signals.shape)) * 2.5
     alone = ml.segment_blocks(made.signals, **FAST)
     wider = ml.segment_blocks(made.signals, replicates=made.signals + noise, **FAST)
@@ -326,27 +328,29 @@ def test_order_and_units_of_signals_do_not_matter(seed, n_layers, n_signals):
 
 
 def test_the_same_seed_gives_the_same_partition():
-    signals = ml.synthetic_signals(16, 6, seed=4).signals
+    signals = ml.synthetic.synthetic_signals(16, 6, seed=4).signals
     first, second = (ml.segment_blocks(signals, **FAST, seed=9) for _ in range(2))
     assert first == second
     assert first != ml.segment_blocks(signals, **FAST, seed=10)
 
 
 def test_few_blocks_and_wandering_signals_are_warned_of():
-    short = ml.segment_blocks(ml.synthetic_signals(8, 6, seed=0).signals, **FAST)
+    short = ml.segment_blocks(ml.synthetic.synthetic_signals(8, 6, seed=0).signals, **FAST)
     assert any("little power" in note for note in short.warnings)
-    narrow = ml.segment_blocks(ml.synthetic_signals(30, 4, seed=0).signals, **FAST)
+    narrow = ml.segment_blocks(ml.synthetic.synthetic_signals(30, 4, seed=0).signals, **FAST)
     assert any("30 blocks and 4 signals leave little power" in note for note in narrow.warnings)
-    wandering = ml.synthetic_signals(40, 8, n_boundaries=0, autocorrelation=0.7, seed=0)
+    wandering = ml.synthetic.synthetic_signals(40, 8, n_boundaries=0, autocorrelation=0.7, seed=0)
     assert any("wander" in n for n in ml.segment_blocks(wandering.signals, **FAST).warnings)
-    assert not ml.segment_blocks(ml.synthetic_signals(30, 8, seed=2).signals, **FAST).warnings
+    assert not ml.segment_blocks(
+        ml.synthetic.synthetic_signals(30, 8, seed=2).signals, **FAST
+    ).warnings
 
 
 def test_drift_that_bends_is_warned_of_where_blocks_are_few():
-    bent = ml.synthetic_signals(30, 8, n_boundaries=0, drift="quadratic", seed=0)
+    bent = ml.synthetic.synthetic_signals(30, 8, n_boundaries=0, drift="quadratic", seed=0)
     (note,) = ml.segment_blocks(bent.signals, **FAST).warnings
     assert "bend gradually with depth (quadratic)" in note
-    many = ml.synthetic_signals(48, 8, n_boundaries=0, drift="quadratic", seed=0)
+    many = ml.synthetic.synthetic_signals(48, 8, n_boundaries=0, drift="quadratic", seed=0)
     assert not ml.segment_blocks(many.signals, **FAST).warnings
 
 
@@ -362,7 +366,7 @@ def test_drift_that_bends_is_warned_of_where_blocks_are_few():
     ],
 )
 def test_bad_signals_are_named(change, message):
-    signals = ml.synthetic_signals(12, 3, seed=0).signals
+    signals = ml.synthetic.synthetic_signals(12, 3, seed=0).signals
     with pytest.raises(ValueError, match=message):
         ml.segment_blocks(change(signals), names=["a", "b", "c"], **FAST)
 
@@ -379,7 +383,7 @@ def test_bad_signals_are_named(change, message):
     ],
 )
 def test_bad_settings_are_named(settings_, message):
-    signals = ml.synthetic_signals(12, 3, seed=0).signals
+    signals = ml.synthetic.synthetic_signals(12, 3, seed=0).signals
     with pytest.raises(ValueError, match=message):
         ml.segment_blocks(signals, **(FAST | settings_))
 
@@ -392,26 +396,28 @@ def test_six_blocks_and_one_signal_are_enough_to_say_that_nothing_can_be_told():
 
 def test_a_jump_in_the_reference_does_not_count_twice():
     """Two planted jumps: one more than the data hold is not chosen."""
-    made = ml.synthetic_signals(40, 8, effect=3.0, seed=8)
+    made = ml.synthetic.synthetic_signals(40, 8, effect=3.0, seed=8)
     tested = compare_with_drift(made.signals, 2, 199, np.random.default_rng(0))
     assert tested.n_boundaries == 2
     assert tested.p_values[3] < 0.05
 
 
 def test_synthetic_signals_are_what_they_say():
-    noise = ml.synthetic_signals(2000, 8, n_boundaries=0, correlation=0.5, autocorrelation=0.6)
+    noise = ml.synthetic.synthetic_signals(
+        2000, 8, n_boundaries=0, correlation=0.5, autocorrelation=0.6
+    )
     between = np.corrcoef(noise.signals.T)[np.triu_indices(8, 1)].mean()
     lagged = (noise.signals[1:] * noise.signals[:-1]).mean() / (noise.signals**2).mean()
     assert between == pytest.approx(0.5, abs=0.06)
     assert lagged == pytest.approx(0.6, abs=0.06)
     assert noise.signals.var() == pytest.approx(1.0, abs=0.1)
-    made = ml.synthetic_signals(300, 40, effect=50.0, seed=1)
+    made = ml.synthetic.synthetic_signals(300, 40, effect=50.0, seed=1)
     jumps = [
         made.signals[b : b + 40].mean(0) - made.signals[b - 40 : b].mean(0) for b in made.boundaries
     ]
     assert np.abs(np.abs(jumps) - 50).max() < 3
-    assert ml.synthetic_signals(12, 3, n_boundaries=0).boundaries == ()
-    slopes = ml.synthetic_signals(60, 5, kind="slopes", effect=1e6, seed=2)
+    assert ml.synthetic.synthetic_signals(12, 3, n_boundaries=0).boundaries == ()
+    slopes = ml.synthetic.synthetic_signals(60, 5, kind="slopes", effect=1e6, seed=2)
     bend = np.abs(np.diff(slopes.signals, n=2, axis=0)).sum(axis=1)
     # A slope that changes at block b moves that block first.
     assert sorted(np.argsort(bend)[-2:] + 2) == list(slopes.boundaries)
@@ -430,4 +436,4 @@ def test_synthetic_signals_are_what_they_say():
 def test_impossible_synthetic_signals_are_refused(arguments, message):
     *sizes, options = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
     with pytest.raises(ValueError, match=message):
-        ml.synthetic_signals(*sizes, **options)
+        ml.synthetic.synthetic_signals(*sizes, **options)

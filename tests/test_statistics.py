@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mspgt_lens.results import Estimate
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.statistics import (
     bootstrap_interval,
     cliffs_delta,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mspgt_lens.contract import Result
-from mspgt_lens.results import Estimate
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.storage import read_result, write_result
 
 

@@ -29,7 +29,9 @@ DRAWS = 20
 def share_of(verdict, judge_one, n_families=3, n_per_family=8, **made):
     """How often a verdict is given on made-up models."""
     found = [
-        judge_one(ml.synthetic_models(n_families, n_per_family, **made, seed=seed)).verdict
+        judge_one(
+            ml.synthetic.synthetic_models(n_families, n_per_family, **made, seed=seed)
+        ).verdict
         for seed in range(DRAWS)
     ]
     return found.count(verdict) / DRAWS
@@ -77,14 +79,14 @@ def test_verdicts_come_out_right(judge_one, made, right):
 
 @pytest.mark.parametrize("n_families", [1, 2])
 def test_few_models_give_no_verdict_and_say_how_many_are_needed(n_families):
-    for verdict in ml.evaluate_predictions(ml.synthetic_models(n_families, 1)):
+    for verdict in ml.evaluate_predictions(ml.synthetic.synthetic_models(n_families, 1)):
         assert verdict.verdict == "inconclusive"
         assert "at least" in verdict.reason
         assert "needed" in verdict.reason
 
 
 def test_one_model_s_figures_are_shown_without_an_interval():
-    (one,) = ml.synthetic_models(1, 1, seed=3)
+    (one,) = ml.synthetic.synthetic_models(1, 1, seed=3)
     verdicts = ml.evaluate_predictions(one)
     shown = {
         v.name: v.statistic for v in verdicts if v.interval is None and v.statistic is not None
@@ -111,7 +113,7 @@ def test_a_verdict_needs_the_whole_interval_on_one_side():
 
 
 def test_stages_that_random_weights_show_too_do_not_count():
-    trained = ml.synthetic_models(2, 6)
+    trained = ml.synthetic.synthetic_models(2, 6)
     assert existence(trained).verdict == "supported"
     same = [replace(r, random_weights=r.partition) for r in trained]
     verdict = existence(same)
@@ -134,19 +136,20 @@ def test_stages_that_random_weights_show_too_do_not_count():
 )
 def test_existence_needs_all_of_its_evidence(weaker):
     models = [
-        replace(r, partition=replace(r.partition, **weaker)) for r in ml.synthetic_models(2, 6)
+        replace(r, partition=replace(r.partition, **weaker))
+        for r in ml.synthetic.synthetic_models(2, 6)
     ]
     assert existence(models).verdict == "refuted"
 
 
 def test_existence_says_what_shuffled_text_shows():
-    one, *others = ml.synthetic_models(2, 6)
+    one, *others = ml.synthetic.synthetic_models(2, 6)
     shuffled = replace(one, shuffled_tokens=one.partition)
     assert "on shuffled text 1 of 1 show them" in existence([shuffled, *others]).reason
 
 
 def test_all_verdicts_in_one_table_saved_and_loaded(tmp_path):
-    verdicts = ml.evaluate_predictions(ml.synthetic_models(2, 6), strong=0.05)
+    verdicts = ml.evaluate_predictions(ml.synthetic.synthetic_models(2, 6), strong=0.05)
     table = verdicts.to_dataframe()
     assert list(table["prediction"]) == [v.name for v in verdicts]
     assert set(table["verdict"]) <= {"supported", "refuted", "inconclusive"}
@@ -160,14 +163,14 @@ def test_all_verdicts_in_one_table_saved_and_loaded(tmp_path):
     assert verdicts["P3 dominance, family 1"].threshold == verdicts.thresholds["strong"] == 0.05
     assert verdicts.thresholds["family_ratio"] == 10.0
     assert "results" not in verdicts.thresholds
-    again = ml.Verdicts.load(verdicts.save(tmp_path / "verdicts"))
+    again = ml.results.Verdicts.load(verdicts.save(tmp_path / "verdicts"))
     assert again == verdicts
     with pytest.raises(KeyError, match="P1 existence"):
         verdicts["P7"]
 
 
 def test_one_result_is_enough_to_ask_and_names_must_differ():
-    (one,) = ml.synthetic_models(1, 1)
+    (one,) = ml.synthetic.synthetic_models(1, 1)
     assert len(ml.evaluate_predictions(one)) == 10
     with pytest.raises(ValueError, match="different names"):
         ml.evaluate_predictions([one, one])
@@ -176,7 +179,7 @@ def test_one_result_is_enough_to_ask_and_names_must_differ():
 
 
 def test_results_must_fit_together():
-    one, other = ml.synthetic_models(1, 2)
+    one, other = ml.synthetic.synthetic_models(1, 2)
     with pytest.raises(ValueError, match="blocks"):
         replace(one, partition=other.partition)
     with pytest.raises(ValueError, match="two boundaries"):
@@ -188,21 +191,24 @@ def test_results_must_fit_together():
 def test_variation_of_depth_against_its_definition_and_its_interval():
     rng = np.random.default_rng(0)
     depths = rng.uniform(0.2, 0.6, (7, 2))
-    found = ml.depth_variation(depths)
+    found = ml.theory.depth_variation(depths)
     each = stats.variation(depths, ddof=1)
     assert found.value == pytest.approx(np.sqrt((each**2).mean()))
     # Both boundaries moving together is what the interval is made for.
     inside = 0
     for _ in range(400):
         moved = np.array([0.3, 0.6]) * (1 + 0.08 * rng.standard_normal((6, 1)))
-        one = ml.depth_variation(moved)
+        one = ml.theory.depth_variation(moved)
         inside += one.low <= 0.08 <= one.high
     assert 0.92 < inside / 400 < 0.98
 
 
 def test_boundaries_that_are_not_known_cannot_be_said_to_vary():
     depths = np.random.default_rng(0).uniform(0.2, 0.6, (8, 2))
-    exact, vague = ml.depth_variation(depths), ml.depth_variation(depths, np.full((8, 2), 0.2))
+    exact, vague = (
+        ml.theory.depth_variation(depths),
+        ml.theory.depth_variation(depths, np.full((8, 2), 0.2)),
+    )
     assert exact.low > 0.1
     assert vague.low == 0.0
     assert (vague.value, vague.high) == (exact.value, exact.high)
@@ -218,7 +224,7 @@ def test_variance_shares_are_partial_sums_of_squares():
     table = sm.stats.anova_lm(ols("depth ~ C(family) + size", data).fit(), typ=2)
     noise = table.loc["Residual", "sum_sq"] / table.loc["Residual", "df"]
     total = ((depth - depth.mean()) ** 2).sum()
-    found = ml.variance_shares(depth[:, None], families, sizes)
+    found = ml.theory.variance_shares(depth[:, None], families, sizes)
     for share, row in ((found.family, "C(family)"), (found.size, "size")):
         expected = (table.loc[row, "sum_sq"] - table.loc[row, "df"] * noise) / total
         assert share == pytest.approx(expected)
@@ -233,7 +239,7 @@ def test_permutation_p_values_are_even_under_the_null():
     for _ in range(200):
         sizes = 10 ** rng.uniform(8, 11, 10)
         depths = 0.3 + 0.1 * rng.standard_normal((10, 2)) + 0.05 * np.log10(sizes)[:, None]
-        p.append(ml.variance_shares(depths, families, sizes, n_permutations=199).p_family)
+        p.append(ml.theory.variance_shares(depths, families, sizes, n_permutations=199).p_family)
     assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.1
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
@@ -244,7 +250,9 @@ def test_permutation_p_values_are_even_under_the_null():
 )
 def test_shares_that_are_not_defined_are_refused(families, sizes):
     with pytest.raises(ValueError, match="n_parameters"):
-        ml.variance_shares(np.random.default_rng(0).random((len(families), 2)), families, sizes)
+        ml.theory.variance_shares(
+            np.random.default_rng(0).random((len(families), 2)), families, sizes
+        )
 
 
 def curve(values, folds=None):
@@ -254,11 +262,11 @@ def curve(values, folds=None):
 
 
 def test_half_depth_of_simple_curves():
-    assert ml.half_depth(curve([0, 0, 1, 2, 4])).value == pytest.approx(0.75)
-    assert ml.half_depth(curve([0, 0, 0, 4, 4])).value == pytest.approx(2.5 / 4)
-    assert ml.half_depth(curve([3, 3, 4, 4, 4])).value == 0.0
+    assert ml.theory.half_depth(curve([0, 0, 1, 2, 4])).value == pytest.approx(0.75)
+    assert ml.theory.half_depth(curve([0, 0, 0, 4, 4])).value == pytest.approx(2.5 / 4)
+    assert ml.theory.half_depth(curve([3, 3, 4, 4, 4])).value == 0.0
     # The first time that it reaches half, whatever it does later.
-    assert ml.half_depth(curve([0, 4, 0, 0, 2])).value == pytest.approx(0.5 / 4)
+    assert ml.theory.half_depth(curve([0, 4, 0, 0, 2])).value == pytest.approx(0.5 / 4)
 
 
 def test_half_depth_has_an_interval_from_folds():
@@ -269,17 +277,17 @@ def test_half_depth_has_an_interval_from_folds():
         [1 / (1 + np.exp(-12 * (sites - 0.5 + d))) for d in 0.05 * rng.standard_normal(5)]
     )
     mean = folds.mean(axis=0)
-    found = ml.half_depth(curve(mean, folds))
+    found = ml.theory.half_depth(curve(mean, folds))
     assert found.low < 0.5 < found.high
     assert 0.01 < found.high - found.low < 0.3
-    same = ml.half_depth(curve(risen))
+    same = ml.theory.half_depth(curve(risen))
     assert same.low == pytest.approx(same.high)
 
 
 def test_half_depth_of_nothing_is_not_defined():
-    assert ml.half_depth(curve([0.0, 0.005, 0.005])) is None
+    assert ml.theory.half_depth(curve([0.0, 0.005, 0.005])) is None
     flat = ml.Curve(np.ones(3), np.ones(3), np.ones(3), "nats", "Made up.")
-    assert ml.half_depth(flat) is None
+    assert ml.theory.half_depth(flat) is None
 
 
 def made_brittleness(slopes, n_groups=40, seed=0):
@@ -292,7 +300,9 @@ def made_brittleness(slopes, n_groups=40, seed=0):
             drawn = slopes[target % 3] * 10**shape * rng.lognormal(-0.045, 0.3, n_groups)
             by_group[shape, :, target, :, 0] = np.outer(np.square(levels), drawn)
     segments = {"local": (0,), "intermediate": (1,), "global": (2,)}
-    return ml.Brittleness("made", 3, segments, ("covariance", "isotropic"), levels, by_group)
+    return ml.results.Brittleness(
+        "made", 3, segments, ("covariance", "isotropic"), levels, by_group
+    )
 
 
 @pytest.mark.parametrize("mode", ["per_block", "equal_energy"])
@@ -300,7 +310,7 @@ def test_logarithms_of_brittleness_have_their_intervals(mode):
     slopes, inside = (5.0, 2.0, 0.5), 0
     for seed in range(100):
         brittle = made_brittleness(slopes, seed=seed)
-        found = ml.log_brittleness(brittle, mode)
+        found = ml.theory.log_brittleness(brittle, mode)
         for shape, factor in (("covariance", 1.0), ("isotropic", 10.0)):
             one = found[shape]["intermediate"]
             assert one.value == pytest.approx(
@@ -310,13 +320,13 @@ def test_logarithms_of_brittleness_have_their_intervals(mode):
     assert 0.9 < inside / 200 < 0.99
     silent = made_brittleness((5.0, 0.0, 0.5))
     with pytest.raises(ValueError, match="'intermediate' of made does not respond"):
-        ml.log_brittleness(silent, mode)
+        ml.theory.log_brittleness(silent, mode)
 
 
 def test_families_of_many_pairs_do_not_differ_by_chance():
     """The largest of many ratios is above 1 by chance; its interval knows."""
     refuted = share_of("refuted", between_families, 6, 6, family_ratio=1.0)
     assert refuted >= 0.9
-    made = ml.synthetic_models(6, 6, family_ratio=1.0)
+    made = ml.synthetic.synthetic_models(6, 6, family_ratio=1.0)
     verdict = brittleness_between_families(made, "covariance", ratio=1.0001)
     assert verdict.verdict == "inconclusive"

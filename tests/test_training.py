@@ -40,7 +40,7 @@ def checkpoints(model, steps):
 def trained():
     model = tiny_model("llama", n_layers=6)
     with pytest.warns(UserWarning, match="cannot be told from 0"):
-        return ml.emergence(checkpoints(model, STEPS), prompts(), progress=False, **QUICK)
+        return ml.studies.emergence(checkpoints(model, STEPS), prompts(), progress=False, **QUICK)
 
 
 def test_relevance_appears_with_training(trained):
@@ -66,14 +66,14 @@ def test_every_checkpoint_has_its_partition_and_its_rows(trained):
 
 
 def test_saved_and_loaded(trained, tmp_path):
-    again = ml.Emergence.load(trained.save(tmp_path / "along"))
+    again = ml.results.Emergence.load(trained.save(tmp_path / "along"))
     assert again.steps == trained.steps
     assert again.partitions == trained.partitions
     pd.testing.assert_frame_equal(again.to_dataframe(), trained.to_dataframe())
 
 
 def test_the_figure_has_a_line_per_checkpoint_and_its_segments(trained):
-    figure = ml.plot_emergence(trained)
+    figure = ml.plots.plot_emergence(trained)
     lines = [t for t in figure.data if t.type == "scatter" and t.mode == "lines"]
     assert len(lines) == len(STEPS) * 4
     assert len([t for t in figure.data if t.type == "bar"]) == len(STEPS) * 3
@@ -89,16 +89,18 @@ def test_names_are_loaded_one_after_the_other_and_let_go():
         return model
 
     with pytest.warns(UserWarning, match="cannot be told from 0"):
-        found = ml.emergence(["step0", "step1"], prompts(), load=load, progress=False, **QUICK)
+        found = ml.studies.emergence(
+            ["step0", "step1"], prompts(), load=load, progress=False, **QUICK
+        )
     assert found.steps == ("step0", "step1")
     # Four blocks are too few for boundaries, and the figure says so.
     assert found.partitions == (None, None)
-    assert "too few blocks" in ml.plot_emergence(found).layout.title.text
+    assert "too few blocks" in ml.plots.plot_emergence(found).layout.title.text
     assert len(alive) == 2
 
 
 def test_what_cannot_be_is_named():
     with pytest.raises(ValueError, match="at least one"):
-        ml.emergence([], prompts())
+        ml.studies.emergence([], prompts())
     with pytest.raises(ValueError, match="load="):
-        ml.emergence(["step0"], prompts())
+        ml.studies.emergence(["step0"], prompts())

@@ -41,7 +41,7 @@ def test_whole_layers_equal_a_search_over_all_allocations(seed, n_layers):
         [(a, b, n_layers - a - b) for a in range(n_layers + 1) for b in range(n_layers + 1 - a)]
     )
     least = distortion(every, **given_).min()
-    found = ml.water_fill_whole(n_layers, **given_)
+    found = ml.theory.water_fill_whole(n_layers, **given_)
     assert found.sum() == n_layers
     assert distortion(found, **given_) == pytest.approx(least, rel=1e-12)
 
@@ -54,7 +54,7 @@ def test_real_layers_equal_a_fine_search(seed):
     every = np.array([(a, b) for a, b in itertools.product(steps, steps) if a + b <= steps[-1]])
     every = np.column_stack([every, steps[-1] - every.sum(axis=1)]) / fine
     least = distortion(every, **given_).min()
-    best = distortion(ml.water_fill(n_layers, **given_), **given_)
+    best = distortion(ml.theory.water_fill(n_layers, **given_), **given_)
     assert best <= least * (1 + 1e-12)
     assert best == pytest.approx(least, rel=1e-3)
 
@@ -68,13 +68,13 @@ def test_the_exact_water_level_is_the_root_of_the_constraint(betas, kappas, dist
         return ((importance - log_mu) / kappas).clip(min=0.0)
 
     root = brentq(lambda x: lengths(x).sum() - n_layers, -3000.0, importance.max(), xtol=1e-12)
-    found = ml.water_fill(n_layers, betas=betas, kappas=kappas, distortions=distortions)
+    found = ml.theory.water_fill(n_layers, betas=betas, kappas=kappas, distortions=distortions)
     np.testing.assert_allclose(found, lengths(root), atol=1e-6)
     assert found.sum() == pytest.approx(n_layers)
 
 
 def test_a_scale_that_is_not_worth_a_layer_gets_none():
-    found = ml.water_fill(
+    found = ml.theory.water_fill(
         4, betas=np.array([1.0, 1.0, 1e-4]), kappas=np.full(3, 0.5), distortions=np.ones(3)
     )
     np.testing.assert_allclose(found, [2.0, 2.0, 0.0])
@@ -90,7 +90,7 @@ def test_lengths_tell_shares_and_offsets_only():
     }
     for n_layers in (3, 30, 90):
         np.testing.assert_allclose(
-            ml.water_fill(n_layers, **given_), ml.water_fill(n_layers, **faster)
+            ml.theory.water_fill(n_layers, **given_), ml.theory.water_fill(n_layers, **faster)
         )
 
 
@@ -99,7 +99,7 @@ def exact_boundaries(depths=DEPTHS):
 
 
 def test_exact_lengths_give_the_parameters_back():
-    fit = ml.fit_water_filling(exact_boundaries(), DEPTHS)
+    fit = ml.theory.fit_water_filling(exact_boundaries(), DEPTHS)
     np.testing.assert_allclose(fit.shares, SHARES)
     np.testing.assert_allclose(fit.offsets, OFFSETS)
     np.testing.assert_allclose(fit.lengths(100), SHARES * 100 + OFFSETS)
@@ -115,9 +115,9 @@ def test_the_fit_reaches_where_a_scale_has_no_layers():
         "distortions": np.ones(3),
     }
     depths = np.array([4, 6, 8, 16, 32, 48])
-    lengths = np.array([ml.water_fill(int(n), **true) for n in depths])
+    lengths = np.array([ml.theory.water_fill(int(n), **true) for n in depths])
     assert lengths[0, 2] == 0.0
-    fit = ml.fit_water_filling(np.cumsum(lengths, axis=1)[:, :-1], depths)
+    fit = ml.theory.fit_water_filling(np.cumsum(lengths, axis=1)[:, :-1], depths)
     np.testing.assert_allclose([fit.lengths(n) for n in depths], lengths, atol=1e-3)
     inverse = 1 / true["kappas"]
     np.testing.assert_allclose(fit.shares, inverse / inverse.sum(), atol=1e-3)
@@ -128,7 +128,7 @@ def test_eight_models_with_noise_of_a_block_give_shares_and_lengths_within_a_ten
     rng, errors, covered = np.random.default_rng(0), [], []
     for _ in range(200):
         placed = np.rint(exact_boundaries() + rng.standard_normal((len(DEPTHS), 2)))
-        fit = ml.fit_water_filling(placed, DEPTHS)
+        fit = ml.theory.fit_water_filling(placed, DEPTHS)
         middle = SHARES * DEPTHS.mean() + OFFSETS
         errors.append([fit.shares / SHARES - 1, fit.middle_lengths / middle - 1])
         low, high = fit.shares_interval
@@ -140,7 +140,7 @@ def test_eight_models_with_noise_of_a_block_give_shares_and_lengths_within_a_ten
 
 def test_left_out_models_and_families_are_predicted_by_the_others():
     families = ["a", "b"] * 4
-    table = ml.held_out_errors(np.rint(exact_boundaries()), DEPTHS, families)
+    table = ml.theory.held_out_errors(np.rint(exact_boundaries()), DEPTHS, families)
     mean = table.groupby(["left_out", "rule"])["error"].mean()
     for left_out in ("model", "family"):
         assert mean[left_out, "water-filling"] < 0.015
@@ -150,7 +150,7 @@ def test_left_out_models_and_families_are_predicted_by_the_others():
     # What is predicted of a model does not hang on that model.
     moved = np.rint(exact_boundaries())
     moved[0] = (1, 2)
-    other = ml.held_out_errors(moved, DEPTHS, families)
+    other = ml.theory.held_out_errors(moved, DEPTHS, families)
     columns = ["first", "second"]
     chosen = (table["model"] == 0) & (table["left_out"] == "model")
     assert (table[chosen][columns] == other[chosen][columns]).all(axis=None)
@@ -169,13 +169,15 @@ def test_left_out_models_and_families_are_predicted_by_the_others():
 )
 def test_what_cannot_be_fitted_is_named(boundaries, n_layers, message):
     with pytest.raises(ValueError, match=message):
-        ml.fit_water_filling(np.array(boundaries), np.array(n_layers))
+        ml.theory.fit_water_filling(np.array(boundaries), np.array(n_layers))
 
 
 def test_wrong_parameters_are_named():
     with pytest.raises(ValueError, match="kappas must be positive"):
-        ml.water_fill(3, betas=np.ones(2), kappas=np.array([1.0, 0.0]), distortions=np.ones(2))
+        ml.theory.water_fill(
+            3, betas=np.ones(2), kappas=np.array([1.0, 0.0]), distortions=np.ones(2)
+        )
     with pytest.raises(ValueError, match="as many"):
-        ml.water_fill(3, betas=np.ones(3), kappas=np.ones(2), distortions=np.ones(2))
+        ml.theory.water_fill(3, betas=np.ones(3), kappas=np.ones(2), distortions=np.ones(2))
     with pytest.raises(ValueError, match="n_layers"):
-        ml.water_fill(0, betas=np.ones(2), kappas=np.ones(2), distortions=np.ones(2))
+        ml.theory.water_fill(0, betas=np.ones(2), kappas=np.ones(2), distortions=np.ones(2))

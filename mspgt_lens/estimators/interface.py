@@ -8,12 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from mspgt_lens.ambient import in_own_state, tell
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.estimators.kernel import renyi
 from mspgt_lens.estimators.linear import copula, gaussian
 from mspgt_lens.estimators.neighbors import ksg
 from mspgt_lens.estimators.neural import infonce, vib
 from mspgt_lens.estimators.samples import Samples, as_samples, check_finite_information
-from mspgt_lens.results import Estimate
 
 ESTIMATORS: MappingProxyType[str, Callable[[Samples], Estimate]] = MappingProxyType(
     {

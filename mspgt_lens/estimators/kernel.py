@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.estimators.samples import Samples
-from mspgt_lens.results import Estimate
 from mspgt_lens.statistics import jackknife_interval
 
 MAX_SAMPLES = 20_000

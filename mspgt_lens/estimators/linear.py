@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from scipy import optimize, special, stats
 
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.estimators.samples import N_FOLDS, Samples, normal_scores, score_interval
 from mspgt_lens.information.readers import RIDGE_GRID
 from mspgt_lens.information.ridge import FoldSums
-from mspgt_lens.results import Estimate
 
 # Below so many training samples per column, the correction for optimism is no longer exact.
 SAMPLES_PER_COLUMN = 3

@@ -7,8 +7,8 @@ from jaxtyping import Float, Integer
 from scipy.spatial import cKDTree
 from scipy.special import digamma
 
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.estimators.samples import Samples, normal_scores
-from mspgt_lens.results import Estimate
 from mspgt_lens.statistics import fold_interval, pseudo_values
 
 N_NEIGHBORS = 4

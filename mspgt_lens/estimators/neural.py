@@ -10,11 +10,11 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.estimators.fold_training import BATCH, FoldMLP, FoldSplit, split_folds, train
 from mspgt_lens.estimators.linear import check_width, negentropy
 from mspgt_lens.estimators.samples import N_FOLDS, Samples, normal_scores, score_interval
 from mspgt_lens.information.readers import RIDGE_GRID
-from mspgt_lens.results import Estimate
 
 NEGATIVES = 512
 EMBEDDING = 32

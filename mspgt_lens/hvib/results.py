@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from mspgt_lens.contract import Result, Rows, counted, interval, named, tidy
-from mspgt_lens.results import Curve
+from mspgt_lens.estimates import Curve
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from mspgt_lens.contract import Result, interval, tidy
-from mspgt_lens.results import Curve, Estimate
+from mspgt_lens.estimates import Curve, Estimate
 from mspgt_lens.statistics import fold_interval, jackknife_interval
 
 DEFAULT_BETAS = np.geomspace(1.0, 1000.0, 61)

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.models.probes import changes, probe_tokens, without_hooks
 from mspgt_lens.models.weights import count_block_weights, count_weights, drawn_anew
-from mspgt_lens.results import CannotMeasure
 
 NormKind = Literal["rms", "layer"]
 Place = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "attn_scores", "pattern"]

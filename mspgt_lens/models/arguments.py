@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.models.adapter import ModelAdapter
 from mspgt_lens.models.probes import without_hooks
-from mspgt_lens.results import CannotMeasure
 
 # How the model classes call the keys and values that a block is given of earlier positions.
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past", "past_kv_cache_entry")

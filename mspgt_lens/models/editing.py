@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.models.adapter import ModelAdapter, Place
 from mspgt_lens.models.probes import changes, probe_tokens, without_hooks
-from mspgt_lens.results import CannotMeasure
 
 EditPlace = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_scores", "skip"]
 Change = Callable[[Tensor], Tensor]

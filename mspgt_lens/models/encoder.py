@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.models.adapter import ModelAdapter, NormKind, answer_in_float32
-from mspgt_lens.results import CannotMeasure
 
 
 class EncoderAdapter(ModelAdapter):

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.models.adapter import ModelAdapter
 from mspgt_lens.models.building import bridge_class
 from mspgt_lens.models.editing import (
@@ -22,7 +23,6 @@ from mspgt_lens.models.editing import (
     require_acted,
     require_effect,
 )
-from mspgt_lens.results import CannotMeasure
 
 
 @dataclass(frozen=True)

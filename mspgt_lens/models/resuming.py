@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.models.adapter import ModelAdapter
 from mspgt_lens.models.arguments import BlockArguments, Rows, learn_arguments, record_calls
-from mspgt_lens.results import CannotMeasure
 
 PatchPlace = Literal["resid_pre", "attn_out", "mlp_out", "z"]
 Change = Callable[[Tensor], Tensor]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from mspgt_lens.results import CannotMeasure
+from mspgt_lens.estimates import CannotMeasure
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What quantized modules pack their weights in; masks are of more dimensions, positions int64.

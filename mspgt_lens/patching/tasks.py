@@ -17,6 +17,8 @@ from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.patching.pairs import PromptPairs, added_tokens
 
+__all__ = ["capitals", "indirect_objects", "induction", "subject_verb_agreement", "topic_cue"]
+
 _NAMES = (
     "Mary John Tom James Anna Paul Sarah David Emma Jack Kate Mark Lucy Peter Alice Henry "
     "Laura Simon Jane Adam Rose Frank Helen George Julia Martin Susan Robert Grace Daniel "

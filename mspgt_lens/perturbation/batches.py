@@ -11,10 +11,10 @@ from jaxtyping import Bool, Int, UInt64
 from torch import Tensor
 
 from mspgt_lens.ambient import tell
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, check_prompt, stack_rows
-from mspgt_lens.results import CannotMeasure
 
 # Clean log-probabilities are kept for one batch at a time: a quarter of a gigabyte at most.
 _BATCH_ENTRIES = 2**26

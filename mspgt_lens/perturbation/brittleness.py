@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, interval, named
+from mspgt_lens.estimates import CannotMeasure, Curve, Estimate
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.batches import make_batches
@@ -22,7 +23,6 @@ from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_stati
 from mspgt_lens.perturbation.responding import MEASURES, respond
 from mspgt_lens.perturbation.rounding import NEGLIGIBLE, rounding
 from mspgt_lens.prompts import PromptDataset
-from mspgt_lens.results import CannotMeasure, Curve, Estimate
 from mspgt_lens.statistics import LEVEL, holm, jackknife_interval, mean_interval, sign_flip_p_values
 from mspgt_lens.storage import package_versions
 

@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, named, tidy
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, count_tokens, stack_rows
-from mspgt_lens.results import CannotMeasure
 from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 

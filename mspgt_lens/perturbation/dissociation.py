@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, interval, named
+from mspgt_lens.estimates import CannotMeasure, Estimate
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.batches import Batches, make_batches
@@ -24,7 +25,6 @@ from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_stati
 from mspgt_lens.perturbation.responding import CleanRun, check_resuming
 from mspgt_lens.perturbation.rounding import rounding
 from mspgt_lens.prompts import PromptDataset
-from mspgt_lens.results import CannotMeasure, Estimate
 from mspgt_lens.statistics import LEVEL, cluster_interval, pseudo_values, sign_flip_p_values
 from mspgt_lens.storage import package_versions
 

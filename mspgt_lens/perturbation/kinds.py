@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt64
 from torch import Tensor
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import Edit
 from mspgt_lens.perturbation.residuals import ResidualStatistics
-from mspgt_lens.results import CannotMeasure
 
 Kind = Literal["noise", "scaling", "mean", "resample", "translation", "temperature", "skip"]
 Shape = Literal["covariance", "diagonal", "isotropic"]

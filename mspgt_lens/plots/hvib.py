@@ -10,6 +10,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.estimates import Unit
 from mspgt_lens.hvib.results import Grid, HvibFit
 from mspgt_lens.plots.look import (
     DEPTH_SCALE,
@@ -20,7 +21,6 @@ from mspgt_lens.plots.look import (
     style_figure,
     transparent,
 )
-from mspgt_lens.results import Unit
 
 _TOKENS = "next token"
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.estimates import Curve
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
 from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.kinds import Shape
@@ -21,7 +22,6 @@ from mspgt_lens.plots.look import (
     style_figure,
     transparent,
 )
-from mspgt_lens.results import Curve
 
 # Blue to orange through gray: told apart with any color vision, on light and on dark.
 _SHARE_SCALE = [[0.0, "#1f66a8"], [0.5, "#8c8c8c"], [1.0, "#c65a11"]]

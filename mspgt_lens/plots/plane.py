@@ -9,6 +9,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.estimates import Unit
 from mspgt_lens.plots.look import DEPTH_SCALE, digits, style_figure
 from mspgt_lens.plots.wording import (
     error_bars,
@@ -22,7 +23,6 @@ from mspgt_lens.plots.wording import (
     scale_title,
 )
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.results import Unit
 
 # Frontiers drawn per scale, about: more could not be told apart.
 _FRONTIERS = 8

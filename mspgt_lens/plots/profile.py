@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.estimates import Curve, Unit
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.plots.look import (
     NEUTRAL,
@@ -32,7 +33,6 @@ from mspgt_lens.plots.wording import (
     scale_color,
 )
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.results import Curve, Unit
 
 # Their changes with depth are small against their size.
 _FAR_FROM_ZERO = {"compression", "inter_layer_information"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from mspgt_lens.estimates import Curve, Unit
 from mspgt_lens.plots.look import NEUTRAL, OTHER_COLORS, SCALE_COLORS, digits, transparent
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.results import Curve, Unit
 
 
 def in_unit(curve: Curve, unit: Unit) -> Curve:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mspgt_lens.estimates import CannotMeasure, Curve
 from mspgt_lens.information.channel import site_statistics
 from mspgt_lens.information.lens import TokenRelevance
 from mspgt_lens.information.readers import Reading
 from mspgt_lens.moments import Coordinates, Moments
-from mspgt_lens.results import CannotMeasure, Curve
 from mspgt_lens.statistics import fold_interval, jackknife_interval, pseudo_values
 
 GUARANTEES = {

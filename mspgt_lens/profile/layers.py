@@ -76,7 +76,7 @@ def profile_layers(
     adapter = as_adapter(model)
     dataset = as_dataset(prompts, adapter)
     if control == "shuffled_tokens":
-        dataset = dataset.shuffled(adapter.special_ids, seed)
+        dataset = dataset.shuffled(adapter.special_ids, seed=seed)
     weights = adapter.random_weights(seed) if control == "random_weights" else nullcontext()
     with weights:
         run = ProfileRun(adapter, bands, noise, coordinates, n_folds, skip_first, seed, control)

@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mspgt_lens.ambient import in_own_state, own_state, tell
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.models import as_adapter, listening
 from mspgt_lens.moments import Coordinates
 from mspgt_lens.profile.intake import Intake
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import ProfileRun
 from mspgt_lens.prompts import PromptDataset, as_dataset
-from mspgt_lens.results import CannotMeasure
 from mspgt_lens.targets import DEFAULT_BANDS
 
 

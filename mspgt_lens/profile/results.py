@@ -11,8 +11,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from mspgt_lens.contract import Result, Rows, counted, interval, named
+from mspgt_lens.estimates import Curve, Unit
 from mspgt_lens.information.frontier import DEFAULT_BETAS, Frontier
-from mspgt_lens.results import Curve, Unit
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from tqdm.auto import tqdm
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import balanced_folds, stable_hash
 from mspgt_lens.gathering import HIDDEN_SHARE, add_batch, calibrate, make_batch, make_batches
 from mspgt_lens.information.channel import check_noise
@@ -29,7 +30,6 @@ from mspgt_lens.profile.curves import (
 from mspgt_lens.profile.memory import kept_memory
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Prompt, PromptDataset, check_prompt, count_tokens, n_ordinary
-from mspgt_lens.results import CannotMeasure
 from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import check_bands
 

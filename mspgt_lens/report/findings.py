@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mspgt_lens.estimates import Curve
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.results import Curve
 from mspgt_lens.theory.verdicts import Verdicts
 
 

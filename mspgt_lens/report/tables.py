@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from mspgt_lens.contract import interval
+from mspgt_lens.estimates import Curve
 from mspgt_lens.patching.results import PatchSweep
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.results import Curve
 from mspgt_lens.studies.comparison import records
 from mspgt_lens.theory.verdicts import Verdicts
 

@@ -57,7 +57,7 @@ def write_report(
         path: Where to write.
         *results: Profiles (several are overlaid), a partition (more of them, and those of controls,
             are shown beside it), and any other results of this package, one of each kind. An
-            :class:`~mspgt_lens.Analysis` stands for all that it holds.
+            :class:`~mspgt_lens.results.Analysis` stands for all that it holds.
         scale_map: A profile of the same model with one band per offset, for the scale map.
 
     Returns:

@@ -15,13 +15,13 @@ from scipy.signal import find_peaks
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, named, tidy
+from mspgt_lens.estimates import CannotMeasure, Curve
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset
-from mspgt_lens.results import CannotMeasure, Curve
 from mspgt_lens.scales.normalizing import rank_normalize
 from mspgt_lens.scales.segments import MIN_BLOCKS, segment_blocks, summarize_places
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.partition import ScalePartition, Support
-from mspgt_lens.results import CannotMeasure
 from mspgt_lens.scales.drift import Fit, legendre, steps
 from mspgt_lens.scales.evidence import Search, SearchPlan, search_plan
 from mspgt_lens.scales.mixture import Mixture, describe
@@ -372,7 +372,7 @@ def _cautions(described: Fit, n_signals: int) -> list[str]:
     if n_layers < FEW_BLOCKS or n_layers * n_signals < FEW_VALUES:
         notes.append(
             f"{n_layers} blocks and {n_signals} signals leave little power: not finding boundaries "
-            "says little (see mspgt_lens.power)"
+            "says little (see mspgt_lens.synthetic.power)"
         )
     if n_layers < FEW_BLOCKS_WHERE_DRIFT_BENDS and described.drift not in _STRAIGHT:
         notes.append(

@@ -1,1 +1,8 @@
-"""Studies of whole models: everything measured at once, along training, across texts and models."""
+"""Studies of whole models: all measurements at once, along training, over texts and models."""
+
+from mspgt_lens.scales.detection import stability
+from mspgt_lens.studies.analysis import analyze
+from mspgt_lens.studies.comparison import compare_models
+from mspgt_lens.studies.emergence import emergence
+
+__all__ = ["analyze", "compare_models", "emergence", "stability"]

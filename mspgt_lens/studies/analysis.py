@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, named
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter, as_adapter, weight_digest
 from mspgt_lens.models.loading import load_model
@@ -27,7 +28,6 @@ from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import Control
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, load_passages
-from mspgt_lens.results import CannotMeasure
 from mspgt_lens.scales.detection import detect_scales
 from mspgt_lens.storage import read_result, write_result
 from mspgt_lens.theory.effect_predictions import log_brittleness

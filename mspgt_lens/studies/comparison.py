@@ -12,8 +12,8 @@ import pandas as pd
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.partition import SCALES
-from mspgt_lens.results import Estimate
 from mspgt_lens.theory.dominance import MIN_FAMILY, VarianceShares, depth_variation, variance_shares
 from mspgt_lens.theory.judging import by_family
 from mspgt_lens.theory.partition_predictions import depths_and_errors
@@ -35,7 +35,7 @@ class Comparison(Result):
             ``_low`` and ``_high``, ``p_value`` and ``n_boundaries`` (how many the data support).
         segments: One row per model and segment: ``model, segment, start, blocks, share``.
         families: One row per family of at least two models: ``family, models, cv, low, high`` of
-            relative boundary depth (see :func:`~mspgt_lens.depth_variation`).
+            relative boundary depth (see :func:`~mspgt_lens.theory.depth_variation`).
         shares: Variance of boundary depth by family against size, or None where families or sizes
             are too few or not known.
         brittleness: One row per model, noise shape and segment, not in logarithms.

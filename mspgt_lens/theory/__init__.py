@@ -1,1 +1,25 @@
-"""The theory tested: predictions, verdicts, and models compared."""
+"""The theory tested: predictions, verdicts, and what explains where boundaries are."""
+
+from mspgt_lens.theory.dominance import depth_variation, variance_shares
+from mspgt_lens.theory.effect_predictions import half_depth, log_brittleness
+from mspgt_lens.theory.evaluation import evaluate_predictions
+from mspgt_lens.theory.verdicts import ModelResults
+from mspgt_lens.theory.waterfilling import (
+    fit_water_filling,
+    held_out_errors,
+    water_fill,
+    water_fill_whole,
+)
+
+__all__ = [
+    "ModelResults",
+    "depth_variation",
+    "evaluate_predictions",
+    "fit_water_filling",
+    "half_depth",
+    "held_out_errors",
+    "log_brittleness",
+    "variance_shares",
+    "water_fill",
+    "water_fill_whole",
+]

@@ -12,7 +12,7 @@ from scipy import stats
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, interval, tidy
-from mspgt_lens.results import Estimate
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.statistics import LEVEL, pseudo_values
 
 # The fewest models that leave a family two when one of them is left out.

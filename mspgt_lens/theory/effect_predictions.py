@@ -10,9 +10,9 @@ from jaxtyping import Float
 from scipy import stats
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.estimates import Curve, Estimate
 from mspgt_lens.partition import SCALES
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
-from mspgt_lens.results import Curve, Estimate
 from mspgt_lens.statistics import LEVEL, jackknife_interval
 from mspgt_lens.theory.dominance import MIN_FAMILY
 from mspgt_lens.theory.judging import (

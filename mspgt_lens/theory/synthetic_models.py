@@ -7,9 +7,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.estimates import Curve, Estimate
 from mspgt_lens.partition import SCALES, ScalePartition
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.results import Curve, Estimate
 from mspgt_lens.targets import DEFAULT_BANDS
 from mspgt_lens.theory.effect_predictions import SHAPES
 from mspgt_lens.theory.verdicts import ModelResults

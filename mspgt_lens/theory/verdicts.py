@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from mspgt_lens.contract import Result, Rows, counted, interval, named, tidy
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.results import Estimate
 
 Judgment = Literal["supported", "refuted", "inconclusive"]
 
@@ -30,7 +30,7 @@ class ModelResults(Result):
         shuffled_tokens: The partition from shuffled text, or None.
         brittleness: Noise shape (``"covariance"``, ``"isotropic"``) to segment to the logarithm of
             the segment's brittleness with its interval, in the same units for all models (see
-            :func:`~mspgt_lens.log_brittleness`).
+            :func:`~mspgt_lens.theory.log_brittleness`).
         dissociation: How much more the diagonal of its table of segments by token classes holds
             than both on their own explain (``Dissociation.interaction``), or None.
     """
