@@ -178,7 +178,7 @@ def test_the_report_of_an_analysis_holds_everything(found, tmp_path):
     for words in (
         "What was asked",
         "In short",
-        "The theory&#x27;s predictions",
+        "The theory&#39;s predictions",
         "Scale boundaries",
         "tiny-llama (random weights)",
         "Curves over depth",
@@ -197,11 +197,11 @@ def test_models_side_by_side_in_one_report(found, tmp_path):
     results = [found.results, other.results]
     compared, verdicts = ml.compare_models(results), ml.evaluate_predictions(results)
     html = ml.write_report(tmp_path / "report.html", compared, verdicts).read_text()
-    assert "2 models: the theory&#x27;s predictions, measured" in html
+    assert "2 models: the theory&#39;s predictions, measured" in html
     assert "Models side by side" in html
     with pytest.raises(ValueError, match="one Comparison at most, got 2"):
         ml.write_report(tmp_path / "report.html", compared, compared)
-    with pytest.raises(TypeError, match="results must be of LayerProfile"):
+    with pytest.raises(TypeError, match="results must be results of this package"):
         ml.write_report(tmp_path / "report.html", "profile")
     with pytest.raises(ValueError, match="at least one result"):
         ml.write_report(tmp_path / "report.html")

@@ -17,12 +17,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from made_results import HOSTILE, made_results
+from markupsafe import Markup, escape
 
 import mspgt_lens as ml
 from mspgt_lens.contract import COLUMNS, Result
 from mspgt_lens.partition import Support
 from mspgt_lens.profile.recording import Recording
 from mspgt_lens.prompts import Passage, Prompt
+from mspgt_lens.report.registry import KINDS, Kind
 
 # What functions take rather than find, and parts that never stand alone.
 # What is given, and what handles a model, finds nothing itself.
@@ -189,3 +191,33 @@ def test_a_long_finding_says_where_the_rest_is():
     assert len(said.splitlines()) <= 12
     assert "the rest: summary()" in said
     assert "and 1 more in .warnings" in said
+
+
+def test_a_report_shows_every_kind_of_result_with_hostile_names_as_text(tmp_path):
+    for result in MADE.values():
+        html = ml.write_report(tmp_path / "r.html", result).read_text()
+        assert "plotly-graph-div" in html
+        assert "<script>alert" not in html
+        assert "<b>note</b>" not in html
+        for note in result.warnings[:1]:
+            assert str(escape(note)) in html
+
+
+def test_a_report_treats_a_kind_by_its_entry(monkeypatch, tmp_path):
+    """A kind from elsewhere is shown by what it says; one entry makes it a section of its own."""
+
+    @dataclasses.dataclass(frozen=True, eq=False, repr=False)
+    class Mine(ml.Estimate):
+        def heading(self):
+            return "My <finding>"
+
+    mine = Mine(1.0, 0.5, 2.0, "nats", "What it is.")
+    html = ml.write_report(tmp_path / "r.html", mine, mine).read_text()
+    assert html.count('<h2 dir="auto">My &lt;finding&gt;</h2>') == 2
+    kind = Kind(lambda found, _: Markup("<p>a section</p>"), "Is it <mine>?")
+    monkeypatch.setitem(KINDS, Mine, kind)
+    html = ml.write_report(tmp_path / "r.html", mine).read_text()
+    assert "<p>a section</p>" in html
+    assert "Is it &lt;mine&gt;?" in html
+    with pytest.raises(ValueError, match="one Mine at most, got 2"):
+        ml.write_report(tmp_path / "r.html", mine, mine)

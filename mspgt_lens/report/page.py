@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
+from jinja2 import Environment
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 _STYLE = """
@@ -56,6 +58,54 @@ dark.addEventListener('change', ink); print.addEventListener('change', ink); ink
 """
 
 
+_PARTS = """
+{%- macro heading(title, text) -%}
+<h2 dir="auto">{{ title }}</h2>{% if text %}<p dir="auto">{{ text }}</p>{% endif %}
+{%- endmacro -%}
+{%- macro paragraphs(lines) -%}
+{% for line in lines %}<p dir="auto">{{ line }}</p>{% endfor %}
+{%- endmacro -%}
+{%- macro items(lines) -%}
+<ul>{% for name, text in lines -%}
+<li dir="auto">{% if name %}<b>{{ name }}</b>: {% endif %}{{ text }}</li>{% endfor %}</ul>
+{%- endmacro -%}
+{%- macro table(rows, marked) -%}
+<div class="wide"><table{% if marked is not none %} class="words"{% endif %}><thead><tr>
+{%- for cell in rows[0] %}<th>{{ cell }}</th>{% endfor %}</tr></thead><tbody>
+{%- for row in rows[1:] %}<tr>{% for cell in row -%}
+<td dir="auto"{% if loop.index0 == marked %} class="{{ cell }}"{% endif %}>{{ cell }}</td>
+{%- endfor %}</tr>{% endfor %}</tbody></table></div>
+{%- endmacro -%}
+{%- macro section(title, text, figure) -%}
+<section>{{ heading(title, text) }}<figure>{{ figure }}</figure></section>
+{%- endmacro -%}
+{%- macro folded(label, body) -%}
+<details><summary>{{ label }}</summary>{{ body }}</details>
+{%- endmacro -%}
+"""
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+<script>{{ plotly }}</script>
+</head>
+<body>
+<h1 dir="auto">{{ title_line }}</h1>
+<p class="soft">{{ subtitle }}</p>
+{% for note in notes %}<p class="note" dir="auto">{{ note }}</p>{% endfor %}
+{{ body }}
+<script>{{ script }}</script>
+</body>
+</html>
+"""
+# Whatever is no Markup is text: names of models, tokens and files are escaped where they are put.
+_TEMPLATES = Environment(autoescape=True)
+_MACROS: Any = _TEMPLATES.from_string(_PARTS).module
+
+
 def write_page(
     path: str | os.PathLike[str],
     *,
@@ -63,7 +113,7 @@ def write_page(
     title_line: str,
     subtitle: str,
     notes: Sequence[str],
-    body: str,
+    body: Markup,
 ) -> Path:
     """One self-contained HTML file in the look of all reports.
 
@@ -73,68 +123,60 @@ def write_page(
         title_line: Plain text.
         subtitle: Plain text.
         notes: What a reader has to know first, plain text each.
-        body: The rest, HTML; see :func:`section` and :func:`table`.
+        body: The rest; see :func:`section` and :func:`table`.
 
     Returns:
         The path that was written.
     """
-    html = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-<script>{get_plotlyjs()}</script>
-</head>
-<body>
-<h1 dir="auto">{escape(title_line)}</h1>
-<p class="soft">{escape(subtitle)}</p>
-{"".join(f"<p class='note' dir='auto'>{escape(note)}</p>" for note in notes)}
-{body}
-<script>{_SCRIPT}</script>
-</body>
-</html>
-"""
+    html = _TEMPLATES.from_string(_PAGE).render(
+        title=title,
+        title_line=title_line,
+        subtitle=subtitle,
+        notes=notes,
+        body=body,
+        style=Markup(_STYLE),
+        plotly=Markup(get_plotlyjs()),
+        script=Markup(_SCRIPT),
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
     return path
 
 
-def heading(title: str, text: str) -> str:
-    """A heading and a paragraph of plain text, as HTML."""
-    paragraph = f"<p dir='auto'>{escape(text)}</p>" if text else ""
-    return f"<h2 dir='auto'>{escape(title)}</h2>{paragraph}"
+def heading(title: str, text: str = "") -> Markup:
+    """A heading and a paragraph of plain text."""
+    return Markup(_MACROS.heading(title, text))
 
 
-def table(rows: Sequence[Sequence[str]], *, marked: int | None = None) -> str:
-    """Rows of plain text as an HTML table; the first is the header.
+def paragraphs(lines: Sequence[str]) -> Markup:
+    """Paragraphs of plain text."""
+    return Markup(_MACROS.paragraphs(lines))
+
+
+def items(lines: Sequence[tuple[str, str]]) -> Markup:
+    """A list of plain texts, each after its name, which may be empty."""
+    return Markup(_MACROS.items(lines))
+
+
+def table(rows: Sequence[Sequence[str]], *, marked: int | None = None) -> Markup:
+    """Rows of plain text as a table; the first is the header.
 
     Args:
         rows: The rows.
         marked: A column whose words decide its color: supported, refuted, inconclusive.
     """
-    head, *body = rows
-    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-
-    def shown(column: int, cell: str) -> str:
-        kind = f" class='{escape(cell)}'" if column == marked else ""
-        return f"<td dir='auto'{kind}>{escape(cell)}</td>"
-
-    lines = "".join(
-        "<tr>" + "".join(shown(i, cell) for i, cell in enumerate(row)) + "</tr>" for row in body
-    )
-    numbers = "" if marked is None else " class='words'"
-    return (
-        f"<div class='wide'><table{numbers}><thead><tr>{cells}</tr></thead>"
-        f"<tbody>{lines}</tbody></table></div>"
-    )
+    return Markup(_MACROS.table(rows, marked))
 
 
-def section(title: str, text: str, figure: go.Figure) -> str:
-    """A heading, a paragraph of plain text and a figure, as HTML."""
-    body = figure.to_html(
+def section(title: str, text: str, figure: go.Figure) -> Markup:
+    """A heading, a paragraph of plain text and a figure."""
+    drawn = figure.to_html(
         full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}
     )
-    return f"<section>{heading(title, text)}<figure>{body}</figure></section>"
+    return Markup(_MACROS.section(title, text, Markup(drawn)))
+
+
+def folded(label: str, body: Markup) -> Markup:
+    """What a click unfolds."""
+    return Markup(_MACROS.folded(label, body))

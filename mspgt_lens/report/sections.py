@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 
+from markupsafe import Markup
+
+from mspgt_lens.contract import Result
 from mspgt_lens.generation.results import GenerationEffects
 from mspgt_lens.hvib.results import HvibFit
 from mspgt_lens.partition import ScalePartition
@@ -23,7 +25,7 @@ from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
 from mspgt_lens.plots.profile import plot_profile
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.report.page import heading, section, table
+from mspgt_lens.report.page import heading, paragraphs, section, table
 from mspgt_lens.report.tables import (
     ratio_rows,
     slope_rows,
@@ -41,7 +43,7 @@ def profile_sections(
     profiles: Sequence[LayerProfile],
     partition: ScalePartition | None,
     scale_map: LayerProfile | None,
-) -> Iterator[str]:
+) -> Iterator[Markup]:
     """Summary, curves, plane and map; several profiles are overlaid."""
     first = profiles[0]
     for one in profiles:
@@ -75,7 +77,7 @@ def profile_sections(
         )
 
 
-def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartition]) -> str:
+def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartition]) -> Markup:
     """The partition with its test, and what the controls give."""
     shown = section(
         "Scale boundaries",
@@ -91,13 +93,14 @@ def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartiti
         places = ", ".join(map(str, one.boundaries))
         name = one.model_name or "signals"
         rows.append((name, str(one.n_boundaries), f"{one.p_value:.3g}", places, best))
-    return shown + (
-        "<p>What the architecture and the method give for free: the same measurement on controls, "
-        "which the theory says have no stages.</p>" + table(rows)
+    words = (
+        "What the architecture and the method give for free: the same measurement on controls, "
+        "which the theory says have no stages."
     )
+    return shown + paragraphs([words]) + table(rows)
 
 
-def verdict_section(verdicts: Verdicts) -> str:
+def verdict_section(verdicts: Verdicts) -> Markup:
     """The table of verdicts."""
     head, *rows = verdict_rows(verdicts)
     reasons = (f"{v.statement} {v.reason}" for v in verdicts)
@@ -111,7 +114,7 @@ def verdict_section(verdicts: Verdicts) -> str:
     ) + table(told, marked=1)
 
 
-def comparison_section(comparison: Comparison) -> str:
+def comparison_section(comparison: Comparison) -> Markup:
     """Models side by side."""
     rows = [("model", "family", "blocks", "boundaries", "chosen", "p of two jumps")]
     for row in records(comparison.models):
@@ -134,11 +137,11 @@ def comparison_section(comparison: Comparison) -> str:
             plot_comparison(comparison),
         )
         + table(rows)
-        + "".join(f"<p>{escape(line)}</p>" for line in comparison.findings())
+        + paragraphs(comparison.findings())
     )
 
 
-def brittleness_sections(found: Brittleness) -> str:
+def brittleness_sections(found: Brittleness) -> Markup:
     """Response curves, slopes and ratios."""
     return (
         section(
@@ -153,12 +156,12 @@ def brittleness_sections(found: Brittleness) -> str:
             "segment's blocks.",
         )
         + table(slope_rows(found))
-        + heading("Ratios of slopes", "")
+        + heading("Ratios of slopes")
         + table(ratio_rows(found))
     )
 
 
-def dissociation_section(found: Dissociation) -> str:
+def dissociation_section(found: Dissociation) -> Markup:
     """Segments by token classes."""
     e = found.interaction
     return section(
@@ -171,7 +174,7 @@ def dissociation_section(found: Dissociation) -> str:
     )
 
 
-def classes_section(found: TokenClasses) -> str:
+def classes_section(found: TokenClasses) -> Markup:
     """How many tokens depend on each band."""
     rows = [("longest band that the token depends on", "tokens")]
     rows += [(name, f"{count:,}") for name, count in found.counts.items()]
@@ -182,7 +185,7 @@ def classes_section(found: TokenClasses) -> str:
     ) + table(rows)
 
 
-def effects_section(found: PerturbationEffects | GenerationEffects) -> str:
+def effects_section(found: PerturbationEffects | GenerationEffects) -> Markup:
     """Every perturbation of every segment."""
     if isinstance(found, GenerationEffects):
         return section(
@@ -200,29 +203,40 @@ def effects_section(found: PerturbationEffects | GenerationEffects) -> str:
     )
 
 
-def sweep_sections(
-    sweep: PatchSweep | None, by_scale: ScalePatch | None, partition: ScalePartition | None
-) -> Iterator[str]:
-    """Patching by block and position, and by scale."""
-    if sweep is not None:
-        yield heading("Strongest cells", "") + table(strongest_cells(sweep))
-        yield section(
+def sweep_section(sweep: PatchSweep, partition: ScalePartition | None) -> Markup:
+    """Patching by block and position."""
+    return (
+        heading("Strongest cells")
+        + table(strongest_cells(sweep))
+        + section(
             "Patching by block and position",
             "Each cell is one run with that one activation replaced. The effect is the share of "
             "the way from the corrupted run (0) to the clean one (1). Dots: the change differs "
             "from none by a sign-flip test over pairs, after Holm's correction over all cells.",
             plot_patching(sweep, partition),
         )
-    if by_scale is not None:
-        yield section(
-            "Patching by scale",
-            "What every block of a segment writes, replaced at once, against random sets of as "
-            "many blocks. p says whether it matters which blocks these are.",
-            plot_scale_patch(by_scale),
-        )
+    )
 
 
-def hvib_section(fit: HvibFit) -> str:
+def scale_patch_section(found: ScalePatch) -> Markup:
+    """Patching by scale."""
+    return section(
+        "Patching by scale",
+        "What every block of a segment writes, replaced at once, against random sets of as "
+        "many blocks. p says whether it matters which blocks these are.",
+        plot_scale_patch(found),
+    )
+
+
+def result_section(found: Result) -> Markup:
+    """Any other result: what it says of itself, and its figure."""
+    words = " ".join([*found.findings(), *found.warnings])
+    rows = found.rows()
+    shown = table(rows) if rows else Markup()
+    return section(found.heading(), words, found.plot()) + shown
+
+
+def hvib_section(fit: HvibFit) -> Markup:
     """The trained probe."""
     return section(
         "The trained H-VIB probe",
@@ -232,7 +246,7 @@ def hvib_section(fit: HvibFit) -> str:
     )
 
 
-def stability_section(found: Stability) -> str:
+def stability_section(found: Stability) -> Markup:
     """The partition under conditions that should not matter."""
     return section(
         "Stability of the boundaries",
@@ -242,7 +256,7 @@ def stability_section(found: Stability) -> str:
     )
 
 
-def emergence_section(found: Emergence) -> str:
+def emergence_section(found: Emergence) -> Markup:
     """Profiles along training."""
     return section(
         "Along training",
