@@ -87,7 +87,7 @@ def test_an_interrupted_analysis_goes_on_where_it_stopped(found, model, tmp_path
     def again(*args, **kwargs):
         raise AssertionError("a step that was there is taken again")
 
-    for name in ("profile_layers", "detect_scales", "measure_brittleness", "token_classes"):
+    for name in ("profile_layers", "detect_scales", "measure_brittleness", "classify_tokens"):
         monkeypatch.setattr(module, name, again)
     rest = ml.analyze(model, texts(), folder=tmp_path, **SMALL)
     assert rest.effects.to_dataframe().equals(found.effects.to_dataframe())

@@ -113,7 +113,7 @@ def test_patch_writes_a_report_with_the_strongest_cells(tiny_by_name, tmp_path, 
     for words in ("logit_difference", "10 pairs", "p (Holm)", "95% interval", str(out)):
         assert words in shown
     assert "Patching one attention head" in out.read_text()
-    assert ml.results.PatchSweep.load(saved).site == "z"
+    assert ml.results.PatchSweep.load(saved).place == "z"
     assert cli.main(["patch", "tiny", "--task", "induction", "--no-progress", *files[2:4]]) == 0
     assert cli.main(["patch", "tiny", "--task", "induction", "--n-pairs", "0"]) == 2
     assert "n_pairs at least 1" in capsys.readouterr().err
