@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from tiny import random_model, random_tokens, tiny_config, tiny_model
 
 import mspgt_lens as ml
 from mspgt_lens.models import RecordedRun, as_adapter, bridge_from_huggingface
-from mspgt_lens.models.arguments import BlockCall, Rows, learn_arguments
+from mspgt_lens.models.arguments import BlockCall, Rows, learn_arguments, record_calls
 
 N = 4  # Prompts, positions and heads alike.
 
@@ -99,6 +100,15 @@ def test_twice_as_many_positions_as_prompts_are_told_from_two_rows_a_prompt() ->
 def test_what_is_not_understood_is_refused(made: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"(?s)block 0 of made is called with.*{message}"):
         taken(lambda n, p: {"x": made(n, p)}, Rows(torch.tensor([0]), 0, 1))
+
+
+def test_what_blocks_hand_on_beside_the_residual_is_refused() -> None:
+    shared: UserDict[str, torch.Tensor] = UserDict()
+    model: Any = Blocks(lambda n, p: {"states": shared})
+    model.block.forward = lambda residual, states: states.update(keys=residual) or residual
+    tokens = torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(ml.CannotMeasure, match="blocks of made hand states on to later blocks"):
+        record_calls(model, tokens, tokens == 0)
 
 
 def test_a_wrong_row_among_massive_ones_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ axis is known by how it grows. What grows in no known way is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,16 +84,20 @@ def record_calls(
     """Every block's call in one run, and the residual after the last block.
 
     Raises:
-        CannotMeasure: If the model does not run every block once and in order.
+        CannotMeasure: If the model does not run every block once and in order, or blocks hand more
+            than the residual on.
     """
     calls: list[BlockCall] = []
     seen: list[int] = []
     final: list[Tensor] = []
+    held: list[tuple[str, Mapping[Any, Any], int]] = []
 
     def before(block: int) -> Callable[..., None]:
         def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append(block)
             kwargs = dict(kwargs)
+            named = [(name, v) for name, v in kwargs.items() if isinstance(v, Mapping)]
+            held.extend((name, value, len(value)) for name, value in named)
             residual, *rest = args if args else (kwargs.pop("hidden_states"),)
             calls.append(BlockCall(residual.detach(), tuple(rest), kwargs))
 
@@ -113,6 +117,13 @@ def record_calls(
             f"model: {adapter.name} must run each of its {adapter.n_layers} blocks once and in "
             f"order, but ran {seen[:8]}"
         )
+    for name, value, count in held:
+        if len(value) != count:
+            raise CannotMeasure(
+                f"model: blocks of {adapter.name} hand {name} on to later blocks beside the "
+                "residual, so a run cannot be resumed between them; patch it by whole forward "
+                "passes, as transformer_lens.patching does"
+            )
     return calls, final[0]
 
 
@@ -193,6 +204,8 @@ class _Block:
             items = [self._taker(name, like) for like in zip(*values, strict=True)]
             whole = list if isinstance(recorded, list) else tuple
             return lambda rows: whole(take(rows) for take in items)
+        if isinstance(recorded, Mapping) and not any(len(value) for value in values):
+            return lambda rows: recorded
         if isinstance(recorded, dict) and len({tuple(value) for value in values}) == 1:
             named = {
                 key: self._taker(f"{name}[{key!r}]", [value[key] for value in values])
