@@ -120,22 +120,43 @@ class Result(ABC):
 
     @abstractmethod
     def heading(self) -> str:
-        """What this is, and of what, in one line."""
+        """What this is, and of what, in one line.
+
+        Returns:
+            One line, without its end.
+        """
 
     def findings(self) -> list[str]:
-        """What was found, in sentences; empty where the numbers of :meth:`rows` say it."""
+        """What was found, in sentences; empty where the numbers of :meth:`rows` say it.
+
+        Returns:
+            Sentences, each a line of its own.
+        """
         return []
 
     def rows(self) -> Rows:
-        """The numbers to look at first, as text: a header row, then the others."""
+        """The numbers to look at first, as text: a header row, then the others.
+
+        Returns:
+            A header row, then the others, all as long as the header; empty where there is no table.
+        """
         return []
 
     @abstractmethod
     def to_dataframe(self) -> pd.DataFrame:
-        """The result as a tidy table; its columns are among ``COLUMNS``."""
+        """The result as a tidy table; its columns are among ``COLUMNS``.
+
+        Returns:
+            One row per number, with its interval and unit where it has them.
+        """
 
     def summary(self) -> str:
-        """What was found in words and numbers, and every caveat."""
+        """What was found in words and numbers, and every caveat.
+
+        Returns:
+            The heading, the table of :meth:`rows`, :meth:`findings` and :attr:`warnings`, line by
+            line.
+        """
         notes = [f"Note: {note}" for note in self.warnings]
         table = aligned(self.rows()).splitlines()
         return "\n".join([self.heading(), *table, *self.findings(), *notes])
@@ -145,6 +166,9 @@ class Result(ABC):
 
         Args:
             **options: Those of the kind's function in ``mspgt_lens.plots``.
+
+        Returns:
+            The figure, a plotly ``Figure``.
         """
         # What computes must not import plotting, and need not before a figure is asked for.
         return importlib.import_module("mspgt_lens.plots.registry").draw(self, **options)
@@ -164,6 +188,12 @@ class Result(ABC):
     @classmethod
     def load(cls: type[_Kept], path: str | os.PathLike[str]) -> _Kept:
         """Read what :meth:`save` wrote.
+
+        Args:
+            path: What :meth:`save` returned; the suffix may be left out.
+
+        Returns:
+            A result that is equal to the one that was saved.
 
         Raises:
             FileNotFoundError: If there is no such file.

@@ -92,8 +92,14 @@ class Curve(Result):
     def to(self, unit: Unit) -> Curve:
         """The same curve in nats or bits.
 
+        Args:
+            unit: ``"nats"`` or ``"bits"``; a nat is 1 / log 2 bits.
+
+        Returns:
+            A curve of the same points, its interval and folds converted too.
+
         Raises:
-            ValueError: If the curve is not an information quantity.
+            ValueError: If the unit is neither, or the curve is not an information quantity.
         """
         if unit not in ("nats", "bits"):
             raise ValueError(f"unit must be 'nats' or 'bits', got {unit!r}")

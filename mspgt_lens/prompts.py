@@ -74,6 +74,10 @@ class PromptDataset:
         Args:
             model: The TransformerLens model, for its tokenizer.
 
+        Returns:
+            The data set itself where no padding is unknown; else one whose prompts lack it, read
+            lazily.
+
         Raises:
             ValueError: If padding cannot be told from text: give a mask to :meth:`from_tokens`.
         """
@@ -92,6 +96,9 @@ class PromptDataset:
         Args:
             special: Ids of tokens that keep their places.
             seed: Decides the order, together with the prompt's own tokens.
+
+        Returns:
+            A data set of as many prompts, as long and in the same groups, read lazily.
         """
 
         def windows() -> Iterator[Prompt]:
@@ -123,11 +130,19 @@ class PromptDataset:
             max_length: Longest window in tokens, BOS included.
             groups: One label per text; by default every text is a group of its own.
 
+        Returns:
+            The windows, tokenized anew whenever they are read.
+
         Raises:
             TypeError: If ``texts`` is a single string, or holds something else than strings; or if
                 a label cannot be hashed.
             ValueError: If ``max_length`` does not fit the model, or texts and groups differ in
                 number, or a label is missing (None, NaN).
+
+        Example:
+            >>> prompts = ml.PromptDataset.from_texts(model, ["w4 w5 w6 w7", "w8 w9"], max_length=4)
+            >>> [prompt.tokens.tolist() for prompt in prompts]
+            [[...], ...]
         """
         if isinstance(texts, str):
             raise TypeError("texts must be an iterable of strings, got one string: pass [text]")
@@ -157,10 +172,19 @@ class PromptDataset:
             group_column: The column with the group; by default every row is a group of its own.
             max_length: Longest window in tokens.
 
+        Returns:
+            The windows of all rows, read lazily, as by :meth:`from_texts`.
+
         Raises:
             TypeError: If the data set is several splits, or does not give rows.
             KeyError: If a row lacks a column; the message lists those it has.
             ValueError: If a row's group is missing (None, NaN).
+
+        Example:
+            >>> rows = [{"text": "w4 w5 w6", "author": "A"}, {"text": "w7 w8", "author": "B"}]
+            >>> prompts = ml.PromptDataset.from_huggingface(model, rows, group_column="author")
+            >>> [prompt.group for prompt in prompts]
+            ['A', 'B']
         """
         if isinstance(dataset, Mapping):
             names = [str(name) for name in dataset]
@@ -248,9 +272,17 @@ class PromptDataset:
                 when the prompts meet the model.
             groups: One label per prompt; by default every prompt is a group of its own.
 
+        Returns:
+            One prompt per row, without padding where the mask tells it.
+
         Raises:
             ValueError: If shapes do not agree, a prompt is empty, or a label is missing (None,
                 NaN).
+
+        Example:
+            >>> prompts = ml.PromptDataset.from_tokens([[11, 12, 13], [14, 15]], groups=["a", "b"])
+            >>> [prompt.tokens.tolist() for prompt in prompts]
+            [[11, 12, 13], [14, 15]]
         """
         rows = [_token_row(row, index) for index, row in enumerate(_on_cpu(tokens))]
         if mask is not None:
@@ -301,6 +333,14 @@ def load_passages() -> list[Passage]:
 
     Written for this package. Each is 180 to 260 words about one thing from start to end, so that
     its beginning tells a reader something about its end.
+
+    Returns:
+        The passages, topic by topic.
+
+    Example:
+        >>> passages = ml.load_passages()
+        >>> len(passages), len({passage.topic for passage in passages})
+        (120, 12)
     """
     text = resources.files("mspgt_lens").joinpath("data/passages.jsonl").read_text("utf-8")
     return [Passage(**json.loads(line)) for line in text.splitlines()]

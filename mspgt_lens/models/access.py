@@ -80,6 +80,22 @@ def _entry(name: str, value: Any) -> Tensor:
 
 @in_own_state
 def needed_hooks(model: Any) -> list[str]:
-    """Hook names that :func:`~mspgt_lens.profile_cache` reads, for ``names_filter``."""
+    """Hook names that :func:`~mspgt_lens.profile_cache` reads, for ``names_filter``.
+
+    Args:
+        model: A ``HookedTransformer`` or a ``TransformerBridge``.
+
+    Returns:
+        Names of the residual stream at the L + 1 sites, then of the attention patterns of the L
+        blocks.
+
+    Raises:
+        TypeError: If the model is none of TransformerLens's, or lacks a hook.
+
+    Example:
+        >>> hooks = ml.needed_hooks(model)
+        >>> hooks[0], hooks[-1]
+        ('blocks.0.hook_resid_pre', 'blocks.7.attn.hook_pattern')
+    """
     adapter = as_adapter(model)
     return adapter.site_hooks + adapter.pattern_hooks
