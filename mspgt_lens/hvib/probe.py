@@ -92,6 +92,11 @@ def fit_hvib(
         ValueError: If an argument does not fit, there are too few groups, or ``folder`` is of
             another model, other prompts or other settings.
         FloatingPointError: If an activation is NaN or infinite, or training diverges.
+
+    Example:
+        >>> fit = ml.fit_hvib(model, prompts, sites=[0, 8], betas=[2.0, 50.0], n_steps=20)
+        >>> fit.relevance["local"].values.shape  # site, beta
+        (2, 2)
     """
     adapter, bands = as_adapter(model), check_bands(bands)
     adapter.require_causal("the trained probe")
@@ -192,6 +197,12 @@ def fit_hvib_arrays(
         ValueError: If arrays do not fit, are not finite or do not vary, if there are too few
             groups, or ``folder`` is of other data or settings.
         FloatingPointError: If training diverges.
+
+    Example:
+        >>> z = np.random.default_rng(0).standard_normal((1, 300, 4))
+        >>> fit = ml.fit_hvib_arrays(z, {"local": z[0, :, :1]}, betas=[50.0], n_steps=20)
+        >>> fit.total_rate["local"].values.shape  # site, beta
+        (1, 1)
     """
     plan = FitPlan(
         _checked_betas(betas),

@@ -60,12 +60,32 @@ class Grid(Result):
         )
 
     def over_sites(self, beta: int) -> Curve:
-        """The curve over depth at the beta of this index."""
+        """The curve over depth at the beta of this index.
+
+        Args:
+            beta: Number of the column, from 0.
+
+        Returns:
+            One point per row of the grid, in its unit.
+
+        Raises:
+            IndexError: If there is no such column.
+        """
         parts = (self.values[:, beta], self.low[:, beta], self.high[:, beta])
         return Curve(*parts, self.unit, self.guarantee)
 
     def along_path(self, site: int) -> Curve:
-        """The curve over betas at the site of this index."""
+        """The curve over betas at the site of this index.
+
+        Args:
+            site: Number of the row, from 0.
+
+        Returns:
+            One point per column of the grid, in its unit.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
         parts = (self.values[site], self.low[site], self.high[site])
         return Curve(*parts, self.unit, self.guarantee)
 
@@ -126,7 +146,12 @@ class HvibFit(Result):
         return tuple(self.rate)
 
     def grids(self) -> Iterator[tuple[str, str, Grid]]:
-        """``(quantity, scale, grid)`` of everything; the scale is empty where there is none."""
+        """``(quantity, scale, grid)`` of everything; the scale is empty where there is none.
+
+        Yields:
+            Rates and relevances scale by scale, in nats per position, then those that have no
+            scale.
+        """
         for name in ("rate", "total_rate", "relevance", "information"):
             for scale, grid in getattr(self, name).items():
                 yield name, scale, grid

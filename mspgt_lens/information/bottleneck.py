@@ -47,6 +47,14 @@ def bottleneck_frontier(
     Raises:
         ValueError: If the arrays do not fit, are not finite or do not vary, if there are fewer than
             five groups, or if z determines y.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> z = rng.standard_normal((500, 2))
+        >>> frontier = ml.bottleneck_frontier(z, z[:, :1] + rng.standard_normal((500, 1)))
+        >>> frontier.relevance_at(1.0)  # nats that one nat about z keeps of y
+        Estimate: ... nats (... to ...)
+        ...
     """
     z, y = _rows("z", z), _rows("y", y)
     if len(z) != len(y):

@@ -94,6 +94,12 @@ class Frontier(Result):
 
         Args:
             rate: ``I(T;Z)`` in nats, at least 0.
+
+        Returns:
+            ``I(T;Y)`` in nats, with its 95% jackknife interval over folds (Chechik et al. 2005).
+
+        Raises:
+            ValueError: If the rate is negative or not finite.
         """
         if not (np.isfinite(rate) and rate >= 0):
             raise ValueError(f"rate must be a finite number of nats, at least 0, got {rate!r}")
