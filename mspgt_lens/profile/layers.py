@@ -66,6 +66,13 @@ def profile_layers(
             longer than the context, or tokens outside the vocabulary.
         FloatingPointError: If an activation is NaN or infinite.
         TypeError: If the model is none of TransformerLens's, or lacks a hook.
+
+    Example:
+        >>> profile = ml.profile_layers(model, prompts)
+        >>> profile.relevance.values.shape  # nats per token at every site
+        (9,)
+        >>> sorted(profile.predicted)
+        ['global', 'intermediate', 'local']
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 or None, got {batch_size}")
@@ -127,6 +134,14 @@ def profile_cache(
         KeyError: If the cache lacks a needed hook; the message gives the ``names_filter`` to use.
         ValueError: As :func:`profile_layers`, or if shapes of the cache's entries and the tokens
             do not agree, padding cannot be told from text, or padding was attended to.
+        TypeError: If neither ``tokens`` nor pairs say what was run, or both do.
+
+    Example:
+        >>> tokens = torch.tensor([prompt.tokens.tolist() for prompt in prompts])
+        >>> _, cache = model.run_with_cache(tokens, names_filter=ml.needed_hooks(model))
+        >>> ml.profile_cache(model, cache, tokens)
+        LayerProfile of ...
+        ...
     """
     adapter = as_adapter(model)
     # An encoder is profiled on masked tokens, which a cache of plain ones does not hold.

@@ -87,13 +87,6 @@ def recording(
 ) -> Iterator[Recording]:
     """Gather a profile while your own code runs the model, hooks and edits included.
 
-    For example::
-
-        with ml.recording(model, prompts) as record:
-            for tokens in batches:
-                model.run_with_hooks(tokens, fwd_hooks=my_edits)
-        profile = record.profile()
-
     What is read of a site is what the model goes on with, after your hooks: so an edited model can
     be profiled. Nothing is changed, and nothing per token is kept. In place of your loop's logits
     the lens decodes by the model's own unembedding.
@@ -113,6 +106,15 @@ def recording(
     Raises:
         ValueError: As :func:`~mspgt_lens.profile_layers`; inside, if a row that is run is none of
             the prompts, or a pass stops before the last block.
+        CannotMeasure: If the model is an encoder, or the prompts do not suffice.
+
+    Example:
+        >>> with ml.recording(model, prompts) as record:
+        ...     for prompt in prompts:
+        ...         _ = model(torch.tensor(prompt.tokens)[None])
+        >>> record.profile()  # of an edited model, where run_with_hooks edits
+        LayerProfile of ...
+        ...
     """
     with own_state():
         adapter = as_adapter(model)

@@ -85,7 +85,12 @@ class LayerProfile(Result):
         return tuple(self.bands)
 
     def curves(self) -> Iterator[tuple[str, str, Curve]]:
-        """Every curve as ``(quantity, scale, curve)``; scale is ``""`` where there is none."""
+        """Every curve as ``(quantity, scale, curve)``; scale is ``""`` where there is none.
+
+        Yields:
+            Curves over sites (compression, relevance, retained, predicted, added information), then
+            over blocks (``signals``), each in its own unit.
+        """
         yield "compression", "", self.compression
         yield "relevance", "", self.relevance
         if self.logit_lens is not None:
@@ -106,6 +111,9 @@ class LayerProfile(Result):
             site: 0 ... L.
             scale: One of ``scales``.
             betas: Weights of relevance against rate, at least 1.
+
+        Returns:
+            Its rates and relevances at every beta, in nats per token (Chechik et al. 2005).
 
         Raises:
             ValueError: If there is no such site or scale, or the profile was saved by a version
