@@ -79,6 +79,11 @@ def patch_layers(
         ValueError: If an argument is out of range, the metric returns another shape, or it is the
             same on clean and corrupted runs, so that effects have no scale.
         TypeError: If the model is none of TransformerLens's, or lacks a hook.
+
+    Example:
+        >>> sweep = ml.patch_layers(model, pairs, place="attn_out")
+        >>> sweep.effect.shape  # 1 restores the clean run, 0 changes nothing
+        (8, 16)
     """
     adapter = as_adapter(model)
     chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric

@@ -99,6 +99,9 @@ class PromptPairs:
         Args:
             model: The TransformerLens model, for its tokenizer.
 
+        Returns:
+            The pairs themselves where all padding is known; else a copy with a mask for it.
+
         Raises:
             ValueError: If padding cannot be told from text (give a mask to :meth:`from_tokens`), or
                 the prompts of a pair differ in length without it.
@@ -146,9 +149,17 @@ class PromptPairs:
                 of one length, found when the pairs meet the model.
             groups: One label per pair; by default every pair is a group of its own.
 
+        Returns:
+            The pairs, their prompts as two tensors ``[pair, pos]``.
+
         Raises:
             ValueError: If the two prompts of a pair differ in length (shows the pair), or shapes do
                 not agree.
+
+        Example:
+            >>> pairs = ml.PromptPairs.from_tokens([[11, 12, 13]], [[11, 14, 13]], [15], [16])
+            >>> pairs.first_difference
+            tensor([1])
         """
         rows = [_token_rows(name, x) for name, x in (("clean", clean), ("corrupted", corrupted))]
         if len(rows[0]) != len(rows[1]):
@@ -200,9 +211,20 @@ class PromptPairs:
             foil: What continues each corrupted text, likewise.
             groups: One label per pair; by default every pair is a group of its own.
 
+        Returns:
+            The pairs, tokenized, their prompts as two tensors ``[pair, pos]``.
+
         Raises:
             ValueError: If the two prompts of a pair differ in length, or an answer is not a single
                 token; shows the texts and their tokens.
+            TypeError: If texts are given as one string instead of a list.
+
+        Example:
+            >>> pairs = ml.PromptPairs.from_texts(
+            ...     model, clean=["w4 w5 w6"], corrupted=["w4 w7 w6"], answer=[" w8"], foil=[" w9"]
+            ... )
+            >>> pairs.answer, pairs.foil
+            (tensor([8]), tensor([9]))
         """
         adapter = as_adapter(model)
         given = {"clean": clean, "corrupted": corrupted, "answer": answer, "foil": foil}

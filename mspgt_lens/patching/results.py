@@ -130,6 +130,9 @@ class PatchSweep(Result):
 
         Args:
             n_cells: How many, at most.
+
+        Returns:
+            Block, token with its position, effect with its 95% interval, and corrected p-value.
         """
         start = 0.0 if self.direction == "denoise" else 1.0
         order = np.argsort(-np.abs(self.effect - start), axis=None, kind="stable")[:n_cells]

@@ -66,9 +66,18 @@ def patch_scales(
         seed: Decides the random sets.
         progress: Show a progress bar.
 
+    Returns:
+        Effects per segment, as shares of the gap between clean and corrupted runs, ``[segment]``,
+        with those of the random sets, ``[segment, draw]``.
+
     Raises:
         ValueError: If the partition is of another depth or has one segment only, an argument is out
             of range, or effects have no scale.
+
+    Example:
+        >>> patched = ml.patch_scales(model, pairs, (3, 6))
+        >>> dict(zip(patched.segments, patched.effect.round(2)))
+        {'local': ..., 'intermediate': ..., 'global': ...}
     """
     adapter = as_adapter(model)
     chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric

@@ -66,6 +66,9 @@ def indirect_objects(model: Any, n_pairs: int = 16, seed: int = 0) -> PromptPair
         n_pairs: Number of pairs.
         seed: Decides the names, places and things, and which name comes first.
 
+    Returns:
+        The pairs, ``n_pairs`` of them, all different.
+
     Raises:
         ValueError: If too few of the words are single tokens.
     """
@@ -94,6 +97,9 @@ def subject_verb_agreement(model: Any, n_pairs: int = 16, seed: int = 0) -> Prom
         model: The TransformerLens model, for its tokenizer.
         n_pairs: Number of pairs.
         seed: Decides nouns, places and numbers.
+
+    Returns:
+        The pairs, ``n_pairs`` of them, all different.
 
     Raises:
         ValueError: If too few of the words are single tokens.
@@ -124,6 +130,9 @@ def capitals(model: Any, n_pairs: int = 16, seed: int = 0) -> PromptPairs:
         n_pairs: Number of pairs.
         seed: Decides which countries meet.
 
+    Returns:
+        The pairs, ``n_pairs`` of them, all different.
+
     Raises:
         ValueError: If too few countries with their capitals are single tokens.
     """
@@ -141,6 +150,9 @@ def topic_cue(model: Any, n_pairs: int = 16, seed: int = 0) -> PromptPairs:
         model: The TransformerLens model, for its tokenizer.
         n_pairs: Number of pairs.
         seed: Decides which professions meet.
+
+    Returns:
+        The pairs, ``n_pairs`` of them, all different.
 
     Raises:
         ValueError: If too few professions with their workplaces are single tokens.
@@ -161,8 +173,17 @@ def induction(model: Any, n_pairs: int = 16, seed: int = 0, length: int = 8) -> 
         seed: Decides the tokens.
         length: Tokens before they repeat, at least 2.
 
+    Returns:
+        The pairs, each prompt of ``2 * length - 1`` tokens, after BOS where the model takes one.
+
     Raises:
-        ValueError: If the vocabulary has too few ordinary tokens.
+        ValueError: If the vocabulary has too few ordinary tokens, ``length`` is below 2, or
+            ``n_pairs`` below 1.
+
+    Example:
+        >>> pairs = ml.tasks.induction(model, n_pairs=4, length=5)
+        >>> pairs.clean.shape, bool((pairs.clean[:, -5] == pairs.answer).all())
+        (torch.Size([4, 10]), True)
     """
     adapter = as_adapter(model)
     if length < 2 or n_pairs < 1:
