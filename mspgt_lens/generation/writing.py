@@ -63,7 +63,8 @@ def generation_effects(
     """Continue every prompt with and without interventions on each segment, and compare the texts.
 
     The texts of a pair share the prompt and the random numbers, and all have ``n_new`` tokens.
-    Intervals and tests count each group of prompts as one draw.
+    Intervals and tests count each group of prompts as one draw: bootstrap intervals of differences
+    (BCa, Efron 1987), Cliff's delta with the interval of Feng and Cliff (2004), sign flips.
 
     A stronger intervention changes every property more, so segments are compared at one effect:
     each kind gets, on each segment, the strength at which predictions on the first 16 prompts
@@ -91,12 +92,24 @@ def generation_effects(
             perturbation's own seed decides its draws.
         progress: Show a progress bar.
 
+    Returns:
+        Differences and Cliff's deltas, ``[perturbation, segment, metric]``, with 95% intervals over
+        groups, those of the random block sets, and all texts.
+
     Raises:
         ValueError: If an argument is out of range, the model has no tokenizer, a prompt and its
             continuation do not fit the context, there are fewer than 3 groups, or rounding in the
             model's dtype moves predictions as far as ``target_kl``.
         FloatingPointError: If activations or logits are NaN or infinite.
         RuntimeError: If the model does not compute what is to be changed under its hook.
+
+    Example:
+        >>> noise = ml.Perturbation("noise")
+        >>> effects = ml.generation_effects(
+        ...     model, prompts, (3, 6), perturbations=[noise], n_new=4, target_kl=None, n_controls=0
+        ... )
+        >>> effects.deltas.shape == (1, 3, len(effects.metrics))
+        True
     """
     adapter = as_adapter(model)
     segments = as_segments(partition, adapter.n_layers)

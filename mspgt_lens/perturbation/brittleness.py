@@ -82,6 +82,19 @@ class Brittleness(Result):
         """A segment's mean response at every level, with its interval over groups.
 
         As measured: what rounding adds to KL (``floor``) is in it.
+
+        Args:
+            segment: Name of a segment.
+            shape: Noise shape, one of ``shapes``.
+            mode: ``"per_block"`` or ``"equal_energy"``.
+            measure: ``"kl"`` or ``"cross_entropy"`` (nats per token), or ``"agreement"`` (share of
+                positions that keep their most likely token).
+
+        Returns:
+            One point per level, in nats or as a share.
+
+        Raises:
+            ValueError: If there is no such segment, shape, mode or measure.
         """
         values = self._of(segment, shape, mode, measure).T
         mean, low, high = mean_interval(values)
@@ -95,6 +108,17 @@ class Brittleness(Result):
         its minimum, 0, at no noise, so its first term is quadratic. ``warnings`` says where the
         lowest level is not small enough, or not large enough against rounding. What was taken off
         for rounding is known to a factor of about two: the interval reaches that much farther.
+
+        Args:
+            segment: Name of a segment.
+            shape: Noise shape, one of ``shapes``.
+            mode: ``"per_block"`` or ``"equal_energy"``.
+
+        Returns:
+            Nats per token and squared noise level, with a 95% interval over groups.
+
+        Raises:
+            ValueError: If there is no such segment, shape or mode.
         """
         slopes = self.slopes(segment, shape, mode)
         mean, low, high = (float(x) for x in mean_interval(slopes))
@@ -105,7 +129,19 @@ class Brittleness(Result):
     def slopes(
         self, segment: str, shape: Shape, mode: Mode = "per_block"
     ) -> Float[np.ndarray, " group"]:
-        """The slope of every group (document), of which :meth:`slope` is the mean."""
+        """The slope of every group (document), of which :meth:`slope` is the mean.
+
+        Args:
+            segment: Name of a segment.
+            shape: Noise shape, one of ``shapes``.
+            mode: ``"per_block"`` or ``"equal_energy"``.
+
+        Returns:
+            Nats per token and squared noise level, ``[group]``.
+
+        Raises:
+            ValueError: If there is no such segment, shape or mode.
+        """
         values: np.ndarray = self._beyond_rounding(segment, shape, mode)[0] / self.levels[0] ** 2
         return values
 
@@ -115,6 +151,17 @@ class Brittleness(Result):
         Interpolated in the logarithm of the level (linearly below the lowest); None where the
         highest level does not reach it. The interval is the bootstrap's over groups; its upper end
         is infinite where more than 2.5% of draws do not reach it.
+
+        Args:
+            segment: Name of a segment.
+            shape: Noise shape, one of ``shapes``.
+            mode: ``"per_block"`` or ``"equal_energy"``.
+
+        Returns:
+            A noise level, or None.
+
+        Raises:
+            ValueError: If there is no such segment, shape or mode.
         """
         agreement = self._of(segment, shape, mode, "agreement")
         value = self._crossing(agreement.mean(axis=1))
@@ -137,7 +184,7 @@ class Brittleness(Result):
             signs of whole groups' differences and is corrected (Holm) over the table.
 
         Raises:
-            ValueError: If a segment does not respond beyond rounding.
+            CannotMeasure: If a segment does not respond beyond rounding.
         """
         rows, differences = [], []
         modes: tuple[Mode, ...] = get_args(Mode)
@@ -170,6 +217,9 @@ class Brittleness(Result):
         Args:
             n_folds: Folds that groups are dealt to, for the intervals of the boundaries; those of
                 the profile (5 by default).
+
+        Returns:
+            ``"brittleness_"`` and the noise shape to its curve over blocks, nats per squared level.
 
         Raises:
             ValueError: If there are fewer groups than folds.
@@ -340,10 +390,21 @@ def measure_brittleness(
         seed: Decides the noise.
         progress: Show a progress bar.
 
+    Returns:
+        KL, rise of the loss (nats per token) and agreement, per shape, level, block or segment, and
+        group.
+
     Raises:
-        ValueError: If levels do not rise from above 0, shapes are unknown, the partition does not
-            fit the model, or there are fewer than 3 groups.
+        ValueError: If levels do not rise from above 0, shapes are unknown, or the partition does
+            not fit the model.
+        CannotMeasure: If the model is an encoder, or there are fewer than 3 groups.
         FloatingPointError: If activations or logits are NaN or infinite.
+
+    Example:
+        >>> brittle = ml.measure_brittleness(model, prompts, (3, 6), levels=[0.1])
+        >>> brittle.slope("local", "covariance")
+        Estimate: ... nats per squared level (... to ...)
+        ...
     """
     adapter = as_adapter(model)
     segments = as_segments(partition, adapter.n_layers)

@@ -150,9 +150,18 @@ def classify_tokens(
         seed: Decides the sample.
         progress: Show a progress bar.
 
+    Returns:
+        Losses of every sampled token with each context, in nats, and its class.
+
     Raises:
-        ValueError: If bands do not reach farther one by one, or no token has enough context.
+        ValueError: If bands do not reach farther one by one, or an argument is out of range.
+        CannotMeasure: If the model's context, or every prompt, is too short for the farthest band.
         FloatingPointError: If a loss is NaN or infinite.
+
+    Example:
+        >>> classes = ml.classify_tokens(model, prompts, n_tokens=200)
+        >>> classes.counts  # tokens by the longest band of context that they depend on
+        {'local': ..., 'intermediate': ..., 'global': ..., 'none': ...}
     """
     adapter = as_adapter(model)
     adapter.require_causal("telling tokens by their context")

@@ -167,9 +167,22 @@ def measure_dissociation(
         batch_size: Prompts per forward pass; by default a fixed number of tokens.
         progress: Show a progress bar.
 
+    Returns:
+        Loss increases in nats, ``[segment, class]``, with 95% intervals over groups, and the
+        interaction.
+
     Raises:
-        ValueError: If segments and classes differ in number, prompts are not those of the classes,
-            a class has fewer than 2 groups, or a segment's perturbation raises no loss.
+        ValueError: If segments and classes differ in number, or prompts are not those of the
+            classes.
+        CannotMeasure: If a class has fewer than 2 groups, all have fewer than 3, or a segment's
+            perturbation raises no loss.
+
+    Example:
+        >>> classes = ml.classify_tokens(model, prompts, n_tokens=400)
+        >>> noise = ml.Perturbation("noise", strength=2.0)
+        >>> table = ml.measure_dissociation(model, prompts, (3, 6), classes, perturbation=noise)
+        >>> table.values.shape, table.interaction.p_value <= 1
+        ((3, 3), True)
     """
     adapter = as_adapter(model)
     segments = as_segments(partition, adapter.n_layers)

@@ -68,6 +68,12 @@ class Perturbation:
         direction: For translation, shape ``[d_model]``; its length is of no matter.
         seed: Decides the draws, together with the prompt and the block: the same draws come back
             at other strengths, shapes and block sets (common random numbers).
+
+    Example:
+        >>> ml.Perturbation("noise", strength=0.2, shape="isotropic").label
+        'isotropic noise 0.2'
+        >>> ml.Perturbation("translation", direction=torch.ones(32)).label
+        'translation 0.1'
     """
 
     kind: Kind
@@ -145,6 +151,9 @@ class Perturbation:
                 run that generates with a cache makes, every position (a new token) is acted on.
             keys: A seed per prompt; its number in the batch by default.
             groups: ``stable_hash`` of each prompt's group, so that resampling takes another.
+
+        Returns:
+            What is changed at which hook, block by block.
         """
         draw = _Draws(self, statistics, where, keys, groups)
         return [edit for block in blocks for edit in self._edits(draw, int(block))]

@@ -184,11 +184,21 @@ def perturb_scales(
             perturbation's own seed decides its draws.
         progress: Show a progress bar.
 
+    Returns:
+        KL, rise of the loss (nats per token) and agreement, ``[perturbation, segment, measure]``,
+        with 95% intervals over groups and the same of the random block sets.
+
     Raises:
-        ValueError: If the partition does not fit the model, there are fewer than 3 groups, or
-            nothing to do.
+        ValueError: If the partition does not fit the model, or there is nothing to do.
+        CannotMeasure: If the model is an encoder, or there are fewer than 3 groups.
         FloatingPointError: If activations or logits are NaN or infinite.
         RuntimeError: If the model does not compute what is to be changed under its hook.
+
+    Example:
+        >>> skip = ml.Perturbation("skip")
+        >>> effects = ml.perturb_scales(model, prompts, (3, 6), perturbations=[skip], n_controls=5)
+        >>> effects.values.shape  # perturbation, segment, measure
+        (1, 3, 3)
     """
     adapter = as_adapter(model)
     segments = as_segments(partition, adapter.n_layers)

@@ -81,9 +81,17 @@ def residual_statistics(
         batch_size: Prompts per forward pass; by default a fixed number of tokens.
         seed: Decides the positions whose updates are kept for resampling.
 
+    Returns:
+        Spread, covariance and updates at every block's entry, in the residual stream's own units.
+
     Raises:
         FloatingPointError: If an activation is NaN or infinite.
         ValueError: If there are too few groups, or a prompt does not fit the model.
+
+    Example:
+        >>> statistics = ml.residual_statistics(model, prompts)
+        >>> statistics.deviation.shape  # block, d_model
+        torch.Size([8, 32])
     """
     adapter = as_adapter(model)
     batches = (
