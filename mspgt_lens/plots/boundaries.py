@@ -33,6 +33,17 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
     share of bootstrap draws with a boundary at each block; tinted spans are the boundaries' 95%
     intervals. The title says how many boundaries the data support; segments that they do not
     support as such are faint.
+
+    Args:
+        partition: From :func:`~mspgt_lens.detect_scales` or :func:`~mspgt_lens.segment_blocks`.
+
+    Returns:
+        The figure; nothing is shown.
+
+    Example:
+        >>> made = ml.synthetic_signals(12, effect=4.0)
+        >>> partition = ml.segment_blocks(made.signals, n_draws=99, n_bootstraps=20)
+        >>> ml.plot_boundaries(partition).write_html("boundaries.html")
     """
     names = list(partition.by_signal)
     n_layers, n_signals = partition.signals.shape
@@ -152,6 +163,12 @@ def plot_stability(stability: Stability) -> go.Figure:
     """The segments under every condition, one row each, with the boundaries' 95% intervals.
 
     Faint segments are those that the data do not support as such under that condition.
+
+    Args:
+        stability: From :func:`~mspgt_lens.stability`.
+
+    Returns:
+        The figure; nothing is shown.
     """
     table = stability.table
     labels = [escape(label) for label in table["condition"]]

@@ -34,6 +34,12 @@ def plot_comparison(comparison: Comparison) -> go.Figure:
 
     Families have a color each, models of a family a dash each. Faint segments are those that a
     model's data do not support as such. Shaded bands and bars are 95% intervals.
+
+    Args:
+        comparison: From :func:`~mspgt_lens.compare_models`.
+
+    Returns:
+        The figure; nothing is shown.
     """
     names = list(comparison.models["model"])
     shapes = list(dict.fromkeys(comparison.brittleness["shape"]))

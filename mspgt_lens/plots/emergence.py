@@ -20,6 +20,12 @@ def plot_emergence(emergence: Emergence) -> go.Figure:
 
     Lines go from early (dark) to late (bright). Faint segments are those that the data do not
     support as such at that checkpoint; white marks are boundaries with their 95% intervals.
+
+    Args:
+        emergence: From :func:`~mspgt_lens.emergence`.
+
+    Returns:
+        The figure; nothing is shown.
     """
     first = emergence.profiles[0]
     scales = list(first.predicted)

@@ -45,6 +45,9 @@ def plot_effects(
         effects: From :func:`~mspgt_lens.perturb_scales` or :func:`~mspgt_lens.generation_effects`.
         measure: Of perturbations: ``"kl"``, ``"cross_entropy"`` or ``"agreement"``.
 
+    Returns:
+        The figure; nothing is shown.
+
     Raises:
         ValueError: If the measure is unknown.
     """

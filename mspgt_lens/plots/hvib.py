@@ -33,6 +33,13 @@ def plot_hvib(fit: HvibFit, *, unit: Unit = "nats") -> go.Figure:
     decoder sees, an upper bound on what they take from the site; bars are 95% intervals of the
     relevance. A path further to the upper left is better: more of the target at less cost. Where
     the probe read each scale at its own tap, there is one path per panel.
+
+    Args:
+        fit: From :func:`~mspgt_lens.fit_hvib` or :func:`~mspgt_lens.fit_hvib_arrays`.
+        unit: ``"nats"`` or ``"bits"``, of both axes.
+
+    Returns:
+        The figure; nothing is shown.
     """
     panels = _panels(fit)
     figure = make_subplots(

@@ -48,6 +48,9 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
         sweep: The sweep.
         partition: Draws its segments above, and its boundaries; of the same model.
 
+    Returns:
+        The figure; nothing is shown.
+
     Raises:
         ValueError: If the partition is of another depth.
     """
@@ -134,7 +137,14 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
 
 @in_own_state
 def plot_scale_patch(result: ScalePatch) -> go.Figure:
-    """Each segment's effect with its 95% interval, over those of random sets of as many blocks."""
+    """Each segment's effect with its 95% interval, over those of random sets of as many blocks.
+
+    Args:
+        result: From :func:`~mspgt_lens.patch_scales`.
+
+    Returns:
+        The figure; nothing is shown.
+    """
     figure = go.Figure()
     for index, name in enumerate(result.segments):
         color = SCALE_COLORS.get(name, NEUTRAL)

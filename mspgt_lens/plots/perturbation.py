@@ -50,6 +50,9 @@ def plot_brittleness(brittleness: Brittleness, *, mode: Mode = "equal_energy") -
         brittleness: From :func:`~mspgt_lens.measure_brittleness`.
         mode: ``"equal_energy"`` or ``"per_block"``, for the upper two rows.
 
+    Returns:
+        The figure; nothing is shown.
+
     Raises:
         ValueError: If the mode is unknown.
     """
@@ -130,6 +133,12 @@ def plot_dissociation(table: Dissociation) -> go.Figure:
 
     Colors compare classes within a row, since segments differ in strength: 1 is the row's mean.
     Dotted cells are those that MSPGT predicts to lead. Hover gives intervals.
+
+    Args:
+        table: From :func:`~mspgt_lens.measure_dissociation`.
+
+    Returns:
+        The figure; nothing is shown.
     """
     rows = [name.capitalize() for name in table.segments]
     columns = [

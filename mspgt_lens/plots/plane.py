@@ -36,6 +36,13 @@ def plot_information_plane(profile: LayerProfile, *, unit: Unit = "nats") -> go.
     intervals. Below: per scale, the Gaussian bottleneck frontier of every fourth site or so, from
     the rate of its noisy summary to what that summary predicts. Both are colored by depth. The
     scales have axes of their own, since they differ by orders of magnitude.
+
+    Args:
+        profile: From :func:`~mspgt_lens.profile_layers`.
+        unit: ``"nats"`` or ``"bits"``, of all axes.
+
+    Returns:
+        The figure; nothing is shown.
     """
     scales = profile.scales
     n_rows = 2 if profile.correlations else 1
@@ -79,6 +86,9 @@ def plot_scale_map(profile: LayerProfile, *, unit: Unit = "nats") -> go.Figure:
         profile: A profile with one band per offset:
             ``profile_layers(model, prompts, bands=OFFSET_BANDS)``.
         unit: Unit of the labels and the hover text.
+
+    Returns:
+        The figure; nothing is shown.
     """
     figure = make_subplots(
         rows=1,

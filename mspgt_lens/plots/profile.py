@@ -80,8 +80,15 @@ def plot_profile(
         partition: Draws its segments behind the curves; of a model as deep as the profiles'.
         unit: Unit of the information quantities.
 
+    Returns:
+        The figure; nothing is shown.
+
     Raises:
         ValueError: If there is no profile, or bands or depths differ.
+
+    Example:
+        >>> figure = ml.plot_profile(profile, unit="bits")
+        >>> figure.write_html("profile.html")
     """
     profiles = _as_list(profile)
     first = profiles[0]

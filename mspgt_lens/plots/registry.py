@@ -39,6 +39,9 @@ def draw(result: Result, **options: Any) -> go.Figure:
     Args:
         result: Any result of this package.
         **options: Those of the kind's function.
+
+    Returns:
+        The figure; nothing is shown.
     """
     kind: Callable[..., go.Figure] = _FIGURES.get(type(result), plot_table)
     return kind(result, **options)

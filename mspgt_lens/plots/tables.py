@@ -32,6 +32,9 @@ def plot_table(result: Result) -> go.Figure:
 
     Args:
         result: Any result of this package.
+
+    Returns:
+        The figure; nothing is shown.
     """
     table = result.to_dataframe()
     axis = next((name for name in _AXES if name in table and table[name].nunique() > 1), None)
@@ -55,6 +58,9 @@ def plot_class_counts(classes: TokenClasses) -> go.Figure:
 
     Args:
         classes: From :func:`~mspgt_lens.classify_tokens`.
+
+    Returns:
+        The figure; nothing is shown.
     """
     names = list(classes.counts)
     figure = go.Figure(

@@ -32,6 +32,12 @@ def plot_texts(effects: GenerationEffects) -> go.Figure:
     Bars are 95% intervals; filled points are the effects that MSPGT's first version predicts. Gray
     ticks are random block sets of the segment's size at the same KL. Undefined effects are left
     blank. Hover for the numbers and the p-value in words.
+
+    Args:
+        effects: From :func:`~mspgt_lens.generation_effects`.
+
+    Returns:
+        The figure; nothing is shown.
     """
     table = effects.to_dataframe()
     metrics = list(effects.metrics)

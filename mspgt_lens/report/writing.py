@@ -45,6 +45,10 @@ def write_report(
     Raises:
         TypeError: If something else is given than results.
         ValueError: If there are none, or two of a kind of which one can be shown.
+
+    Example:
+        >>> ml.write_report("report.html", profile).name
+        'report.html'
     """
     given = _Given(results, scale_map)
     body = Markup().join(

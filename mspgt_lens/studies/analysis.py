@@ -138,7 +138,14 @@ class Analysis(Result):
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write one file per result, and one that lists them, into a folder; returns it."""
+        """Write one file per result, and one that lists them, into a folder.
+
+        Args:
+            folder: Where to write; made if it is not there.
+
+        Returns:
+            The folder.
+        """
         for name in _KINDS:
             result = getattr(self, name)
             if result is not None:
@@ -155,6 +162,12 @@ class Analysis(Result):
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Analysis:
         """Read what :meth:`save` or :func:`analyze` wrote.
+
+        Args:
+            folder: Where it was written.
+
+        Returns:
+            An analysis that is equal to the one that was saved.
 
         Raises:
             FileNotFoundError: If there is no analysis, or it was not finished.
@@ -213,10 +226,19 @@ def analyze(
         seed: Decides everything that is drawn.
         progress: Show progress bars.
 
+    Returns:
+        Every result that could be measured, and why others could not.
+
     Raises:
-        ValueError: If an argument is out of range, the prompts do not suffice for a profile, the
-            model has fewer than 6 blocks, or the folder holds an analysis of another model, other
-            prompts or other settings.
+        ValueError: If an argument is out of range, or the folder holds an analysis of another
+            model, other prompts or other settings.
+        CannotMeasure: If the prompts do not suffice for a profile, or the model has fewer than 6
+            blocks.
+
+    Example:
+        >>> analysis = ml.analyze(model, prompts, n_documents=3, n_tokens=50)
+        >>> list(analysis.parts)
+        ['profile', 'partition', ...]
     """
     adapter = as_adapter(load_model(model) if isinstance(model, str) else model)
     rows = _rows(adapter, prompts, max_length)

@@ -136,8 +136,16 @@ def compare_models(results: Iterable[ModelResults]) -> Comparison:
     Args:
         results: Results of at least one model, all of different names.
 
+    Returns:
+        Boundaries, segments, brittleness and curves of all models as tables.
+
     Raises:
         ValueError: If there are none, or two of the same name.
+
+    Example:
+        >>> comparison = ml.compare_models(ml.synthetic_models(2, 3))
+        >>> len(comparison.models)
+        6
     """
     models = list(results)
     names = [one.name for one in models]

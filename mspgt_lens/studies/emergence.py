@@ -143,6 +143,9 @@ def emergence(
         progress: Show progress bars.
         **settings: For :func:`~mspgt_lens.detect_scales`.
 
+    Returns:
+        A profile per checkpoint, and its partition; None for models of fewer than 6 blocks.
+
     Raises:
         ValueError: If there are no checkpoints, or two of the same name.
     """

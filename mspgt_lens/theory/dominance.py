@@ -36,6 +36,9 @@ def depth_variation(
         depths: Boundaries over the number of blocks.
         errors: Standard error of each, in the same units; None for exact ones.
 
+    Returns:
+        The coefficient (a ratio, at least 0), with its 95% interval.
+
     Raises:
         ValueError: If there are fewer than two models, or a boundary at depth 0.
     """
@@ -130,6 +133,9 @@ def variance_shares(
         n_parameters: Parameters of each model.
         n_permutations: Draws of each permutation test.
         seed: Decides the permutations.
+
+    Returns:
+        Both shares of the variance, with their p-values and the interval of their difference.
 
     Raises:
         ValueError: If there are fewer than two families, a family has fewer than 3 models, all

@@ -241,6 +241,9 @@ def half_depth(curve: Curve) -> Estimate | None:
     Between sites by straight lines; 0 where the first site has reached it. The interval is the
     jackknife over folds of groups, kept within 0 and 1.
 
+    Args:
+        curve: Of a profile, over sites, such as ``profile.relevance``.
+
     Returns:
         The depth as a share of the model's, or None where the curve cannot be told from 0 or has
         no values per fold.

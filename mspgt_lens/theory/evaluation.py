@@ -51,8 +51,16 @@ def evaluate_predictions(
         diagonal_excess: P5: excess of the diagonal of segments by token classes.
         gap: P6: how much deeper each scale must come than the one before, as a share of the depth.
 
+    Returns:
+        One verdict per prediction, and per family or noise shape where a prediction is about one.
+
     Raises:
         ValueError: If there are no results, or two of the same name.
+
+    Example:
+        >>> verdicts = ml.evaluate_predictions(ml.synthetic_models(2, 4))
+        >>> verdicts["P1 existence"].verdict
+        'supported'
     """
     # Before any other local name: these are the arguments.
     thresholds = {name: value for name, value in locals().items() if name != "results"}

@@ -57,8 +57,16 @@ def synthetic_models(
         supported: Whether the partition's own test supports two boundaries.
         seed: Decides every draw.
 
+    Returns:
+        ``n_families * n_per_family`` results, family by family.
+
     Raises:
         ValueError: If ``boundaries`` is none of these.
+
+    Example:
+        >>> models = ml.synthetic_models(2, 3, boundaries="thirds")
+        >>> [one.family for one in models]
+        ['family 1', 'family 1', 'family 1', 'family 2', 'family 2', 'family 2']
     """
     if boundaries not in get_args(Boundaries):
         raise ValueError(

@@ -47,6 +47,11 @@ def water_fill(
 
     Raises:
         ValueError: If a parameter is not positive or their shapes differ.
+
+    Example:
+        >>> even = np.ones(3)
+        >>> ml.water_fill(12, betas=even, kappas=even, distortions=even)
+        array([4., 4., 4.])
     """
     b, k, d = _checked_parameters(n_layers, betas, kappas, distortions)
     lengths: np.ndarray = _allocate(np.array([float(n_layers)]), 1 / k, np.log(b * k * d))[0]
@@ -68,6 +73,17 @@ def water_fill_whole(
 
     Args:
         n_layers, betas, kappas, distortions: As in :func:`water_fill`.
+
+    Returns:
+        Layers per scale, whole numbers that add up to ``n_layers``.
+
+    Raises:
+        ValueError: If a parameter is not positive or their shapes differ.
+
+    Example:
+        >>> even = np.ones(3)
+        >>> ml.water_fill_whole(13, betas=2.0 ** np.arange(3), kappas=even, distortions=even).sum()
+        np.int64(13)
     """
     b, k, d = _checked_parameters(n_layers, betas, kappas, distortions)
     given = np.zeros(len(b), dtype=np.int64)
@@ -116,12 +132,26 @@ class WaterFilling(Result):
     n_models: int
 
     def lengths(self, n_layers: float) -> Float[np.ndarray, " scale"]:
-        """Length of each segment in a model of this depth, in blocks, not rounded."""
+        """Length of each segment in a model of this depth, in blocks, not rounded.
+
+        Args:
+            n_layers: Depth, in blocks.
+
+        Returns:
+            Blocks per scale, ``[scale]``, which add up to the depth.
+        """
         lengths: np.ndarray = _lengths(np.array([float(n_layers)]), self.shares, self.offsets)[0]
         return lengths
 
     def boundaries(self, n_layers: int) -> tuple[int, ...]:
-        """Boundaries in a model of this depth: the cumulated lengths, rounded to whole blocks."""
+        """Boundaries in a model of this depth: the cumulated lengths, rounded to whole blocks.
+
+        Args:
+            n_layers: Depth, in blocks.
+
+        Returns:
+            The first block of every segment but the first.
+        """
         return tuple(int(b) for b in np.rint(np.cumsum(self.lengths(n_layers))[:-1]))
 
     def heading(self) -> str:
@@ -186,9 +216,17 @@ def fit_water_filling(
         boundaries: Boundaries of each model.
         n_layers: Depth of each model.
 
+    Returns:
+        Each scale's share of further layers and its offset in blocks, with 95% intervals.
+
     Raises:
         ValueError: If there are fewer than 3 models or all have the same depth: then shares and
             offsets cannot be told apart.
+
+    Example:
+        >>> placed = np.array([[4, 8], [8, 16], [10, 20]])
+        >>> ml.fit_water_filling(placed, np.array([12, 24, 30])).boundaries(18)
+        (6, 12)
     """
     placed, depths = _checked_models(boundaries, n_layers)
     if len(depths) < MIN_FITTED or len(set(depths.tolist())) < 2:
@@ -253,6 +291,10 @@ def held_out_errors(
         (``"model"`` or ``"family"``), ``rule``, ``first`` and ``second`` (the predicted
         boundaries) and ``error``, their mean distance from the measured ones as a share of the
         depth. Models whose training set is too small to fit are not in it.
+
+    Raises:
+        ValueError: If models do not have two boundaries each, which rise within their depth, or
+            shapes do not agree.
     """
     placed, depths = _checked_models(boundaries, n_layers)
     if placed.shape[1] != 2:
