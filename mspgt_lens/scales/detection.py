@@ -75,9 +75,20 @@ def detect_scales(
         seed: Decides every draw.
         progress: Show a progress bar while profiling.
 
+    Returns:
+        The partition; read ``n_boundaries`` and ``p_value`` before ``boundaries``, or
+        ``summary()``.
+
     Raises:
-        ValueError: If there is neither a profile nor a model with prompts, the model has fewer than
-            6 blocks, or the chosen method finds no two boundaries.
+        ValueError: If there is neither a profile nor a model with prompts, or an argument is out of
+            range.
+        CannotMeasure: If the model has fewer than 6 blocks, or the chosen method finds no two
+            boundaries.
+
+    Example:
+        >>> partition = ml.detect_scales(profile=profile)
+        >>> partition.n_boundaries, partition.segments  # how many are supported, best places
+        (..., {'local': range(0, ...), 'intermediate': range(...), 'global': range(..., 8)})
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -171,8 +182,15 @@ def boundary_signals(profile: LayerProfile) -> pd.DataFrame:
     block signals as they are. Curves that cannot be told from 0 at any site, and columns that never
     change, are left out.
 
+    Args:
+        profile: From :func:`~mspgt_lens.profile_layers` or :func:`~mspgt_lens.profile_cache`.
+
     Returns:
         Shape ``[block, signal]``, in nats and the signals' own units.
+
+    Example:
+        >>> ml.boundary_signals(profile).index.size  # one row per block
+        8
     """
     names, _ = _choose_signals(profile)
     return pd.DataFrame(_matrix(profile, names), columns=list(names))
@@ -484,6 +502,10 @@ def stability(
 
     Returns:
         One partition per condition; see ``Stability.table`` and ``plot_stability``.
+
+    Raises:
+        ValueError: If there are no prompts or seeds, or prompts are texts rather than a list of
+            data sets.
     """
     named = (
         dict(prompts)

@@ -69,6 +69,12 @@ def segment_blocks(
     Raises:
         ValueError: If there are fewer than 6 blocks, signals that are constant, NaN or infinite, or
             not enough blocks for so many segments.
+
+    Example:
+        >>> made = ml.synthetic_signals(24, effect=4.0)
+        >>> partition = ml.segment_blocks(made.signals)
+        >>> partition.boundaries == made.boundaries, partition.n_boundaries
+        (True, 2)
     """
     matrix, labels = _checked(signals, names)
     n_layers, n_signals = matrix.shape
