@@ -41,7 +41,7 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
         The figure; nothing is shown.
 
     Example:
-        >>> made = ml.synthetic_signals(12, effect=4.0)
+        >>> made = ml.synthetic.synthetic_signals(12, effect=4.0)
         >>> partition = ml.segment_blocks(made.signals, n_draws=99, n_bootstraps=20)
         >>> ml.plot_boundaries(partition).write_html("boundaries.html")
     """
@@ -165,7 +165,7 @@ def plot_stability(stability: Stability) -> go.Figure:
     Faint segments are those that the data do not support as such under that condition.
 
     Args:
-        stability: From :func:`~mspgt_lens.stability`.
+        stability: From :func:`~mspgt_lens.studies.stability`.
 
     Returns:
         The figure; nothing is shown.

@@ -22,7 +22,7 @@ def plot_emergence(emergence: Emergence) -> go.Figure:
     support as such at that checkpoint; white marks are boundaries with their 95% intervals.
 
     Args:
-        emergence: From :func:`~mspgt_lens.emergence`.
+        emergence: From :func:`~mspgt_lens.studies.emergence`.
 
     Returns:
         The figure; nothing is shown.

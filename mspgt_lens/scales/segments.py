@@ -71,7 +71,7 @@ def segment_blocks(
             not enough blocks for so many segments.
 
     Example:
-        >>> made = ml.synthetic_signals(24, effect=4.0)
+        >>> made = ml.synthetic.synthetic_signals(24, effect=4.0)
         >>> partition = ml.segment_blocks(made.signals)
         >>> partition.boundaries == made.boundaries, partition.n_boundaries
         (True, 2)

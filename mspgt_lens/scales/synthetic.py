@@ -93,7 +93,7 @@ def synthetic_signals(
             its range.
 
     Example:
-        >>> made = ml.synthetic_signals(24, n_signals=3, effect=4.0)
+        >>> made = ml.synthetic.synthetic_signals(24, n_signals=3, effect=4.0)
         >>> made.signals.shape, made.boundaries
         ((24, 3), (..., ...))
     """
@@ -250,7 +250,7 @@ def power(
         Shares of the draws, each with its standard error.
 
     Example:
-        >>> ml.power(24, effect=4.0, n_simulations=3).rejected  # share of draws with p < 0.05
+        >>> ml.synthetic.power(24, effect=4.0, n_simulations=3).rejected  # share of draws with p < 0.05
         1.0
     """
     rejected, located, chosen = 0, 0, []

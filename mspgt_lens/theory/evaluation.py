@@ -58,7 +58,7 @@ def evaluate_predictions(
         ValueError: If there are no results, or two of the same name.
 
     Example:
-        >>> verdicts = ml.evaluate_predictions(ml.synthetic_models(2, 4))
+        >>> verdicts = ml.evaluate_predictions(ml.synthetic.synthetic_models(2, 4))
         >>> verdicts["P1 existence"].verdict
         'supported'
     """

@@ -64,7 +64,7 @@ def synthetic_models(
         ValueError: If ``boundaries`` is none of these.
 
     Example:
-        >>> models = ml.synthetic_models(2, 3, boundaries="thirds")
+        >>> models = ml.synthetic.synthetic_models(2, 3, boundaries="thirds")
         >>> [one.family for one in models]
         ['family 1', 'family 1', 'family 1', 'family 2', 'family 2', 'family 2']
     """

@@ -50,7 +50,7 @@ def water_fill(
 
     Example:
         >>> even = np.ones(3)
-        >>> ml.water_fill(12, betas=even, kappas=even, distortions=even)
+        >>> ml.theory.water_fill(12, betas=even, kappas=even, distortions=even)
         array([4., 4., 4.])
     """
     b, k, d = _checked_parameters(n_layers, betas, kappas, distortions)
@@ -82,7 +82,7 @@ def water_fill_whole(
 
     Example:
         >>> even = np.ones(3)
-        >>> ml.water_fill_whole(13, betas=2.0 ** np.arange(3), kappas=even, distortions=even).sum()
+        >>> ml.theory.water_fill_whole(13, betas=2.0 ** np.arange(3), kappas=even, distortions=even).sum()
         np.int64(13)
     """
     b, k, d = _checked_parameters(n_layers, betas, kappas, distortions)
@@ -225,7 +225,7 @@ def fit_water_filling(
 
     Example:
         >>> placed = np.array([[4, 8], [8, 16], [10, 20]])
-        >>> ml.fit_water_filling(placed, np.array([12, 24, 30])).boundaries(18)
+        >>> ml.theory.fit_water_filling(placed, np.array([12, 24, 30])).boundaries(18)
         (6, 12)
     """
     placed, depths = _checked_models(boundaries, n_layers)
