@@ -33,6 +33,7 @@ from mspgt_lens.information.ridge import spread_sites  # noqa: E402
 from mspgt_lens.models import ModelAdapter, as_adapter  # noqa: E402
 from mspgt_lens.moments import Moments, Sample  # noqa: E402
 from mspgt_lens.profile.run import ProfileRun  # noqa: E402
+from mspgt_lens.profile.settings import ProfileSettings  # noqa: E402
 from mspgt_lens.targets import DEFAULT_BANDS  # noqa: E402
 
 HELD_OUT = 0
@@ -48,7 +49,7 @@ def gather(adapter: ModelAdapter) -> tuple[Moments, list[Tensor], list[Tensor]]:
     """
     texts = [passage.text for passage in ml.load_passages()]
     prompts = list(ml.PromptDataset.from_texts(adapter.model, texts, max_length=128))
-    run = ProfileRun(adapter, DEFAULT_BANDS, 0.1, "standardized", 5, 4, 0)
+    run = ProfileRun(adapter, ProfileSettings(DEFAULT_BANDS, 0.1, "standardized", 5, 4, 0))
     run.begin(prompts)
     n_sites = adapter.n_layers + 1
     training: list[list[Tensor]] = [[] for _ in range(n_sites)]

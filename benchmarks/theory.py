@@ -23,9 +23,9 @@ from functools import cache, partial  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
-from mspgt_lens.scales.partition import SCALES  # noqa: E402
 
 import mspgt_lens as ml  # noqa: E402
+from mspgt_lens.partition import SCALES  # noqa: E402
 from mspgt_lens.scales.evidence import search_plan  # noqa: E402
 from mspgt_lens.scales.normalizing import rank_normalize  # noqa: E402
 from mspgt_lens.scales.segments import _sharpness, compare_with_drift  # noqa: E402

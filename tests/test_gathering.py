@@ -64,7 +64,8 @@ def test_positions_are_counted_before_the_pass_as_the_pass_finds_them(length, ba
         skip_first=4,
     )
     moments = SimpleNamespace(plan=SimpleNamespace(masked=False))
-    run = SimpleNamespace(bands=bands, skip_first=4, n_folds=1, folds={0: 0}, moments=moments)
+    settings = SimpleNamespace(bands=bands, skip_first=4, n_folds=1)
+    run = SimpleNamespace(settings=settings, folds={0: 0}, moments=moments)
     n_read, n_valid = ProfileRun._most_positions(run, [Prompt(tokens[0].numpy(), 0)])
     assert (n_read.tolist(), n_valid) == ([int(targets.read.sum())], int(targets.valid.sum()))
 

@@ -18,7 +18,7 @@ from mspgt_lens.models import as_adapter
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.profile.run import Control
+from mspgt_lens.profile.settings import Control
 from mspgt_lens.prompts import PromptDataset, load_passages
 from mspgt_lens.report.tables import summary_rows
 from mspgt_lens.report.writing import write_report

@@ -56,9 +56,9 @@ def plot_texts(effects: GenerationEffects) -> go.Figure:
             shift = (0.5 - (number + 0.5) / n_segments) * 0.72
             part = table[(table["perturbation"] == perturbation) & (table["segment"] == segment)]
             ticks: list[tuple[float, float]] = []
-            for place in range(len(metrics)):
-                drawn = effects.controls[col - 1, number, :, place]
-                ticks += [(delta, len(metrics) - place + shift) for delta in drawn]
+            for row in range(len(metrics)):
+                drawn = effects.controls[col - 1, number, :, row]
+                ticks += [(delta, len(metrics) - row + shift) for delta in drawn]
             figure.add_trace(
                 go.Scatter(
                     x=[x for x, _ in ticks],
@@ -83,7 +83,7 @@ def plot_texts(effects: GenerationEffects) -> go.Figure:
             range=[-1.04, 1.04], tickvals=[-1, -0.5, 0, 0.5, 1], title_text="Cliff's delta", col=col
         )
     figure.update_yaxes(
-        tickvals=[len(metrics) - place for place in range(len(metrics))],
+        tickvals=[len(metrics) - row for row in range(len(metrics))],
         ticktext=[escape(_WORDS.get(metric, metric)) for metric in metrics],
         range=[0.4, len(metrics) + 0.6],
         showgrid=False,

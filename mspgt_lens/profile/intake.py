@@ -39,10 +39,10 @@ class _Part:
         length = self.reader.batch.tokens.shape[1]
         chosen = []
         for row, start in zip(self.rows, self.starts, strict=True):
-            one = tensor[row]
+            aligned = tensor[row]
             for axis in axes:
-                one = one.roll(-start, dims=axis).narrow(axis, 0, length)
-            chosen.append(one)
+                aligned = aligned.roll(-start, dims=axis).narrow(axis, 0, length)
+            chosen.append(aligned)
         return torch.stack(chosen)
 
 
@@ -72,7 +72,7 @@ class Intake:
     @property
     def n_missing(self) -> int:
         """Prompts that no pass has brought yet."""
-        return sum(len(some) for some in self._waiting.values())
+        return sum(len(alike) for alike in self._waiting.values())
 
     def notes(self) -> list[str]:
         """What a reader has to know of the passes."""
@@ -107,12 +107,12 @@ class Intake:
                 last site.
         """
         self.require_whole()
-        found: dict[int, list[tuple[int, int, int, Prompt]]] = {}
+        by_fold: dict[int, list[tuple[int, int, int, Prompt]]] = {}
         for row, ids in enumerate(tokens.detach().cpu().numpy()):
             start, number, prompt = self._told(row, ids, None if mask is None else mask[row])
             fold = self.run.assign([prompt])[0][1]
-            found.setdefault(fold, []).append((row, start, number, prompt))
-        for fold, rows in sorted(found.items()):
+            by_fold.setdefault(fold, []).append((row, start, number, prompt))
+        for fold, rows in sorted(by_fold.items()):
             numbers = [number for _, _, number, _ in rows]
             batch = make_batch([prompt for *_, prompt in rows], fold, numbers)
             reader = begin_batch(self.run.moments, self.adapter, batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,7 +16,8 @@ from mspgt_lens.moments import Coordinates
 from mspgt_lens.padding import real_spans
 from mspgt_lens.profile.intake import Intake
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.profile.run import Control, ProfileRun
+from mspgt_lens.profile.run import ProfileRun
+from mspgt_lens.profile.settings import Control, ProfileSettings
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset
 from mspgt_lens.targets import DEFAULT_BANDS
 
@@ -76,17 +77,14 @@ def profile_layers(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 or None, got {batch_size}")
-    if control not in (None, *get_args(Control)):
-        raise ValueError(
-            f"control must be None or one of {', '.join(get_args(Control))}, got {control!r}"
-        )
+    settings = ProfileSettings(bands, noise, coordinates, n_folds, skip_first, seed, control)
     adapter = as_adapter(model)
     dataset = as_dataset(prompts, adapter)
     if control == "shuffled_tokens":
         dataset = dataset.shuffled(adapter.special_ids, seed=seed)
     weights = adapter.random_weights(seed) if control == "random_weights" else nullcontext()
     with weights:
-        run = ProfileRun(adapter, bands, noise, coordinates, n_folds, skip_first, seed, control)
+        run = ProfileRun(adapter, settings)
         run.gather(dataset, batch_size, progress)
         with adapter.inference():
             return _warned(run.finish(logit_lens))
@@ -146,7 +144,8 @@ def profile_cache(
     adapter = as_adapter(model)
     # An encoder is profiled on masked tokens, which a cache of plain ones does not hold.
     adapter.require_causal("profile_cache (profile_layers does not)")
-    run = ProfileRun(adapter, bands, noise, coordinates, n_folds, skip_first, seed)
+    settings = ProfileSettings(bands, noise, coordinates, n_folds, skip_first, seed)
+    run = ProfileRun(adapter, settings)
     if hasattr(cache, "keys"):
         if tokens is None:
             raise TypeError("tokens must be those that the cache was made from, got None")
@@ -158,12 +157,12 @@ def profile_cache(
         pairs: Iterable[tuple[Any, Tensor, Tensor | None]] = [(cache, rows, real)]
     else:
         promised = _promised(adapter, cache, tokens, prompts, mask, groups)
-        pairs = ((one, _token_rows(ids), None) for one, ids in cache)
+        pairs = ((entries, _token_rows(ids), None) for entries, ids in cache)
     with adapter.inference():
         intake = Intake(run, promised)
         intake.calibrate(promised)
-        for one, ids, real_tokens in pairs:
-            sites, patterns = cache_reader(adapter, one)
+        for entries, ids, real_tokens in pairs:
+            sites, patterns = cache_reader(adapter, entries)
             if sites[0].shape[:2] != ids.shape:
                 raise ValueError(
                     f"tokens must be those that the cache was made from, of shape "

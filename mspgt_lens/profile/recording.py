@@ -16,6 +16,7 @@ from mspgt_lens.moments import Coordinates
 from mspgt_lens.profile.intake import Intake
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import ProfileRun
+from mspgt_lens.profile.settings import ProfileSettings
 from mspgt_lens.prompts import PromptDataset, as_dataset
 from mspgt_lens.targets import DEFAULT_BANDS
 
@@ -121,7 +122,8 @@ def recording(
         # An encoder is profiled on masked tokens, which only profile_layers hides.
         adapter.require_causal("recording (profile_layers does not)")
         promised = list(as_dataset(prompts, adapter))
-        run = ProfileRun(adapter, bands, noise, coordinates, n_folds, skip_first, seed)
+        settings = ProfileSettings(bands, noise, coordinates, n_folds, skip_first, seed)
+        run = ProfileRun(adapter, settings)
         with adapter.inference():
             intake = Intake(run, promised)
             intake.calibrate(promised)

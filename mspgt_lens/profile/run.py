@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,12 +13,17 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import balanced_folds, stable_hash
-from mspgt_lens.gathering import HIDDEN_SHARE, add_batch, calibrate, make_batch, make_batches
-from mspgt_lens.information.channel import check_noise
+from mspgt_lens.gathering import (
+    HIDDEN_SHARE,
+    add_batch,
+    calibrate,
+    make_batch,
+    make_batches,
+)
 from mspgt_lens.information.lens import logit_lens_relevance, ridge_lens_relevance
 from mspgt_lens.information.readers import read_targets
 from mspgt_lens.models import ModelAdapter, weight_digest
-from mspgt_lens.moments import MAX_WIDTH, Coordinates, Moments, plan_moments
+from mspgt_lens.moments import MAX_WIDTH, Moments, plan_moments
 from mspgt_lens.profile.curves import (
     by_scale,
     guarantee,
@@ -29,16 +33,21 @@ from mspgt_lens.profile.curves import (
 )
 from mspgt_lens.profile.memory import kept_memory
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.prompts import Prompt, PromptDataset, check_prompt, count_tokens, n_ordinary
+from mspgt_lens.profile.settings import ProfileSettings
+from mspgt_lens.prompts import (
+    Prompt,
+    PromptDataset,
+    check_prompt,
+    count_tokens,
+    n_ordinary,
+)
 from mspgt_lens.storage import package_versions
-from mspgt_lens.targets import check_bands
 
 # Windows looked at before the pass: they decide the folds and the target features.
 LOOKAHEAD = 10_000
 _CHUNK = 1024
 _CALIBRATION_TOKENS = 2048
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192, "mps": 4096}
-Control = Literal["random_weights", "shuffled_tokens"]
 _CONTROL_WORDS = {
     None: "",
     "random_weights": " (random weights)",
@@ -49,30 +58,8 @@ _CONTROL_WORDS = {
 class ProfileRun:
     """One profile from its first prompts to its curves."""
 
-    def __init__(
-        self,
-        adapter: ModelAdapter,
-        bands: Mapping[str, tuple[int, int]],
-        noise: float,
-        coordinates: Coordinates,
-        n_folds: int,
-        skip_first: int,
-        seed: int,
-        control: Control | None = None,
-    ) -> None:
-        check_noise(noise)
-        if coordinates not in ("standardized", "raw"):
-            raise ValueError(f"coordinates must be 'standardized' or 'raw', got {coordinates!r}")
-        if n_folds < 3:
-            raise ValueError(
-                f"n_folds must be at least 3 (strengths are chosen on inner folds), got {n_folds}"
-            )
-        if skip_first < 0:
-            raise ValueError(f"skip_first must be 0 or more tokens, got {skip_first}")
-        self.adapter, self.bands = adapter, check_bands(bands)
-        self.noise, self.coordinates = noise, coordinates
-        self.n_folds, self.skip_first, self.seed = n_folds, skip_first, seed
-        self.control = control
+    def __init__(self, adapter: ModelAdapter, settings: ProfileSettings) -> None:
+        self.adapter, self.settings = adapter, settings
         self.folds: dict[Hashable, int] = {}
         self.n_seen = 0
         self.last_group: Hashable = None
@@ -103,6 +90,7 @@ class ProfileRun:
 
     def begin(self, prompts: Sequence[Prompt]) -> None:
         """Folds and target features from the first prompts; checks what can be checked early."""
+        settings = self.settings
         if not prompts:
             raise ValueError("prompts holds no prompt with a token")
         if self.adapter.mask_id is None:
@@ -113,22 +101,22 @@ class ProfileRun:
         sizes: dict[Hashable, int] = {}
         for prompt in prompts:
             sizes[prompt.group] = sizes.get(prompt.group, 0) + n_ordinary(self.adapter, prompt)
-        if len(sizes) < self.n_folds:
+        if len(sizes) < settings.n_folds:
             raise CannotMeasure(
-                f"prompts need at least as many groups as folds ({self.n_folds}), got "
+                f"prompts need at least as many groups as folds ({settings.n_folds}), got "
                 f"{len(sizes)}: give more documents, or groups= that tell them apart"
                 + (f", or n_folds={len(sizes)}" if len(sizes) >= 3 else "")
             )
-        self.folds = balanced_folds(sizes, self.n_folds, self.seed)
+        self.folds = balanced_folds(sizes, settings.n_folds, settings.seed)
         plan = plan_moments(
             self.adapter,
             count_tokens(self.adapter, prompts),
-            bands=self.bands,
-            n_folds=self.n_folds,
-            skip_first=self.skip_first,
-            seed=self.seed,
+            bands=settings.bands,
+            n_folds=settings.n_folds,
+            skip_first=settings.skip_first,
+            seed=settings.seed,
             max_width=MAX_WIDTH,
-            coordinates=self.coordinates,
+            coordinates=settings.coordinates,
         )
         self.moments = Moments(plan, self.adapter)
         if len(prompts) < LOOKAHEAD:
@@ -158,7 +146,7 @@ class ProfileRun:
                 check_prompt(self.adapter, prompt, self.n_seen)
             fold = self.folds.get(prompt.group)
             if fold is None:
-                fold = stable_hash(prompt.group, self.seed) % self.n_folds
+                fold = stable_hash(prompt.group, self.settings.seed) % self.settings.n_folds
                 # A group's windows follow one another, so a change of label is a new group.
                 self.moments.n_groups += prompt.group != self.last_group
                 self.last_group = prompt.group
@@ -173,23 +161,23 @@ class ProfileRun:
             logit_lens: Also decode the raw logit lens.
             notes: Warnings that the passes gave.
         """
-        moments = self.moments
+        moments, settings = self.moments, self.settings
         self._check_enough(moments.n_read, int(moments.n_valid.sum()))
-        reading = read_targets(moments, self.coordinates)
-        relevance = ridge_lens_relevance(moments, self.adapter, self.coordinates)
+        reading = read_targets(moments, settings.coordinates)
+        relevance = ridge_lens_relevance(moments, self.adapter, settings.coordinates)
         raw_lens = logit_lens_relevance(moments, self.adapter) if logit_lens else None
-        compression, signals = site_curves(moments, self.noise, self.coordinates)
-        scales = list(self.bands)
+        compression, signals = site_curves(moments, settings.noise, settings.coordinates)
+        scales = list(settings.bands)
         said = partial(guarantee, masked=moments.plan.masked)
         retained = by_scale(reading.targets, scales, 0, said("retained"))
         predicted = by_scale(reading.targets, scales, len(scales), said("predicted"))
         notes = [*notes, *small_sample_warnings(retained, predicted)]
         return LayerProfile(
-            model_name=self.adapter.name + _CONTROL_WORDS[self.control],
+            model_name=self.adapter.name + _CONTROL_WORDS[settings.control],
             n_layers=self.adapter.n_layers,
             n_tokens=int(moments.n_valid.sum()),
             n_groups=len(self.folds) + moments.n_groups,
-            bands=self.bands,
+            bands=settings.bands,
             compression=compression,
             relevance=token_curve(relevance, said("relevance")),
             retained=retained,
@@ -198,15 +186,15 @@ class ProfileRun:
             correlations=dict(zip(scales, reading.correlations.swapaxes(0, 1), strict=True)),
             fold_weights=tuple(moments.n_read.astype(float).tolist()),
             signals=signals,
-            control=self.control,
+            control=settings.control,
             logit_lens=None if raw_lens is None else token_curve(raw_lens, said("logit_lens")),
             settings={
-                "noise": self.noise,
-                "coordinates": self.coordinates,
-                "n_folds": self.n_folds,
-                "skip_first": self.skip_first,
-                "seed": self.seed,
-                "control": self.control,
+                "noise": settings.noise,
+                "coordinates": settings.coordinates,
+                "n_folds": settings.n_folds,
+                "skip_first": settings.skip_first,
+                "seed": settings.seed,
+                "control": settings.control,
                 "n_prompts": moments.n_prompts,
                 "n_read": int(moments.n_read.sum()),
                 "n_features": int(moments.plan.features.shape[1]),
@@ -225,12 +213,13 @@ class ProfileRun:
 
     def _most_positions(self, prompts: Sequence[Prompt]) -> tuple[Int[np.ndarray, " fold"], int]:
         """Positions per fold that may be read, and valid ones, if every token is ordinary text."""
-        reach = [a - 1 + (b - a + 2) // 2 for a, b in self.bands.values()]
-        n_read = np.zeros(self.n_folds, dtype=np.int64)
+        skip_first = self.settings.skip_first
+        reach = [a - 1 + (b - a + 2) // 2 for a, b in self.settings.bands.values()]
+        n_read = np.zeros(self.settings.n_folds, dtype=np.int64)
         n_valid = 0
         for prompt in prompts:
-            valid = max(0, len(prompt.tokens) - self.skip_first)
-            first = max(self.skip_first, max(reach) - 1)
+            valid = max(0, len(prompt.tokens) - skip_first)
+            first = max(skip_first, max(reach) - 1)
             read = max(0, len(prompt.tokens) - first - max(reach))
             if self.moments.plan.masked:
                 read = round(HIDDEN_SHARE * valid)
@@ -239,20 +228,21 @@ class ProfileRun:
         return n_read, n_valid
 
     def _check_enough(self, n_read: Int[np.ndarray, " fold"], n_valid: int) -> None:
+        settings = self.settings
         n_features = self.moments.plan.features.shape[1]
-        longest = max(b for _, b in self.bands.values())
+        longest = max(b for _, b in settings.bands.values())
         if not n_read.sum():
             raise CannotMeasure(
-                f"prompts are too short for the bands {self.bands}: no position has half of every "
-                f"band before and after it; use prompts of more than {2 * longest} tokens, or "
-                "bands= with smaller offsets"
+                f"prompts are too short for the bands {settings.bands}: no position has half of "
+                f"every band before and after it; use prompts of more than {2 * longest} tokens, "
+                "or bands= with smaller offsets"
             )
         if n_read.min() < 2 * n_features:
             what = "hidden tokens" if self.moments.plan.masked else "positions with every band"
             raise CannotMeasure(
                 f"prompts give {int(n_read.min())} {what} in one of "
-                f"{self.n_folds} folds; at least {2 * n_features} are needed: give more or longer "
-                "prompts, fewer folds, or smaller bands"
+                f"{settings.n_folds} folds; at least {2 * n_features} are needed: give more or "
+                "longer prompts, fewer folds, or smaller bands"
             )
         width = self.moments.plan.width
         if n_valid < 2 * width:

@@ -46,14 +46,14 @@ def profile_sections(
 ) -> Iterator[Markup]:
     """Summary, curves, plane and map; several profiles are overlaid."""
     first = profiles[0]
-    for one in profiles:
-        title = "Values" if len(profiles) == 1 else f"Values of {one.model_name}"
+    for profile in profiles:
+        title = "Values" if len(profiles) == 1 else f"Values of {profile.model_name}"
         yield heading(
             title,
             "With 95% intervals from resampling groups. Retained and predicted information is what "
             "linear-Gaussian readers can use, in nats per token; it may rise with depth and is no "
             "bound on Shannon's.",
-        ) + table(summary_rows(one))
+        ) + table(summary_rows(profile))
     yield section(
         "Curves over depth",
         "Site l is the residual stream before block l; the last site is after the last block. "
@@ -88,7 +88,7 @@ def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartiti
     if not controls:
         return shown
     rows = [("", "boundaries chosen", "p of two jumps", "best two places", "least error")]
-    for one in (partition, *controls):
+    for shown_partition in (partition, *controls):
         best = min(one.sharpness, key=lambda name: one.sharpness[name])
         places = ", ".join(map(str, one.boundaries))
         name = one.model_name or "signals"

@@ -26,8 +26,13 @@ from mspgt_lens.perturbation.dissociation import Dissociation, measure_dissociat
 from mspgt_lens.perturbation.perturbing import PerturbationEffects, perturb_scales
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.profile.run import Control
-from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, load_passages
+from mspgt_lens.profile.settings import Control
+from mspgt_lens.prompts import (
+    Prompt,
+    PromptDataset,
+    as_dataset,
+    load_passages,
+)
 from mspgt_lens.scales.detection import detect_scales
 from mspgt_lens.storage import read_result, write_result
 from mspgt_lens.theory.effect_predictions import log_brittleness
