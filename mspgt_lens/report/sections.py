@@ -89,10 +89,18 @@ def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartiti
         return shown
     rows = [("", "boundaries chosen", "p of two jumps", "best two places", "least error")]
     for shown_partition in (partition, *controls):
-        best = min(one.sharpness, key=lambda name: one.sharpness[name])
-        places = ", ".join(map(str, one.boundaries))
-        name = one.model_name or "signals"
-        rows.append((name, str(one.n_boundaries), f"{one.p_value:.3g}", places, best))
+        best = min(shown_partition.sharpness, key=lambda name: shown_partition.sharpness[name])
+        places = ", ".join(map(str, shown_partition.boundaries))
+        name = shown_partition.model_name or "signals"
+        rows.append(
+            (
+                name,
+                str(shown_partition.n_boundaries),
+                f"{shown_partition.p_value:.3g}",
+                places,
+                best,
+            )
+        )
     words = (
         "What the architecture and the method give for free: the same measurement on controls, "
         "which the theory says have no stages."

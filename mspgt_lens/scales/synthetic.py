@@ -250,7 +250,7 @@ def power(
         Shares of the draws, each with its standard error.
 
     Example:
-        >>> ml.synthetic.power(24, effect=4.0, n_simulations=3).rejected  # share of draws with p < 0.05
+        >>> ml.synthetic.power(24, effect=4.0, n_simulations=3).rejected  # share of draws
         1.0
     """
     rejected, located, chosen = 0, 0, []

@@ -82,7 +82,8 @@ def water_fill_whole(
 
     Example:
         >>> even = np.ones(3)
-        >>> ml.theory.water_fill_whole(13, betas=2.0 ** np.arange(3), kappas=even, distortions=even).sum()
+        >>> betas = 2.0 ** np.arange(3)
+        >>> ml.theory.water_fill_whole(13, betas=betas, kappas=even, distortions=even).sum()
         np.int64(13)
     """
     b, k, d = _checked_parameters(n_layers, betas, kappas, distortions)
