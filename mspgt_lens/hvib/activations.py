@@ -145,18 +145,18 @@ class _Collector:
         """Prompt to the positions that are kept of it; needs the tokens only."""
         rng = np.random.default_rng([self.plan.seed, stable_hash("positions") % 2**32])
         order = rng.permutation(len(prompts))
-        found: list[np.ndarray] = []
+        candidates: list[np.ndarray] = []
         n_found = 0
         for start in range(0, len(order), _PROMPTS_AT_ONCE):
             numbers = [int(i) for i in order[start : start + _PROMPTS_AT_ONCE]]
             batch = make_batch([prompts[i] for i in numbers], 0, numbers)
             targets = self._targets(batch.tokens, batch.mask)
             row, position = torch.nonzero(targets.read & targets.answered).numpy().T
-            found.append(np.stack([np.array(numbers)[row], position], axis=1))
+            candidates.append(np.stack([np.array(numbers)[row], position], axis=1))
             n_found += len(row)
             if n_found >= SPREAD * self.plan.max_positions:
                 break
-        places = np.concatenate(found)
+        places = np.concatenate(candidates)
         if not len(places):
             raise ValueError(
                 f"prompts are too short for the bands {dict(self.plan.bands)}: no position has "
@@ -240,13 +240,13 @@ class _Collector:
                 spread = z.std(dim=0, correction=0)
                 self.center[site] = z.mean(dim=0)
                 self.spread[site] = torch.where(spread > 0, spread, 1.0)
-            kept = ((z - self.center[site]) / self.spread[site]).half().cpu()
-            if not bool(torch.isfinite(kept).all()):
+            stored = ((z - self.center[site]) / self.spread[site]).half().cpu()
+            if not bool(torch.isfinite(stored).all()):
                 raise FloatingPointError(
                     f"activations at site {site} are NaN, infinite or beyond 65,504 deviations; "
                     "load the model in float32 or leave the prompt out"
                 )
-            rows[self.plan.sites.index(site), slots] = kept.numpy()
+            rows[self.plan.sites.index(site), slots] = stored.numpy()
 
         self.adapter.run(tokens, mask, on_site)
 

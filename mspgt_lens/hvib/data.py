@@ -111,11 +111,11 @@ def whiten_target(
     train = rows[split.train]
     mean = train.mean(axis=0)
     variance, axes = np.linalg.eigh(np.cov(train.T, bias=True).reshape(rows.shape[1], -1))
-    kept = variance > RESOLUTION * variance[-1]
+    varies = variance > RESOLUTION * variance[-1]
     if not variance[-1] > 0:
         raise ValueError(f"target {name!r} does not vary over the training positions")
-    white = (rows - mean) @ (axes[:, kept] / np.sqrt(variance[kept]))
-    constant = 0.5 * (np.log(variance[kept]) + np.log(2 * np.pi)).sum()
+    white = (rows - mean) @ (axes[:, varies] / np.sqrt(variance[varies]))
+    constant = 0.5 * (np.log(variance[varies]) + np.log(2 * np.pi)).sum()
     cost = 0.5 * (white**2).sum(axis=1) + constant
     return torch.from_numpy(white).float(), torch.from_numpy(cost)
 
@@ -147,19 +147,19 @@ def token_labels(
     Merging tokens can only lose information, so what is known about the class is at most what is
     known about the token. The class of the others takes their average row.
     """
-    found, counts = np.unique(tokens[split.train], return_counts=True)
+    ids, counts = np.unique(tokens[split.train], return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    found, counts = found[order], counts[order]
-    n_own = min(N_CLASSES - 1, len(found) - 1)
-    rows = unembedding(torch.from_numpy(found))
+    ids, counts = ids[order], counts[order]
+    n_own = min(N_CLASSES - 1, len(ids) - 1)
+    rows = unembedding(torch.from_numpy(ids))
     rest = torch.from_numpy(counts[n_own:] / counts[n_own:].sum()).float()
     rows = torch.cat([rows[:n_own], (rest @ rows[n_own:])[None]])
     # Adding one vector to all rows changes no probability.
     rows = rows - rows.mean(dim=0)
     left, size, _ = torch.linalg.svd(rows, full_matrices=False)
     rows = (left * size)[:, :CLASS_RANK]
-    class_of = np.full(int(max(tokens.max(), found.max())) + 1, n_own)
-    class_of[found[:n_own]] = np.arange(n_own)
+    class_of = np.full(int(max(tokens.max(), ids.max())) + 1, n_own)
+    class_of[ids[:n_own]] = np.arange(n_own)
     # Half a count for every class (Krichevsky and Trofimov 1981).
     smoothed = np.append(counts[:n_own], counts[n_own:].sum()) + 0.5
     return Classes(
@@ -179,6 +179,6 @@ def _whitening(
     spread = np.where(deviation > 0, deviation, 1.0)
     variance, axes = np.linalg.eigh(covariance / np.outer(spread, spread))
     variance, axes = variance[::-1][:width], axes[:, ::-1][:, :width]
-    kept = variance > RESOLUTION * variance[0]
-    scale = np.where(kept, 1 / np.sqrt(np.where(kept, variance, 1.0)), 0.0)
+    varies = variance > RESOLUTION * variance[0]
+    scale = np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
     return mean, axes / spread[:, None] * scale

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int, Integer
+from torch import Tensor
 
 from mspgt_lens.hvib.data import Classes, Split, reduce_inputs, whiten_target
 from mspgt_lens.hvib.network import Network, NetworkPlan
-from mspgt_lens.hvib.results import HvibFit
+from mspgt_lens.hvib.results import Grid, HvibFit
 from mspgt_lens.hvib.scoring import Scored, score_network
 from mspgt_lens.hvib.training import Samples, TrainingPlan, train
 from mspgt_lens.storage import package_versions
@@ -27,9 +28,13 @@ NEAR_CEILING = 0.5
 
 @dataclass(frozen=True)
 class FitPlan:
-    """Sizes of the probe and of its training; see :func:`~mspgt_lens.fit_hvib`."""
+    """Sizes of the probe and of its training; see :func:`~mspgt_lens.fit_hvib`.
 
-    betas: tuple[float, ...]
+    Raises:
+        ValueError: If one is out of range; the message names it.
+    """
+
+    betas: Sequence[float]
     latent: int
     hidden: int
     width: int
@@ -38,8 +43,13 @@ class FitPlan:
     learning_rate: float
     weight_decay: float
 
-    def check(self) -> None:
-        """Raise a ``ValueError`` that names what is out of range."""
+    def __post_init__(self) -> None:
+        betas = tuple(float(beta) for beta in self.betas)
+        if not betas or not all(0 < beta < np.inf for beta in betas):
+            raise ValueError(f"betas must be at least one number above 0, got {self.betas!r}")
+        if list(betas) != sorted(set(betas)):
+            raise ValueError(f"betas must rise, got {self.betas!r}")
+        object.__setattr__(self, "betas", betas)
         for name in ("latent", "hidden", "width", "n_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -54,7 +64,21 @@ class FitPlan:
 
 @dataclass(frozen=True)
 class FitJob:
-    """What is fitted: inputs in the order of the network, targets finest first."""
+    """What is fitted, and what the result says of where it comes from.
+
+    Attributes:
+        read: Gives the rows of one input, by its number in the order of the network.
+        n_inputs: Number of inputs.
+        targets: Finest scale first.
+        classes: Classes of the next token, or None.
+        groups: Group of every position.
+        split: What every position is for.
+        identity: Tells data sets apart.
+        sites: See :class:`HvibFit`.
+        taps: See :class:`HvibFit`.
+        model_name: See :class:`HvibFit`.
+        settings: What else decided the data.
+    """
 
     read: Callable[[int], Float[np.ndarray, "position d"]]
     n_inputs: int
@@ -62,67 +86,27 @@ class FitJob:
     classes: Classes | None
     groups: Integer[np.ndarray, " position"]
     split: Split
-    tapped: bool
+    identity: str
+    sites: tuple[int, ...]
+    taps: Mapping[str, int] = field(default_factory=dict)
+    model_name: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_fit(
-    job: FitJob,
-    plan: FitPlan,
-    folder: Path | None,
-    identity: str,
-    seed: int,
-    progress: bool,
-    *,
-    model_name: str,
-    sites: tuple[int, ...],
-    taps: Mapping[str, int],
-    settings: Mapping[str, Any] | None = None,
-) -> HvibFit:
+def run_fit(job: FitJob, plan: FitPlan, folder: Path | None, seed: int, progress: bool) -> HvibFit:
     """Train, score and describe.
 
     Args:
         job: The data.
         plan: Sizes.
         folder: Where reduced inputs and checkpoints go; None keeps everything in memory.
-        identity: Tells data sets apart.
         seed: Decides first weights, batches and noise.
         progress: Show a progress bar.
-        model_name, sites, taps: See :class:`HvibFit`.
-        settings: What else decided the data.
     """
-    split, names = job.split, list(job.targets)[::-1]
-    z = reduce_inputs(
-        job.read,
-        job.n_inputs,
-        plan.width,
-        split,
-        None if folder is None else folder / "inputs.rows",
-    )
-    white, costs = zip(
-        *(whiten_target(name, job.targets[name], split) for name in names), strict=True
-    )
-    cost = torch.stack(costs).sum(0)
-    classes = job.classes
-    if classes is not None:
-        cost = cost - classes.log_probability[classes.labels]
-    samples = Samples(z, list(white), None if classes is None else classes.labels)
-    network = Network(
-        NetworkPlan(
-            n_inputs=job.n_inputs,
-            width=z.shape[2],
-            betas=plan.betas,
-            n_features=tuple(target.shape[1] for target in white),
-            latent=plan.latent,
-            hidden=plan.hidden,
-            tapped=job.tapped,
-            n_classes=0 if classes is None else len(classes.rows),
-            rank=0 if classes is None else classes.rows.shape[1],
-        ),
-        None if classes is None else classes.rows,
-        None if classes is None else classes.log_probability,
-        seed=seed,
-    )
-    stop = torch.from_numpy(split.stop)
+    split = job.split
+    samples, cost = _samples(job, plan.width, folder)
+    network = _network(job, plan, samples, seed)
+    stop, test = torch.from_numpy(split.stop), torch.from_numpy(split.test)
     best_step = train(
         network,
         samples,
@@ -137,36 +121,83 @@ def run_fit(
             seed=seed,
         ),
         checkpoint=None if folder is None else folder / "checkpoint.safetensors",
-        fingerprint=digest_of(identity, repr(plan), repr(seed)),
+        fingerprint=digest_of(job.identity, repr(plan), repr(seed)),
         progress=progress,
     )
-    test = torch.from_numpy(split.test)
     scored = score_network(network, samples, stop, test, job.groups[split.test], cost[test], seed)
-    finest_first = names[::-1]
+    return _result(job, plan, scored, best_step, seed)
+
+
+def _samples(
+    job: FitJob, width: int, folder: Path | None
+) -> tuple[Samples, Float[Tensor, " position"]]:
+    """Reduced inputs and whitened targets, coarse to fine, and all targets' cost without z."""
+    split, classes = job.split, job.classes
+    path = None if folder is None else folder / "inputs.rows"
+    z = reduce_inputs(job.read, job.n_inputs, width, split, path)
+    coarsest_first = list(job.targets)[::-1]
+    white, costs = zip(
+        *(whiten_target(name, job.targets[name], split) for name in coarsest_first), strict=True
+    )
+    cost = torch.stack(costs).sum(0)
+    if classes is not None:
+        cost = cost - classes.log_probability[classes.labels]
+    return Samples(z, list(white), None if classes is None else classes.labels), cost
+
+
+def _network(job: FitJob, plan: FitPlan, samples: Samples, seed: int) -> Network:
+    classes = job.classes
+    return Network(
+        NetworkPlan(
+            n_inputs=job.n_inputs,
+            width=samples.z.shape[2],
+            betas=tuple(plan.betas),
+            n_features=tuple(target.shape[1] for target in samples.targets),
+            latent=plan.latent,
+            hidden=plan.hidden,
+            tapped=bool(job.taps),
+            n_classes=0 if classes is None else len(classes.rows),
+            rank=0 if classes is None else classes.rows.shape[1],
+        ),
+        None if classes is None else classes.rows,
+        None if classes is None else classes.log_probability,
+        seed=seed,
+    )
+
+
+def _result(
+    job: FitJob, plan: FitPlan, scored: Scored, best_step: Int[np.ndarray, "row beta"], seed: int
+) -> HvibFit:
+    scales, classes = list(job.targets), job.classes
+
+    def by_scale(grids: Sequence[Grid]) -> dict[str, Grid]:
+        """Grids come coarse to fine; results run from fine to coarse."""
+        return dict(zip(scales, grids[::-1], strict=True))
+
     return HvibFit(
-        model_name=model_name,
-        sites=sites,
-        taps=taps,
-        betas=plan.betas,
-        rate=dict(zip(finest_first, scored.rate[::-1], strict=True)),
-        total_rate=dict(zip(finest_first, scored.total_rate[::-1], strict=True)),
-        relevance=dict(zip(finest_first, scored.relevance[::-1], strict=True)),
-        information=dict(zip(finest_first, scored.information[::-1], strict=True)),
+        model_name=job.model_name,
+        sites=job.sites,
+        taps=job.taps,
+        betas=tuple(plan.betas),
+        rate=by_scale(scored.rate),
+        total_rate=by_scale(scored.total_rate),
+        relevance=by_scale(scored.relevance),
+        information=by_scale(scored.information),
         token_relevance=scored.token_relevance,
         distortion=scored.distortion,
         free_energy=scored.free_energy,
         best_step=best_step,
-        n_positions=split.counts(),
-        n_groups=split.group_counts(job.groups),
+        n_positions=job.split.counts(),
+        n_groups=job.split.group_counts(job.groups),
         settings={
-            **(settings or {}),
+            **job.settings,
             **{name: value for name, value in vars(plan).items() if name != "betas"},
             "seed": seed,
-            "fingerprint": identity,
+            "fingerprint": job.identity,
             **({} if classes is None else {"share_of_classes": classes.share}),
         },
         versions=package_versions(),
-        warnings=tuple(_notes(scored, names)),
+        warnings=tuple(_notes(scored, scales[::-1])),
     )
 
 

@@ -245,8 +245,8 @@ def _first_parameters(
     def draw(*shape: int, scale: float) -> Tensor:
         return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    def everywhere(one: Tensor) -> Tensor:
-        return one.expand(n_rows, n_betas, *one.shape)
+    def everywhere(tensor: Tensor) -> Tensor:
+        return tensor.expand(n_rows, n_betas, *tensor.shape)
 
     # Scales start alike too, so that one tap per scale starts like all scales at one site.
     enter = torch.cat(

@@ -101,27 +101,13 @@ def fit_hvib(
     adapter, bands = as_adapter(model), check_bands(bands)
     adapter.require_causal("the trained probe")
     adapter.require_every_logit("the trained probe")
-    plan = FitPlan(
-        _checked_betas(betas),
-        latent,
-        hidden,
-        width,
-        n_steps,
-        batch_size,
-        learning_rate,
-        weight_decay,
-    )
-    plan.check()
+    plan = FitPlan(betas, latent, hidden, width, n_steps, batch_size, learning_rate, weight_decay)
     taps = {} if partition is None else _taps(adapter, partition, bands, sites)
     chosen = tuple(taps.values())[::-1] if taps else _checked_sites(adapter, sites)
     for name, value, least in (("max_positions", max_positions, 1), ("skip_first", skip_first, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    windows = list(itertools.islice(iter(as_dataset(prompts, model)), LOOKAHEAD))
-    if not windows:
-        raise ValueError("prompts holds no prompt with a token")
-    for index, prompt in enumerate(windows):
-        check_prompt(adapter, prompt, index)
+    windows = _windows(adapter, as_dataset(prompts, model))
     collection = CollectionPlan(chosen, bands, skip_first, max_positions, seed)
     identity = digest_of(weight_digest(adapter), repr(collection), *_prompt_parts(windows))
     with _folder(folder) as path:
@@ -138,27 +124,18 @@ def fit_hvib(
             ),
             groups=activations.group,
             split=split,
-            tapped=bool(taps),
+            identity=identity,
+            sites=(max(chosen),) if taps else chosen,
+            taps=taps,
+            model_name=adapter.name,
+            settings={
+                "bands": {name: list(band) for name, band in bands.items()},
+                "skip_first": skip_first,
+                "max_positions": max_positions,
+                "weights": adapter.weight_processing,
+            },
         )
-        return _warned(
-            run_fit(
-                job,
-                plan,
-                path,
-                identity,
-                seed,
-                progress,
-                model_name=adapter.name,
-                sites=(max(chosen),) if taps else chosen,
-                taps=taps,
-                settings={
-                    "bands": {name: list(band) for name, band in bands.items()},
-                    "skip_first": skip_first,
-                    "max_positions": max_positions,
-                    "weights": adapter.weight_processing,
-                },
-            )
-        )
+        return _warned(run_fit(job, plan, path, seed, progress))
 
 
 @in_own_state
@@ -204,17 +181,7 @@ def fit_hvib_arrays(
         >>> fit.total_rate["local"].values.shape  # site, beta
         (1, 1)
     """
-    plan = FitPlan(
-        _checked_betas(betas),
-        latent,
-        hidden,
-        width,
-        n_steps,
-        batch_size,
-        learning_rate,
-        weight_decay,
-    )
-    plan.check()
+    plan = FitPlan(betas, latent, hidden, width, n_steps, batch_size, learning_rate, weight_decay)
     z = np.asarray(z)
     if z.ndim != 3 or not np.isfinite(z).all():
         raise ValueError(f"z must be finite, of shape [site, sample, d], got shape {z.shape}")
@@ -232,8 +199,8 @@ def fit_hvib_arrays(
             raise ValueError(f"targets[{name!r}] holds NaN or infinite values")
     labels = np.arange(z.shape[1])
     if groups is not None:
-        given = [group_label(label, index) for index, label in enumerate(groups)]
-        labels = np.array([stable_hash(label) for label in given], dtype=np.uint64)
+        own = [group_label(label, index) for index, label in enumerate(groups)]
+        labels = np.array([stable_hash(label) for label in own], dtype=np.uint64)
     if len(labels) != z.shape[1]:
         raise ValueError(f"groups needs one label per sample ({z.shape[1]}), got {len(labels)}")
     identity = digest_of(z, labels, *itertools.chain(*checked.items()))
@@ -244,17 +211,15 @@ def fit_hvib_arrays(
         classes=None,
         groups=labels,
         split=split_groups(labels, seed),
-        tapped=False,
+        identity=identity,
+        sites=tuple(range(len(z))),
     )
     if folder is None:
         path = None
     else:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-    sites = tuple(range(len(z)))
-    return _warned(
-        run_fit(job, plan, path, identity, seed, progress, model_name="", sites=sites, taps={})
-    )
+    return _warned(run_fit(job, plan, path, seed, progress))
 
 
 def _warned(fit: HvibFit) -> HvibFit:
@@ -264,13 +229,14 @@ def _warned(fit: HvibFit) -> HvibFit:
     return fit
 
 
-def _checked_betas(betas: Sequence[float]) -> tuple[float, ...]:
-    checked = tuple(float(beta) for beta in betas)
-    if not checked or not all(0 < beta < np.inf for beta in checked):
-        raise ValueError(f"betas must be at least one number above 0, got {betas!r}")
-    if list(checked) != sorted(set(checked)):
-        raise ValueError(f"betas must rise, got {betas!r}")
-    return checked
+def _windows(adapter: ModelAdapter, prompts: PromptDataset) -> list[Prompt]:
+    """The prompts that are considered, each of them fit for the model."""
+    windows = list(itertools.islice(iter(prompts), LOOKAHEAD))
+    if not windows:
+        raise ValueError("prompts holds no prompt with a token")
+    for index, prompt in enumerate(windows):
+        check_prompt(adapter, prompt, index)
+    return windows
 
 
 def _checked_sites(adapter: ModelAdapter, sites: Sequence[int] | None) -> tuple[int, ...]:

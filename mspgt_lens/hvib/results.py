@@ -175,8 +175,8 @@ class HvibFit(Result):
         rows: Rows = [("scale", "information", "site", "total rate", "relevance")]
         for scale, grid in self.information.items():
             best = int(np.argmax(grid.values[:, last]))
-            found = (grid, self.total_rate[scale], self.relevance[scale])
-            cells = [interval(*(x[best, last] for x in (g.values, g.low, g.high))) for g in found]
+            grids = (grid, self.total_rate[scale], self.relevance[scale])
+            cells = [interval(*(x[best, last] for x in (g.values, g.low, g.high))) for g in grids]
             rows.append((scale, cells[0], str(self.sites[best]), *cells[1:]))
         return rows
 
