@@ -62,11 +62,11 @@ def mtld(text: str) -> float | None:
         Words per factor; None where no word returns, so that there is no factor (short texts, or
         none at all): then nothing is known but that diversity is high for the length.
     """
-    found = words(text)
-    factors = [_factors(found), _factors(found[::-1])]
+    text_words = words(text)
+    factors = [_factors(text_words), _factors(text_words[::-1])]
     if min(factors) == 0:
         return None
-    return sum(len(found) / count for count in factors) / 2
+    return sum(len(text_words) / count for count in factors) / 2
 
 
 def distinct(text: str, n: int) -> float | None:
@@ -105,8 +105,8 @@ def sentence_count(text: str) -> float:
 
 def sentence_length(text: str) -> float | None:
     """Mean number of words per sentence; None for a text without sentences."""
-    found = sentences(text)
-    return float(np.mean([len(words(sentence)) for sentence in found])) if found else None
+    lengths = [len(words(sentence)) for sentence in sentences(text)]
+    return float(np.mean(lengths)) if lengths else None
 
 
 def coherence(text: str, embed: Embed) -> float | None:
@@ -124,10 +124,10 @@ def coherence(text: str, embed: Embed) -> float | None:
     Raises:
         ValueError: If an embedding is not finite.
     """
-    found = sentences(text)
-    if len(found) < 2:
+    parts = sentences(text)
+    if len(parts) < 2:
         return None
-    vectors = np.asarray(embed(found), dtype=float)
+    vectors = np.asarray(embed(parts), dtype=float)
     if not np.isfinite(vectors).all():
         raise ValueError("embed must give finite vectors, got NaN or infinity")
     lengths = np.linalg.norm(vectors, axis=1)
@@ -194,10 +194,10 @@ def text_metrics(embed: Embed | None = None) -> tuple[tuple[TextMetric, ...], di
     return tuple(metrics), left_out
 
 
-def _factors(found: Sequence[str]) -> float:
+def _factors(text_words: Sequence[str]) -> float:
     """Factors of MTLD in one direction; 0 where no word returns."""
     count, seen, length = 0.0, set[str](), 0
-    for word in found:
+    for word in text_words:
         seen.add(word)
         length += 1
         if len(seen) / length <= MTLD_THRESHOLD:
@@ -207,8 +207,8 @@ def _factors(found: Sequence[str]) -> float:
     return count
 
 
-def _runs(found: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(found[start:] for start in range(n)), strict=False))
+def _runs(text_words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(text_words[start:] for start in range(n)), strict=False))
 
 
 def _depth(root: Any) -> int:
@@ -233,8 +233,8 @@ def _sentence_embedder() -> Embed:
     # Measuring never downloads: the command that left_out gives does, once.
     model = SentenceTransformer(SENTENCE_MODEL, local_files_only=True)
 
-    def embed(found: Sequence[str]) -> Float[np.ndarray, "sentence feature"]:
-        vectors: np.ndarray = model.encode(list(found), show_progress_bar=False)
+    def embed(parts: Sequence[str]) -> Float[np.ndarray, "sentence feature"]:
+        vectors: np.ndarray = model.encode(list(parts), show_progress_bar=False)
         return vectors
 
     return embed

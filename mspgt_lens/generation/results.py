@@ -204,7 +204,7 @@ def compare_texts(
     """
     shape = len(changed), clean.shape[1]
     names = ("differences", "low", "high", "deltas", "delta_low", "delta_high", "p_values")
-    found = {name: np.full(shape, np.nan) for name in names}
+    tables = {name: np.full(shape, np.nan) for name in names}
     n_pairs = np.zeros(shape, dtype=np.int64)
     for entry in np.ndindex(shape):
         after, before, inside = _defined_pairs(changed[entry[0], :, entry[1]], clean[:, entry[1]])
@@ -217,11 +217,11 @@ def compare_texts(
         numbers = [float(end[0]) for end in interval] + list(cliffs_delta(after, before, own))
         numbers.append(float(sign_flip_p_values(difference, own, seed=seed)[0]))
         for name, number in zip(names, numbers, strict=True):
-            found[name][entry] = number
-    tested = np.isfinite(found["p_values"])
+            tables[name][entry] = number
+    tested = np.isfinite(tables["p_values"])
     if tested.any():
-        found["p_values"][tested] = holm(found["p_values"][tested])
-    return found | {"n_pairs": n_pairs}
+        tables["p_values"][tested] = holm(tables["p_values"][tested])
+    return tables | {"n_pairs": n_pairs}
 
 
 def text_deltas(

@@ -25,7 +25,7 @@ from mspgt_lens.models import (
     generate,
 )
 from mspgt_lens.partition import Segments, as_segments
-from mspgt_lens.perturbation.batches import make_batches
+from mspgt_lens.perturbation.batches import Batches, make_batches
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.matching import TOLERANCE, Matched, match_strengths
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
@@ -114,22 +114,10 @@ def generation_effects(
     adapter = as_adapter(model)
     segments = as_segments(partition, adapter.n_layers)
     labels = _labels(perturbations, target_kl)
-    if target_kl is not None and not 0 < target_kl < np.inf:
-        raise ValueError(
-            f"target_kl must be a KL divergence above 0, in nats, or None, got {target_kl!r}"
-        )
-    if n_controls < 0 or n_controls != int(n_controls):
-        raise ValueError(f"n_controls must be a whole number, 0 or more, got {n_controls!r}")
+    _check_numbers(target_kl, n_controls)
     rows = list(as_dataset(prompts, adapter))
     before = tuple(decode_text(adapter, row.tokens) for row in rows)
-    batches = make_batches(adapter, _data(rows), skip_first=skip_first, batch_size=None)
-    first = make_batches(
-        adapter,
-        _data(rows[:_CALIBRATION_PROMPTS]),
-        skip_first=skip_first,
-        batch_size=None,
-        min_groups=1,
-    )
+    batches, first = _batches(adapter, rows, skip_first)
     writer = _Writer(adapter, rows, n_new, temperature, skip_first, batch_size, seed)
     metrics, left_out = text_metrics(_token_embedding(adapter, rows))
     if statistics is None:
@@ -138,17 +126,16 @@ def generation_effects(
     jobs = list(itertools.product(perturbations, sets.all))
     matched = match_strengths(adapter, first, statistics, jobs, target_kl)
     texts = [
-        writer.texts(one, statistics)
-        for one in tqdm([None, *matched], desc="generating", disable=not progress)
+        writer.texts(condition, statistics)
+        for condition in tqdm([None, *matched], desc="generating", disable=not progress)
     ]
     measured = _measure(texts, metrics)
-    by_job = measured[1:].reshape(len(perturbations), len(sets.all), *measured.shape[1:])
-    own = by_job[:, : len(segments)]
+    own = sets.segments(sets.arranged(measured[1:]))
     groups = np.unique([stable_hash(row.group) for row in rows], return_inverse=True)[1]
     compared = compare_texts(measured[0], own.reshape(-1, *own.shape[2:]), groups, seed=seed)
-    deltas = text_deltas(measured[0], measured[1:]).reshape(*by_job.shape[:2], -1)
-    strengths = np.array([one.perturbation.amount for one in matched]).reshape(by_job.shape[:2])
-    kl = np.array([one.kl for one in matched]).reshape(by_job.shape[:2])
+    deltas = sets.arranged(text_deltas(measured[0], measured[1:]))
+    strengths = sets.arranged(np.array([match.perturbation.amount for match in matched]))
+    kl = sets.arranged(np.array([match.kl for match in matched]))
     return GenerationEffects(
         model_name=adapter.name,
         perturbations=labels,
@@ -158,8 +145,8 @@ def generation_effects(
         clean=_defined_means(measured[0]),
         **{name: values.reshape(*own.shape[:2], -1) for name, values in compared.items()},
         controls=sets.controls(deltas),
-        strengths=strengths[:, : len(segments)],
-        kl=kl[:, : len(segments)],
+        strengths=sets.segments(strengths),
+        kl=sets.segments(kl),
         control_kl=sets.controls(kl),
         prompts=before,
         groups=groups,
@@ -214,8 +201,8 @@ class _Writer:
             if condition is None:
                 return ()
             special = torch.tensor(sorted(self.adapter.special_ids), dtype=torch.long)
-            place = batch.mask.long().cumsum(dim=1) - 1
-            where = batch.mask & (place >= self.skip_first) & ~torch.isin(batch.tokens, special)
+            position = batch.mask.long().cumsum(dim=1) - 1
+            where = batch.mask & (position >= self.skip_first) & ~torch.isin(batch.tokens, special)
             return condition.perturbation.edits(
                 statistics,
                 condition.blocks,
@@ -250,10 +237,23 @@ class _BlockSets:
             for _ in range(n_draws)
         ]
         self.all = [*segments.values(), *drawn]
+        self.n_segments = len(segments)
         self._places = [
             [len(segments) + sizes.index(len(blocks)) * n_draws + draw for draw in range(n_draws)]
             for blocks in segments.values()
         ]
+
+    def arranged(
+        self, values: Float[np.ndarray, "job *rest"]
+    ) -> Float[np.ndarray, "perturbation set *rest"]:
+        """Values of every perturbation of every set, one after the other, as a table."""
+        return values.reshape(-1, len(self.all), *values.shape[1:])
+
+    def segments(
+        self, values: Float[np.ndarray, "perturbation set *rest"]
+    ) -> Float[np.ndarray, "perturbation segment *rest"]:
+        """Of values for all sets, those of the segments."""
+        return values[:, : self.n_segments]
 
     def controls(
         self, values: Float[np.ndarray, "perturbation set *rest"]
@@ -265,12 +265,12 @@ class _BlockSets:
 def _labels(perturbations: Sequence[Perturbation], target_kl: float | None) -> tuple[str, ...]:
     """What is done, without the strength where every segment has its own."""
     labels = tuple(
-        one.label
+        perturbation.label
         if target_kl is None
-        else f"{one.shape} noise"
-        if one.kind == "noise"
-        else str(one.kind)
-        for one in perturbations
+        else f"{perturbation.shape} noise"
+        if perturbation.kind == "noise"
+        else str(perturbation.kind)
+        for perturbation in perturbations
     )
     if not labels or len(set(labels)) < len(labels):
         raise ValueError(
@@ -278,6 +278,26 @@ def _labels(perturbations: Sequence[Perturbation], target_kl: float | None) -> t
             f"strength), got {list(labels)}"
         )
     return labels
+
+
+def _check_numbers(target_kl: float | None, n_controls: int) -> None:
+    if target_kl is not None and not 0 < target_kl < np.inf:
+        raise ValueError(
+            f"target_kl must be a KL divergence above 0, in nats, or None, got {target_kl!r}"
+        )
+    if n_controls < 0 or n_controls != int(n_controls):
+        raise ValueError(f"n_controls must be a whole number, 0 or more, got {n_controls!r}")
+
+
+def _batches(
+    adapter: ModelAdapter, rows: Sequence[Prompt], skip_first: int
+) -> tuple[Batches, Batches]:
+    """All prompts, and the first of them, on which strengths are matched."""
+    first = rows[:_CALIBRATION_PROMPTS]
+    return (
+        make_batches(adapter, _data(rows), skip_first=skip_first, batch_size=None),
+        make_batches(adapter, _data(first), skip_first=skip_first, batch_size=None, min_groups=1),
+    )
 
 
 def _data(rows: Sequence[Prompt]) -> PromptDataset:
@@ -317,24 +337,24 @@ def _warnings(
     n_pairs: Int[np.ndarray, "condition metric"],
     n: int,
 ) -> tuple[str, ...]:
-    found = []
+    warnings = []
     if target_kl is not None:
         missed = sorted(
             {
-                one.perturbation.kind
-                for one in matched
-                if not np.exp(-2 * TOLERANCE) <= one.kl / target_kl <= np.exp(2 * TOLERANCE)
+                match.perturbation.kind
+                for match in matched
+                if not np.exp(-2 * TOLERANCE) <= match.kl / target_kl <= np.exp(2 * TOLERANCE)
             }
         )
         if missed:
-            found.append(
+            warnings.append(
                 f"The target of {target_kl:g} nats was not met everywhere by {', '.join(missed)}: "
                 "see kl and control_kl."
             )
     undefined = n - n_pairs
     if (undefined > n / 5).any():
-        found.append(
+        warnings.append(
             "Some properties are undefined in more than a fifth of the pairs, which were left out: "
             "see n_pairs; longer texts (n_new) have fewer such."
         )
-    return tuple(found)
+    return tuple(warnings)
