@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.generation.results import GenerationEffects
@@ -55,59 +57,10 @@ def plot_effects(
         raise ValueError(f"measure must be one of {', '.join(_AXES)}, got {measure!r}")
     if isinstance(effects, GenerationEffects):
         return plot_texts(effects)
-    table = effects.to_dataframe()
-    table = table[table["quantity"] == measure]
-    column = list(_AXES).index(measure)
-    names, segments = list(effects.perturbations), list(effects.segments)
-    logarithmic = measure == "kl"
-    positive = [v for v in (*table["value"], *effects.controls[..., column].ravel()) if v > 0]
-    floor = min(positive, default=1e-6) / 2
-    figure = go.Figure()
-    for number, segment in enumerate(segments):
-        color = SCALE_COLORS.get(segment, OTHER_COLORS[number % len(OTHER_COLORS)])
-        # Segments side by side within each row, the first on top.
-        shift = (0.5 - (number + 0.5) / len(segments)) * 0.72
-        drawn = effects.controls[:, number, :, column]
-        heights = np.repeat(len(names) - np.arange(len(names)) + shift, drawn.shape[1])
-        figure.add_trace(
-            go.Scatter(
-                x=np.maximum(drawn.ravel(), floor) if logarithmic else drawn.ravel(),
-                y=heights,
-                mode="markers",
-                marker={
-                    "symbol": "line-ns",
-                    "size": 8,
-                    "line": {"width": 1.5, "color": transparent(NEUTRAL, 0.6)},
-                },
-                hoverinfo="skip",
-                showlegend=False,
-            )
-        )
-        rows: list[Any] = list(table[table["segment"] == segment].itertuples())
-        values = [max(row.value, floor) if logarithmic else row.value for row in rows]
-        lows = [max(row.low, floor) if logarithmic else row.low for row in rows]
-        figure.add_trace(
-            go.Scatter(
-                x=values,
-                y=[len(names) - names.index(str(row.perturbation)) + shift for row in rows],
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [row.high - x for row, x in zip(rows, values, strict=True)],
-                    "arrayminus": [x - low for x, low in zip(values, lows, strict=True)],
-                    "color": color,
-                    "thickness": 1.8,
-                    "width": 0,
-                },
-                mode="markers",
-                marker={"color": color, "size": 9},
-                name=escape(segment),
-                hovertext=[_words(row, effects) for row in rows],
-                hoverinfo="text",
-            )
-        )
+    names = list(effects.perturbations)
+    figure = go.Figure(list(_traces(effects, measure)))
     figure.update_yaxes(
-        tickvals=[len(names) - place for place in range(len(names))],
+        tickvals=[len(names) - row for row in range(len(names))],
         ticktext=[escape(name) for name in names],
         range=[0.4, len(names) + 0.6],
         showgrid=False,
@@ -115,7 +68,7 @@ def plot_effects(
     for edge in range(1, len(names)):
         figure.add_hline(y=edge + 0.5, line={"color": transparent(NEUTRAL, 0.25), "width": 1})
     figure.update_xaxes(title_text=_AXES[measure])
-    if logarithmic:
+    if measure == "kl":
         figure.update_xaxes(type="log", exponentformat="power")
     else:
         figure.add_vline(x=float(measure == "agreement"), line={"color": NEUTRAL, "width": 1})
@@ -130,6 +83,75 @@ def plot_effects(
         legend={"yref": "paper", "yanchor": "bottom", "y": 1 + 12 / (_ROW_HEIGHT * len(names))},
     )
     return figure
+
+
+def _traces(effects: PerturbationEffects, measure: Measure) -> Iterator[go.Scatter]:
+    """Of each segment, its controls and then its effects; the first perturbation on top."""
+    table = effects.to_dataframe()
+    table = table[table["quantity"] == measure]
+    controls = effects.controls[..., list(_AXES).index(measure)]
+    floor = -np.inf
+    if measure == "kl":
+        # A logarithmic axis has no room for 0.
+        floor = min((v for v in (*table["value"], *controls.ravel()) if v > 0), default=1e-6) / 2
+    n_names, n_segments = len(effects.perturbations), len(effects.segments)
+    for number, segment in enumerate(effects.segments):
+        color = SCALE_COLORS.get(segment, OTHER_COLORS[number % len(OTHER_COLORS)])
+        # Segments side by side within each row, the first on top.
+        shift = (0.5 - (number + 0.5) / n_segments) * 0.72
+        heights = n_names - np.arange(n_names) + shift
+        yield _ticks(np.maximum(controls[:, number], floor), heights)
+        rows: list[Any] = list(table[table["segment"] == segment].itertuples())
+        words = [_words(row, effects) for row in rows]
+        yield _bars(rows, heights, floor, color, escape(segment), words)
+
+
+def _ticks(
+    controls: Float[np.ndarray, "perturbation draw"], heights: Float[np.ndarray, " perturbation"]
+) -> go.Scatter:
+    return go.Scatter(
+        x=controls.ravel(),
+        y=np.repeat(heights, controls.shape[1]),
+        mode="markers",
+        marker={
+            "symbol": "line-ns",
+            "size": 8,
+            "line": {"width": 1.5, "color": transparent(NEUTRAL, 0.6)},
+        },
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _bars(
+    rows: Sequence[Any],
+    heights: Float[np.ndarray, " perturbation"],
+    floor: float,
+    color: str,
+    name: str,
+    words: Sequence[str],
+) -> go.Scatter:
+    """Effects with their intervals, none drawn below the floor."""
+    values = [max(row.value, floor) for row in rows]
+    lows = [max(row.low, floor) for row in rows]
+    return go.Scatter(
+        x=values,
+        y=list(heights),
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [row.high - x for row, x in zip(rows, values, strict=True)],
+            "arrayminus": [x - low for x, low in zip(values, lows, strict=True)],
+            "color": color,
+            "thickness": 1.8,
+            "width": 0,
+        },
+        mode="markers",
+        marker={"color": color, "size": 9},
+        name=name,
+        hovertext=words,
+        hoverinfo="text",
+    )
 
 
 def _words(row: Any, effects: PerturbationEffects) -> str:

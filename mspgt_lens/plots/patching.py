@@ -6,6 +6,7 @@ from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from mspgt_lens.ambient import in_own_state
@@ -69,44 +70,9 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
         vertical_spacing=8 / sum(heights),
     )
     row = len(heights)
-    blocks = np.arange(effect.shape[1])
-    reach = max(float(np.abs(effect - start).max()), 1e-9)
-    figure.add_trace(
-        go.Heatmap(
-            x=blocks,
-            y=np.arange(len(labels)),
-            z=effect,
-            zmin=start - reach,
-            zmax=start + reach,
-            colorscale=_CHANGE_SCALE,
-            hovertext=hover,
-            hoverinfo="text",
-            colorbar={
-                "title": {"text": "effect"},
-                "thickness": 12,
-                "outlinewidth": 0,
-                "nticks": 7,
-            },
-            xgap=1,
-            ygap=1,
-        ),
-        row=row,
-        col=1,
-    )
+    figure.add_trace(_heatmap(effect, start, hover), row=row, col=1)
     if p_value is not None:
-        where, block = np.nonzero(p_value < SIGNIFICANCE)
-        figure.add_trace(
-            go.Scatter(
-                x=block,
-                y=where,
-                mode="markers",
-                marker={"size": 4, "color": "#111111"},
-                hoverinfo="skip",
-                showlegend=False,
-            ),
-            row=row,
-            col=1,
-        )
+        figure.add_trace(_dots(p_value), row=row, col=1)
     if partition is not None:
         _draw_strip(figure, partition)
         for boundary in partition.boundaries:
@@ -120,7 +86,7 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
     )
     longest = max(len(label) for label in labels)
     figure.update_layout(margin={"l": min(220, 60 + 7 * longest)})
-    figure.update_xaxes(showgrid=False, range=[-0.6, len(blocks) - 0.4])
+    figure.update_xaxes(showgrid=False, range=[-0.6, effect.shape[1] - 0.4])
     axis = "block" if sweep.window == 1 else f"first of {sweep.window} blocks"
     figure.update_xaxes(title_text=axis, row=row, col=1)
     figure.update_yaxes(
@@ -243,10 +209,10 @@ def _cells(
     low, high, p_value = values["low"], values["high"], values["p_value"]
 
     def words(row: int, block: int) -> str:
-        place = tokens[strongest[block, row]] if by_head else labels[row]
+        token = tokens[strongest[block, row]] if by_head else labels[row]
         head = f", {labels[row]}" if by_head else ""
         lines = [
-            f"<b>block {block}{head}, {place}</b>",
+            f"<b>block {block}{head}, {token}</b>",
             f"effect {digits(effect[row, block])}, metric {digits(metric[row, block])}",
         ]
         if low is not None and high is not None:
@@ -258,6 +224,39 @@ def _cells(
     n_rows, n_layers = effect.shape
     hover = [[words(row, block) for block in range(n_layers)] for row in range(n_rows)]
     return effect, hover, labels, p_value
+
+
+def _heatmap(
+    effect: Float[np.ndarray, "row block"], start: float, hover: list[list[str]]
+) -> go.Heatmap:
+    """Colors on both sides of the unpatched run."""
+    n_rows, n_layers = effect.shape
+    reach = max(float(np.abs(effect - start).max()), 1e-9)
+    return go.Heatmap(
+        x=np.arange(n_layers),
+        y=np.arange(n_rows),
+        z=effect,
+        zmin=start - reach,
+        zmax=start + reach,
+        colorscale=_CHANGE_SCALE,
+        hovertext=hover,
+        hoverinfo="text",
+        colorbar={"title": {"text": "effect"}, "thickness": 12, "outlinewidth": 0, "nticks": 7},
+        xgap=1,
+        ygap=1,
+    )
+
+
+def _dots(p_value: Float[np.ndarray, "row block"]) -> go.Scatter:
+    rows, blocks = np.nonzero(p_value < SIGNIFICANCE)
+    return go.Scatter(
+        x=blocks,
+        y=rows,
+        mode="markers",
+        marker={"size": 4, "color": "#111111"},
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def _token_label(sweep: PatchSweep, index: int) -> str:

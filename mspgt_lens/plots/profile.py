@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -97,22 +97,7 @@ def plot_profile(
             f"partition is of {partition.n_layers} blocks, but the profiles have "
             f"{sorted({p.n_layers for p in profiles})}"
         )
-    # Profiles need not have the same signals: theirs may have been joined by others.
-    signals = list(dict.fromkeys(name for one in profiles for name in one.signals))
-    groups = [
-        [
-            ("compression", ""),
-            ("relevance", ""),
-            *[(name, "") for name in signals if name == "effective_rank"],
-        ],
-        [("retained", scale) for scale in first.scales],
-        [("predicted", scale) for scale in first.scales],
-        [("added", scale) for scale in first.scales if any(scale in p.added for p in profiles)],
-        [(name, "") for name in signals if name != "effective_rank"],
-    ]
-    panels: list[tuple[str, str] | None] = []
-    for group in groups:
-        panels += [*group, *[None] * (-len(group) % _COLUMNS)]
+    panels = _panels(profiles)
     n_rows = len(panels) // _COLUMNS
     figure = make_subplots(
         rows=n_rows,
@@ -121,40 +106,13 @@ def plot_profile(
         vertical_spacing=0.32 / n_rows,
         horizontal_spacing=0.075,
     )
-    relative = len({p.n_layers for p in profiles}) > 1
     for index, panel in enumerate(panels):
-        if panel is None:
-            continue
-        row, col = index // _COLUMNS + 1, index % _COLUMNS + 1
-        for number, one in enumerate(profiles):
-            trace = _Trace(one, number, relative, unit, named=len(profiles) > 1)
-            for item in trace.draw(*panel):
-                figure.add_trace(item, row=row, col=col)
-        quantity, scale = panel
-        shown, owner = next(
-            (in_unit(curve, unit), one)
-            for one in profiles
-            if (curve := _curve(one, quantity, scale)) is not None
-        )
-        axis = "site" if len(shown) > owner.n_layers else "block"
-        if partition is not None:
-            # Block l lies between sites l and l + 1.
-            shift = 0.0 if axis == "site" else -0.5
-            draw_segments(figure, partition, shift, row=row, col=col)
-        figure.update_xaxes(
-            title_text=f"relative depth ({axis})" if relative else axis, row=row, col=col
-        )
-        figure.update_yaxes(
-            title_text=escape(_axis_unit(shown.unit)),
-            rangemode="normal" if quantity in _FAR_FROM_ZERO else "tozero",
-            type="log" if quantity == "update_ratio" else "linear",
-            dtick=1 if quantity == "update_ratio" else None,
-            row=row,
-            col=col,
-        )
-    for number, one in enumerate(profiles if len(profiles) > 1 else []):
+        if panel is not None:
+            cell = {"row": index // _COLUMNS + 1, "col": index % _COLUMNS + 1}
+            _draw_panel(figure, cell, profiles, panel, partition, unit)
+    for number, named in enumerate(profiles if len(profiles) > 1 else []):
         line = {"color": NEUTRAL, "dash": _DASHES[number % len(_DASHES)]}
-        label = escape(one.model_name)
+        label = escape(named.model_name)
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line=line, name=label))
     names = ", ".join(dict.fromkeys(escape(p.model_name) for p in profiles))
     shaded = "shaded: 95% intervals"
@@ -167,6 +125,62 @@ def plot_profile(
         height=130 + _ROW_HEIGHT * n_rows,
     )
     return figure
+
+
+def _panels(profiles: Sequence[LayerProfile]) -> list[tuple[str, str] | None]:
+    """Quantity and scale of each panel, row by row; None where a row ends early."""
+    scales = list(profiles[0].scales)
+    # Profiles need not have the same signals: theirs may have been joined by others.
+    signals = list(dict.fromkeys(name for profile in profiles for name in profile.signals))
+    groups = [
+        [
+            ("compression", ""),
+            ("relevance", ""),
+            *[(name, "") for name in signals if name == "effective_rank"],
+        ],
+        [("retained", scale) for scale in scales],
+        [("predicted", scale) for scale in scales],
+        [("added", scale) for scale in scales if any(scale in p.added for p in profiles)],
+        [(name, "") for name in signals if name != "effective_rank"],
+    ]
+    panels: list[tuple[str, str] | None] = []
+    for group in groups:
+        panels += [*group, *[None] * (-len(group) % _COLUMNS)]
+    return panels
+
+
+def _draw_panel(
+    figure: go.Figure,
+    cell: Mapping[str, int],
+    profiles: Sequence[LayerProfile],
+    panel: tuple[str, str],
+    partition: ScalePartition | None,
+    unit: Unit,
+) -> None:
+    """One quantity of all profiles, with its axes."""
+    quantity, scale = panel
+    relative = len({p.n_layers for p in profiles}) > 1
+    for number, profile in enumerate(profiles):
+        trace = _Trace(profile, number, relative, unit, named=len(profiles) > 1)
+        for item in trace.draw(quantity, scale):
+            figure.add_trace(item, **cell)
+    shown, owner = next(
+        (in_unit(curve, unit), profile)
+        for profile in profiles
+        if (curve := _curve(profile, quantity, scale)) is not None
+    )
+    axis = "site" if len(shown) > owner.n_layers else "block"
+    if partition is not None:
+        # Block l lies between sites l and l + 1.
+        draw_segments(figure, partition, 0.0 if axis == "site" else -0.5, **cell)
+    figure.update_xaxes(title_text=f"relative depth ({axis})" if relative else axis, **cell)
+    figure.update_yaxes(
+        title_text=escape(_axis_unit(shown.unit)),
+        rangemode="normal" if quantity in _FAR_FROM_ZERO else "tozero",
+        type="log" if quantity == "update_ratio" else "linear",
+        dtick=1 if quantity == "update_ratio" else None,
+        **cell,
+    )
 
 
 @dataclass(frozen=True)
@@ -186,10 +200,10 @@ class _Trace:
         return traces
 
     def _curve(self, quantity: str, scale: str, color: str) -> list[go.Scatter]:
-        found = _curve(self.profile, quantity, scale)
-        if found is None:
+        measured = _curve(self.profile, quantity, scale)
+        if measured is None:
             return []
-        curve = in_unit(found, self.unit)
+        curve = in_unit(measured, self.unit)
         at_sites = len(curve) > self.profile.n_layers
         x = np.arange(len(curve)) / (self.profile.n_layers if self.relative else 1)
         who = f"<b>{escape(self.profile.model_name)}</b><br>" if self.named else ""
@@ -231,8 +245,8 @@ def _as_list(profile: LayerProfile | Sequence[LayerProfile]) -> list[LayerProfil
 
 def _curve(profile: LayerProfile, quantity: str, scale: str) -> Curve | None:
     """The profile's curve, or None where it has no such one."""
-    found = (c for name, at, c in profile.curves() if (name, at) == (quantity, scale))
-    return next(found, None)
+    matching = (c for name, at, c in profile.curves() if (name, at) == (quantity, scale))
+    return next(matching, None)
 
 
 def _axis_unit(unit: str) -> str:
