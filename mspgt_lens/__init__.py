@@ -18,9 +18,12 @@ Test the theory
 
 See and keep
     plot_profile, plot_boundaries and all others in plots; write_report; load_result, results
+
+Add your own
+    perturbations, predictions and signals: extending
 """
 
-from mspgt_lens import plots, results, studies, synthetic, theory
+from mspgt_lens import extending, plots, results, studies, synthetic, theory
 from mspgt_lens.estimates import CannotMeasure, Curve, Estimate
 from mspgt_lens.estimators.interface import mutual_information
 from mspgt_lens.generation.writing import generation_effects
@@ -73,6 +76,7 @@ __all__ = [
     "compare_models",
     "detect_scales",
     "evaluate_predictions",
+    "extending",
     "fit_hvib",
     "fit_hvib_arrays",
     "generation_effects",

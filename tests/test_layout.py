@@ -38,6 +38,7 @@ ORDER = [
     "theory",
     "studies",
     "synthetic",
+    "extending",
     "plots",
     "report",
     "results",

@@ -265,11 +265,7 @@ class _BlockSets:
 def _labels(perturbations: Sequence[Perturbation], target_kl: float | None) -> tuple[str, ...]:
     """What is done, without the strength where every segment has its own."""
     labels = tuple(
-        perturbation.label
-        if target_kl is None
-        else f"{perturbation.shape} noise"
-        if perturbation.kind == "noise"
-        else str(perturbation.kind)
+        perturbation.label if target_kl is None else perturbation.title
         for perturbation in perturbations
     )
     if not labels or len(set(labels)) < len(labels):

@@ -17,7 +17,8 @@ from mspgt_lens.estimates import CannotMeasure, Curve, Estimate
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.batches import make_batches
-from mspgt_lens.perturbation.kinds import Perturbation, Shape
+from mspgt_lens.perturbation.draws import Shape
+from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
 from mspgt_lens.perturbation.responding import MEASURES, respond

@@ -233,7 +233,7 @@ def measure_dissociation(
 
 
 def _shared(perturbation: Perturbation, n_layers: int) -> Perturbation:
-    if perturbation.kind not in ("noise", "translation"):
+    if not perturbation.behavior.adds_energy:
         return perturbation
     return replace(perturbation, strength=perturbation.amount / n_layers**0.5)
 

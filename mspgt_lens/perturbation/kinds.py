@@ -1,34 +1,20 @@
-"""Kinds of interventions, as plain objects that turn into edits for a set of blocks."""
+"""A perturbation as a plain object: its kind by name, its strength, and the edits it makes."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt64
+from jaxtyping import Bool, Float, UInt64
 from torch import Tensor
 
-from mspgt_lens.estimates import CannotMeasure
-from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import Edit
+from mspgt_lens.perturbation.draws import Draws, Shape
+from mspgt_lens.perturbation.registry import PerturbationKind, perturbation_kind
 from mspgt_lens.perturbation.residuals import ResidualStatistics
-
-Kind = Literal["noise", "scaling", "mean", "resample", "translation", "temperature", "skip"]
-Shape = Literal["covariance", "diagonal", "isotropic"]
-_STRENGTHS = {
-    "noise": 0.1,
-    "scaling": 0.5,
-    "mean": 1.0,
-    "resample": 1.0,
-    "translation": 0.1,
-    "temperature": 2.0,
-    "skip": 1.0,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +41,8 @@ class Perturbation:
             - ``"temperature"``: attention scores (soft cap included) are divided by ``strength``;
               1 changes nothing.
             - ``"skip"``: the block adds nothing; no strength.
+
+            Others can be added with :func:`~mspgt_lens.extending.register_perturbation`.
         strength: In the kind's own unit; None for 0.1 (noise, translation), 0.5 (scaling),
             1 (ablations), 2 (temperature).
         shape: Of noise, strengths being comparable within a shape and not between shapes.
@@ -76,39 +64,27 @@ class Perturbation:
         'translation 0.1'
     """
 
-    kind: Kind
+    kind: str
     strength: float | None = None
     shape: Shape = "covariance"
     direction: Float[Tensor, " d_model"] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(
-                f"Perturbation: kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}"
-            )
+        behavior = perturbation_kind(self.kind)
         if self.shape not in get_args(Shape):
             raise ValueError(
                 f"Perturbation: shape must be one of {', '.join(get_args(Shape))}, got "
                 f"{self.shape!r}"
             )
         if self.strength is None:
-            object.__setattr__(self, "strength", _STRENGTHS[self.kind])
-        low, high = {
-            "noise": (0.0, np.inf),
-            "mean": (0.0, 1.0),
-            "resample": (0.0, 1.0),
-            "temperature": (math.ulp(0.0), np.inf),
-            "skip": (1.0, 1.0),
-        }.get(self.kind, (-np.inf, np.inf))
-        if not (np.isfinite(self.amount) and low <= self.amount <= high):
-            needed = {"skip": "left out", "temperature": "above 0"}.get(
-                self.kind, f"finite, {low:g} to {high:g}"
-            )
+            object.__setattr__(self, "strength", behavior.default)
+        if not (np.isfinite(self.amount) and behavior.least <= self.amount <= behavior.most):
             raise ValueError(
-                f"Perturbation: strength of {self.kind!r} must be {needed}, got {self.strength}"
+                f"Perturbation: strength of {self.kind!r} must be {behavior.range_words}, got "
+                f"{self.strength}"
             )
-        if (self.direction is None) == (self.kind == "translation"):
+        if (self.direction is None) == behavior.needs_direction:
             needed = "needs a" if self.direction is None else "takes no"
             raise ValueError(f"Perturbation: kind {self.kind!r} {needed} direction")
         if self.direction is not None:
@@ -126,12 +102,20 @@ class Perturbation:
         return self.strength
 
     @property
+    def behavior(self) -> PerturbationKind:
+        """What the kind does, and what is asked of its strength."""
+        return perturbation_kind(self.kind)
+
+    @property
+    def title(self) -> str:
+        """Kind and shape in words, without the strength."""
+        return self.behavior.title(self.shape)
+
+    @property
     def label(self) -> str:
         """Kind, shape and strength in words."""
-        if self.kind == "skip":
-            return "skip"
-        kind = f"{self.shape} noise" if self.kind == "noise" else self.kind
-        return f"{kind} {self.amount:g}"
+        has_strength = self.behavior.least < self.behavior.most
+        return f"{self.title} {self.amount:g}" if has_strength else self.title
 
     def edits(
         self,
@@ -155,144 +139,7 @@ class Perturbation:
         Returns:
             What is changed at which hook, block by block.
         """
-        draw = _Draws(self, statistics, where, keys, groups)
-        return [edit for block in blocks for edit in self._edits(draw, int(block))]
-
-    def _edits(self, draw: _Draws, block: int) -> list[Edit]:
-        statistics, amount = draw.statistics, self.amount
-        if self.kind == "temperature":
-            return [Edit(block, "attn_scores", draw.on_queries(lambda scores: scores / amount))]
-        if self.kind in ("noise", "translation"):
-            # Draws are made once and scaled, so that strengths differ in nothing else.
-            shift = draw.noise(block) if self.kind == "noise" else draw.translation(block)
-            return [Edit(block, "resid_pre", draw.on_rows(lambda rows, ask: rows + shift(ask)))]
-        entered: list[Tensor] = []
-
-        def keep(residual: Tensor) -> Tensor:
-            entered[:] = [residual]
-            return residual
-
-        def changed(rows: Tensor, ask: _Ask) -> Tensor:
-            before = entered.pop()[ask.where]
-            if self.kind in ("scaling", "skip"):
-                # Exact at 0 (nothing is added) and at 1 (nothing changes).
-                return torch.lerp(before, rows, 0.0 if self.kind == "skip" else amount)
-            if self.kind == "mean":
-                update = statistics.update_mean[block].expand(len(rows), -1)
-            else:
-                update = statistics.updates[block][draw.donors(ask)]
-            return torch.lerp(rows, before + update.to(before), amount)
-
-        return [Edit(block, "resid_pre", keep), Edit(block, "resid_post", draw.on_rows(changed))]
-
-
-@dataclass(frozen=True)
-class _Ask:
-    """One pass: the positions acted on, prompt by prompt, and the number of the pass."""
-
-    where: Bool[Tensor, "prompt pos"]
-    call: int
-
-
-class _Draws:
-    """What one run draws: for each prompt, pass and block, whatever else runs beside it."""
-
-    def __init__(
-        self,
-        perturbation: Perturbation,
-        statistics: ResidualStatistics,
-        where: Bool[Tensor, "prompt pos"] | None,
-        keys: Sequence[int] | None,
-        groups: UInt64[np.ndarray, " prompt"] | None,
-    ) -> None:
-        self.perturbation, self.statistics = perturbation, statistics
-        self.where, self.keys, self.groups = where, keys, groups
-
-    def on_rows(self, change: Callable[[Tensor, _Ask], Tensor]) -> Callable[[Tensor], Tensor]:
-        """A change of the residual at the positions acted on."""
-        calls = itertools.count()
-
-        def changed(residual: Tensor) -> Tensor:
-            ask = self._ask(residual.shape[0], residual.shape[1], next(calls), residual.device)
-            result = residual.clone()
-            result[ask.where] = change(residual[ask.where], ask).to(result.dtype)
-            return result
-
-        return changed
-
-    def on_queries(self, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """A change of attention scores at the queries acted on, masked keys left alone."""
-        calls = itertools.count()
-
-        def changed(scores: Tensor) -> Tensor:
-            ask = self._ask(scores.shape[0], scores.shape[2], next(calls), scores.device)
-            seen = scores > torch.finfo(scores.dtype).min / 2
-            return torch.where(ask.where[:, None, :, None] & seen, change(scores), scores)
-
-        return changed
-
-    def noise(self, block: int) -> Callable[[_Ask], Tensor]:
-        """Noise rows of a block at the perturbation's shape and strength."""
-        statistics, shape = self.statistics, self.perturbation.shape
-        spread = {
-            "isotropic": statistics.rms[block],
-            "diagonal": statistics.deviation[block],
-            "covariance": statistics.factor[block],
-        }[shape] * self.perturbation.amount
-        width = statistics.deviation.shape[1]
-
-        def rows(ask: _Ask) -> Tensor:
-            drawn = [
-                torch.randn(count, width, generator=self._generator(index, ask, block))
-                for index, count in enumerate(ask.where.sum(dim=1).tolist())
-            ]
-            normal = torch.cat(drawn).to(ask.where.device)
-            scale = spread.to(normal.device)
-            return normal @ scale if shape == "covariance" else normal * scale
-
-        return rows
-
-    def translation(self, block: int) -> Callable[[_Ask], Tensor]:
-        """The shift along the perturbation's direction."""
-        direction = torch.as_tensor(self.perturbation.direction).float()
-        width = self.statistics.deviation.shape[1]
-        if len(direction) != width:
-            raise ValueError(
-                f"Perturbation: direction must have d_model ({width}) entries, got {len(direction)}"
-            )
-        length = self.perturbation.amount * float(self.statistics.rms[block]) * width**0.5
-        shift = direction * (length / direction.norm())
-        return lambda ask: shift.to(ask.where.device)
-
-    def donors(self, ask: _Ask) -> Int[Tensor, " row"]:
-        """For every position acted on, one sampled position of another group."""
-        chosen = []
-        for index, count in enumerate(ask.where.sum(dim=1).tolist()):
-            usable = torch.arange(len(self.statistics.groups))
-            if self.groups is not None:
-                usable = usable[torch.from_numpy(self.statistics.groups != self.groups[index])]
-                if not len(usable):
-                    raise CannotMeasure(
-                        "statistics hold updates of one group only, so there is no other to "
-                        "resample from: gather them from more documents"
-                    )
-            drawn = torch.randint(
-                len(usable), (count,), generator=self._generator(index, ask, block=-1)
-            )
-            chosen.append(usable[drawn])
-        return torch.cat(chosen)
-
-    def _ask(self, n_prompts: int, n_pos: int, call: int, device: torch.device) -> _Ask:
-        if self.where is None or call:
-            return _Ask(torch.ones(n_prompts, n_pos, dtype=torch.bool, device=device), call)
-        if self.where.shape != (n_prompts, n_pos):
-            raise ValueError(
-                f"where must have the first pass's shape {(n_prompts, n_pos)}, got "
-                f"{tuple(self.where.shape)}"
-            )
-        return _Ask(self.where.to(device), call)
-
-    def _generator(self, index: int, ask: _Ask, block: int) -> torch.Generator:
-        key = index if self.keys is None else self.keys[index]
-        seed = stable_hash(key, ask.call, block, self.perturbation.seed)
-        return torch.Generator().manual_seed(seed % 2**63)
+        draws = Draws(
+            statistics, self.amount, self.shape, self.direction, self.seed, where, keys, groups
+        )
+        return [edit for block in blocks for edit in self.behavior.edits(draws, int(block))]

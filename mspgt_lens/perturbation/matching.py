@@ -20,8 +20,6 @@ TOLERANCE = 0.05
 KL = MEASURES.index("kl")
 _MAX_STEPS = 16
 _START = 0.1
-# The far end of each kind's amount, at which nothing is left to do; noise has none.
-_MOST = {"scaling": 1.0, "mean": 1.0, "resample": 1.0, "temperature": 8.0}
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,10 @@ def match_strengths(
 ) -> list[Matched]:
     """Strengths at which every perturbation of its blocks moves predictions by the same KL.
 
-    The amount of each (noise, share replaced, 1 - scaling, or the logarithm of a temperature) is
+    The effort of each (noise, share replaced, 1 - scaling, or the logarithm of a temperature) is
     found by false position on logarithms, in which small effects follow a line, until its KL is
     within 5%. A kind that cannot do as much (blocks left out altogether move predictions less) is
-    given at its full amount; its KL says so.
+    given at its full effort; its KL says so.
 
     Args:
         adapter: The model.
@@ -95,18 +93,13 @@ def match_strengths(
 
 
 class _Search:
-    """The amount of one perturbation whose KL is the target."""
+    """The effort of one perturbation whose KL is the target."""
 
-    def __init__(self, kind: Perturbation, target: float) -> None:
-        if kind.kind == "skip":
-            raise ValueError(
-                "perturbations: 'skip' has no strength that could be matched; use "
-                "Perturbation('scaling'), of which it is the extreme, or target_kl=None"
-            )
-        self.kind, self.target = kind, target
-        self.most = _MOST.get(kind.kind, np.inf)
-        self.amount = _START
-        # Logarithms of amount and of KL over target on either side of the target.
+    def __init__(self, asked: Perturbation, target: float) -> None:
+        self.asked, self.target = asked, target
+        self.most = asked.behavior.full_effort
+        self.effort = min(_START, self.most)
+        # Logarithms of effort and of KL over target on either side of the target.
         self.below: tuple[float, float] | None = None
         self.above: tuple[float, float] | None = None
         self.done = False
@@ -114,32 +107,28 @@ class _Search:
 
     @property
     def perturbation(self) -> Perturbation:
-        strength = {
-            "scaling": 1.0 - self.amount,
-            "temperature": float(np.exp(self.amount)),
-        }.get(self.kind.kind, self.amount)
-        return replace(self.kind, strength=strength)
+        return replace(self.asked, strength=self.asked.behavior.strength_at(self.effort))
 
     def tell(self, kl: float) -> None:
-        """Take the KL of the present amount, and choose the next."""
+        """Take the KL of the present effort, and choose the next."""
         miss = abs(np.log(max(kl, 1e-12) / self.target))
         if not np.isfinite(self.best_kl) or miss < abs(
             np.log(max(self.best_kl, 1e-12) / self.target)
         ):
             self.best, self.best_kl = self.perturbation, kl
-        point = float(np.log(self.amount)), float(np.log(max(kl, 1e-12) / self.target))
+        point = float(np.log(self.effort)), float(np.log(max(kl, 1e-12) / self.target))
         if point[1] < 0:
             self.below = point
         else:
             self.above = point
-        at_end = point[1] < 0 and self.amount >= self.most
+        at_end = point[1] < 0 and self.effort >= self.most
         self.done = miss <= TOLERANCE or at_end
         if not self.done:
-            self.amount = float(min(np.exp(self._next(point)), self.most))
+            self.effort = float(min(np.exp(self._next(point)), self.most))
 
     def _next(self, last: tuple[float, float]) -> float:
         if self.below is None or self.above is None:
-            # KL grows with the square of a small amount; no step beyond a factor of 8.
+            # KL grows with the square of a small effort; no step beyond a factor of 8.
             return last[0] + float(np.clip(-last[1] / 2, -np.log(8), np.log(8)))
         (low, under), (high, over) = self.below, self.above
         share = -under / (over - under)

@@ -13,7 +13,7 @@ from mspgt_lens.ambient import in_own_state
 from mspgt_lens.estimates import Curve
 from mspgt_lens.perturbation.brittleness import Brittleness, Mode
 from mspgt_lens.perturbation.dissociation import Dissociation
-from mspgt_lens.perturbation.kinds import Shape
+from mspgt_lens.perturbation.draws import Shape
 from mspgt_lens.plots.look import (
     NEUTRAL,
     OTHER_COLORS,

@@ -1,0 +1,110 @@
+"""Whoever uses the package adds to it by the front door, and what is added is used like its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_perturbation import dataset, prepared, run
+from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
+
+import mspgt_lens as ml
+from mspgt_lens.extending import Edit, PerturbationKind, register_perturbation
+from mspgt_lens.perturbation import registry
+from mspgt_lens.perturbation.matching import match_strengths
+
+
+class Shrink(PerturbationKind):
+    """The residual at the block's entry, shrunk."""
+
+    name = "shrink"
+    default = 0.3
+    least, most = 0.0, 0.9
+
+    def edits(self, draws, block):
+        shrunk = draws.on_rows(lambda rows, ask: rows * (1 - draws.strength))
+        return [Edit(block, "resid_pre", shrunk)]
+
+
+class Lessen(PerturbationKind):
+    """The block's update, as in scaling by 1 - strength."""
+
+    name = "lessen"
+
+    def edits(self, draws, block):
+        return draws.on_update(
+            block, lambda before, rows, ask: torch.lerp(before, rows, 1 - draws.strength)
+        )
+
+
+@pytest.fixture
+def kinds(monkeypatch):
+    """The registry as it is, and again after the test."""
+    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    assert register_perturbation(Shrink) is Shrink
+    register_perturbation(Lessen)
+
+
+def test_a_perturbation_is_used_by_its_name(tiny, kinds):
+    shrink = ml.Perturbation("shrink")
+    assert (shrink.amount, shrink.label) == (0.3, "shrink 0.3")
+    found = ml.perturb_scales(
+        tiny("llama"), dataset(), [1, 3], perturbations=[shrink], n_controls=2, progress=False
+    )
+    assert found.perturbations == ("shrink 0.3",)
+    assert (found.values[0, :, 0] > 0).all()
+
+
+def test_texts_are_written_under_an_added_perturbation(kinds):
+    model = tiny_model("llama")
+    model.tokenizer = tiny_tokenizer()
+    found = ml.generation_effects(
+        model,
+        [as_text(row) for row in random_tokens(4, 14)],
+        (1, 3),
+        perturbations=[ml.Perturbation("lessen")],
+        target_kl=0.05,
+        n_new=4,
+        n_controls=1,
+        progress=False,
+    )
+    assert found.perturbations == ("lessen",)
+    assert abs(found.kl / 0.05 - 1).max() < 0.06
+
+
+def test_a_perturbation_does_what_its_edits_say(tiny, kinds):
+    scaled, lessened = run(
+        tiny("gpt2"), dataset(), [ml.Perturbation("scaling", 0.25), ml.Perturbation("lessen", 0.75)]
+    )
+    assert (scaled == lessened).all()
+
+
+def test_the_strength_of_a_perturbation_is_matched(tiny, kinds):
+    pairs = [(ml.Perturbation("shrink"), (1, 2)), (ml.Perturbation("shrink"), (0,))]
+    near, far = (
+        match_strengths(*prepared(tiny("llama"), dataset()), pairs, kl) for kl in (0.01, 9)
+    )
+    assert all(abs(one.kl / 0.01 - 1) < 0.06 for one in near)
+    assert len({one.perturbation.amount for one in near}) == 2
+    # What cannot be reached is told at the kind's full effort.
+    assert [one.perturbation.amount for one in far] == [0.9, 0.9]
+
+
+def test_a_range_and_a_direction_are_asked_for(kinds):
+    with pytest.raises(ValueError, match=r"strength of 'shrink' must be finite, 0 to 0.9, got 1"):
+        ml.Perturbation("shrink", 1.0)
+    with pytest.raises(ValueError, match="'shrink' takes no direction"):
+        ml.Perturbation("shrink", direction=torch.ones(32))
+    with pytest.raises(ValueError, match=r"one of noise, .*, shrink, lessen, got 'shrinks'"):
+        ml.Perturbation("shrinks")
+
+
+def test_a_perturbation_that_cannot_be_registered_says_why(kinds):
+    register_perturbation(Shrink)  # As in a notebook's cell that runs again.
+    taken = type("Other", (Shrink,), {"name": "noise", "__module__": __name__})
+    with pytest.raises(ValueError, match=r"'noise' is that of mspgt_lens.*Noise already"):
+        register_perturbation(taken)
+    with pytest.raises(ValueError, match="Nameless lacks"):
+        register_perturbation(type("Nameless", (PerturbationKind,), {}))
+    beyond = type("Beyond", (PerturbationKind,), {"name": "beyond", "least": 2.0})
+    with pytest.raises(ValueError, match="default of 'beyond' must be 2 to inf"):
+        register_perturbation(beyond)
