@@ -3,5 +3,15 @@
 from mspgt_lens.models import Edit
 from mspgt_lens.perturbation.draws import Ask, Draws
 from mspgt_lens.perturbation.registry import PerturbationKind, register_perturbation
+from mspgt_lens.theory.judging import Finding, Prediction, over_models
 
-__all__ = ["Ask", "Draws", "Edit", "PerturbationKind", "register_perturbation"]
+__all__ = [
+    "Ask",
+    "Draws",
+    "Edit",
+    "Finding",
+    "PerturbationKind",
+    "Prediction",
+    "over_models",
+    "register_perturbation",
+]

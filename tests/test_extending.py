@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from test_perturbation import dataset, prepared, run
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
-from mspgt_lens.extending import Edit, PerturbationKind, register_perturbation
+from mspgt_lens.extending import (
+    Edit,
+    Finding,
+    PerturbationKind,
+    Prediction,
+    over_models,
+    register_perturbation,
+)
 from mspgt_lens.perturbation import registry
 from mspgt_lens.perturbation.matching import match_strengths
 
@@ -108,3 +118,66 @@ def test_a_perturbation_that_cannot_be_registered_says_why(kinds):
     beyond = type("Beyond", (PerturbationKind,), {"name": "beyond", "least": 2.0})
     with pytest.raises(ValueError, match="default of 'beyond' must be 2 to inf"):
         register_perturbation(beyond)
+
+
+def early(results):
+    """Where the first boundary is, as a finding of a prediction from outside."""
+    depths = np.array([r.depths[0] for r in results])
+    if len(depths) < 4:
+        return Finding(None, f"{len(depths)} models were measured", len(depths), "4 are needed")
+    return Finding(over_models(depths), "the first boundary comes early", len(depths))
+
+
+def prediction(threshold, **changed):
+    made = Prediction(
+        name="Early boundary",
+        statement="The first boundary lies early.",
+        quantity="share of the depth",
+        threshold=threshold,
+        published="nothing was",
+        find=early,
+        needs=("n_parameters",),
+        below=True,
+    )
+    return replace(made, **changed)
+
+
+def test_a_prediction_is_judged_beside_the_theorys_own():
+    models = ml.synthetic.synthetic_models(2, 5)
+    own = ml.evaluate_predictions(models)
+    verdicts = ml.evaluate_predictions(models, predictions=[prediction(0.99)])
+    assert list(verdicts)[:-1] == list(own)
+    added = verdicts["Early boundary"]
+    depths = [r.depths[0] for r in models]
+    assert added.statistic == pytest.approx(np.mean(depths))
+    assert added.interval[0] < added.statistic < added.interval[1]
+    assert (added.verdict, added.n_models, added.published) == ("supported", 10, "nothing was")
+    assert dict(verdicts.thresholds) == {**own.thresholds, "Early boundary": 0.99}
+    assert "Early boundary" in set(verdicts.to_dataframe()["prediction"])
+    assert prediction(0.01).verdicts(models)[0].verdict == "refuted"
+
+
+def test_a_prediction_sees_the_models_that_hold_what_it_needs():
+    models = ml.synthetic.synthetic_models(2, 5)
+    unknown = [replace(one, n_parameters=None) for one in models[:7]]
+    (verdict,) = prediction(0.99).verdicts([*unknown, *models[7:]])
+    assert (verdict.verdict, verdict.n_models) == ("inconclusive", 3)
+    assert verdict.reason == "3 models were measured; 4 are needed."
+
+
+def test_a_prediction_of_several_parts_gives_a_verdict_each():
+    parts = [Finding((0.1, 0.0, 0.2), "early", 5, part="one"), Finding(0.3, "late", 1, part="two")]
+    verdicts = prediction(0.5, find=lambda results: parts).verdicts([])
+    assert [v.name for v in verdicts] == ["Early boundary, one", "Early boundary, two"]
+    assert [(v.verdict, v.reason) for v in verdicts] == [
+        ("supported", "Early."),
+        ("inconclusive", "Late."),
+    ]
+
+
+def test_a_prediction_that_cannot_be_judged_says_why():
+    models = ml.synthetic.synthetic_models(1, 3)
+    with pytest.raises(ValueError, match=r"needs must be fields of ModelResults .*sizes"):
+        prediction(0.5, needs=("sizes",))
+    with pytest.raises(ValueError, match="predictions must all have names of their own"):
+        ml.evaluate_predictions(models, predictions=[prediction(0.5, name="P6 order")])

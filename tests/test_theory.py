@@ -18,7 +18,7 @@ from mspgt_lens.theory.effect_predictions import (
     dissociation,
     order,
 )
-from mspgt_lens.theory.judging import judge
+from mspgt_lens.theory.judging import Finding, Prediction
 from mspgt_lens.theory.partition_predictions import dominance, existence, family_share, position
 
 pytestmark = pytest.mark.simulation
@@ -26,55 +26,43 @@ pytestmark = pytest.mark.simulation
 DRAWS = 20
 
 
-def share_of(verdict, judge_one, n_families=3, n_per_family=8, **made):
+def share_of(verdict, prediction, n_families=3, n_per_family=8, **made):
     """How often a verdict is given on made-up models."""
     found = [
-        judge_one(
+        prediction.verdicts(
             ml.synthetic.synthetic_models(n_families, n_per_family, **made, seed=seed)
-        ).verdict
+        )[0].verdict
         for seed in range(DRAWS)
     ]
     return found.count(verdict) / DRAWS
 
 
-def between_families(results):
-    return brittleness_between_families(results, "covariance")
-
-
-def between_segments(results):
-    return brittleness_between_segments(results, "isotropic")
-
-
-def first_family(results):
-    return dominance(results)[0]
-
-
 TIGHT = {"boundaries": "families", "noise": 0.3, "n_per_family": 16}
 CASES = [
-    (existence, {"supported": True}, "supported"),
-    (existence, {"supported": False}, "refuted"),
-    (position, {"boundaries": "water-filling"}, "supported"),
-    (position, {"boundaries": "thirds", "n_per_family": 16}, "refuted"),
-    (position, {"boundaries": "quarters", "n_per_family": 16}, "refuted"),
-    (first_family, {**TIGHT, "variation": 0.03}, "supported"),
-    (first_family, {**TIGHT, "variation": 0.3}, "refuted"),
-    (family_share, {"boundaries": "families"}, "supported"),
-    (family_share, {"boundaries": "size"}, "refuted"),
-    (between_families, {"family_ratio": 100.0}, "supported"),
-    (between_families, {"family_ratio": 2.0}, "refuted"),
-    (between_segments, {"segment_ratio": 5.0}, "supported"),
-    (between_segments, {"segment_ratio": 1.0}, "refuted"),
-    (dissociation, {"excess": 0.5}, "supported"),
-    (dissociation, {"excess": 0.0}, "refuted"),
-    (order, {"half_depths": (0.1, 0.35, 0.6)}, "supported"),
-    (order, {"half_depths": (0.6, 0.35, 0.1)}, "refuted"),
-    (order, {"half_depths": (0.1, 0.6, 0.35)}, "refuted"),
+    (existence(), {"supported": True}, "supported"),
+    (existence(), {"supported": False}, "refuted"),
+    (position(), {"boundaries": "water-filling"}, "supported"),
+    (position(), {"boundaries": "thirds", "n_per_family": 16}, "refuted"),
+    (position(), {"boundaries": "quarters", "n_per_family": 16}, "refuted"),
+    (dominance(), {**TIGHT, "variation": 0.03}, "supported"),
+    (dominance(), {**TIGHT, "variation": 0.3}, "refuted"),
+    (family_share(), {"boundaries": "families"}, "supported"),
+    (family_share(), {"boundaries": "size"}, "refuted"),
+    (brittleness_between_families("covariance"), {"family_ratio": 100.0}, "supported"),
+    (brittleness_between_families("covariance"), {"family_ratio": 2.0}, "refuted"),
+    (brittleness_between_segments("isotropic"), {"segment_ratio": 5.0}, "supported"),
+    (brittleness_between_segments("isotropic"), {"segment_ratio": 1.0}, "refuted"),
+    (dissociation(), {"excess": 0.5}, "supported"),
+    (dissociation(), {"excess": 0.0}, "refuted"),
+    (order(), {"half_depths": (0.1, 0.35, 0.6)}, "supported"),
+    (order(), {"half_depths": (0.6, 0.35, 0.1)}, "refuted"),
+    (order(), {"half_depths": (0.1, 0.6, 0.35)}, "refuted"),
 ]
 
 
-@pytest.mark.parametrize(("judge_one", "made", "right"), CASES)
-def test_verdicts_come_out_right(judge_one, made, right):
-    assert share_of(right, judge_one, **made) >= 0.9
+@pytest.mark.parametrize(("prediction", "made", "right"), CASES)
+def test_verdicts_come_out_right(prediction, made, right):
+    assert share_of(right, prediction, **made) >= 0.9
 
 
 @pytest.mark.parametrize("n_families", [1, 2])
@@ -100,27 +88,30 @@ def test_one_model_s_figures_are_shown_without_an_interval():
 
 
 def test_a_verdict_needs_the_whole_interval_on_one_side():
-    def verdict(low, high, below=False):
-        estimate = (low + high) / 2, low, high
-        return judge("n", "s", "q", estimate, 1.0, "p", "words", 9, None, below=below).verdict
+    def of(estimate, below=False):
+        made = Prediction("n", "s", "q", 1.0, "p", lambda results: Finding(estimate, "words", 9))
+        return replace(made, below=below).verdicts([])[0].verdict
+
+    def verdict(low, high, **options):
+        return of(((low + high) / 2, low, high), **options)
 
     assert verdict(1.1, 2.0) == "supported"
     assert verdict(0.1, 0.9) == "refuted"
     assert verdict(0.9, 1.1) == "inconclusive"
     assert verdict(1.1, 2.0, below=True) == "refuted"
     assert verdict(0.1, 0.9, below=True) == "supported"
-    assert judge("n", "s", "q", 9.0, 1.0, "p", "words", 9, None).verdict == "inconclusive"
+    assert of(9.0) == "inconclusive"
 
 
 def test_stages_that_random_weights_show_too_do_not_count():
     trained = ml.synthetic.synthetic_models(2, 6)
-    assert existence(trained).verdict == "supported"
+    assert existence().verdicts(trained)[0].verdict == "supported"
     same = [replace(r, random_weights=r.partition) for r in trained]
-    verdict = existence(same)
+    verdict = existence().verdicts(same)[0]
     assert verdict.verdict == "refuted"
     assert "share them with random weights" in verdict.reason
     without = [replace(r, random_weights=None) for r in trained]
-    verdict = existence(without)
+    verdict = existence().verdicts(without)[0]
     assert verdict.verdict == "inconclusive"
     assert "12 more lack the control" in verdict.reason
     assert verdict.interval[1] == 1.0
@@ -139,13 +130,15 @@ def test_existence_needs_all_of_its_evidence(weaker):
         replace(r, partition=replace(r.partition, **weaker))
         for r in ml.synthetic.synthetic_models(2, 6)
     ]
-    assert existence(models).verdict == "refuted"
+    assert existence().verdicts(models)[0].verdict == "refuted"
 
 
 def test_existence_says_what_shuffled_text_shows():
     one, *others = ml.synthetic.synthetic_models(2, 6)
     shuffled = replace(one, shuffled_tokens=one.partition)
-    assert "on shuffled text 1 of 1 show them" in existence([shuffled, *others]).reason
+    assert (
+        "on shuffled text 1 of 1 show them" in existence().verdicts([shuffled, *others])[0].reason
+    )
 
 
 def test_all_verdicts_in_one_table_saved_and_loaded(tmp_path):
@@ -328,5 +321,5 @@ def test_families_of_many_pairs_do_not_differ_by_chance():
     refuted = share_of("refuted", between_families, 6, 6, family_ratio=1.0)
     assert refuted >= 0.9
     made = ml.synthetic.synthetic_models(6, 6, family_ratio=1.0)
-    verdict = brittleness_between_families(made, "covariance", ratio=1.0001)
+    verdict = brittleness_between_families("covariance", ratio=1.0001).verdicts(made)[0]
     assert verdict.verdict == "inconclusive"

@@ -18,21 +18,20 @@ from mspgt_lens.theory.dominance import MIN_FAMILY
 from mspgt_lens.theory.judging import (
     MIN_MODELS,
     PUBLISHED,
+    Finding,
     Interval,
+    Prediction,
     by_family,
-    judge,
     over_models,
     too_few,
 )
-from mspgt_lens.theory.verdicts import ModelResults, Verdict
+from mspgt_lens.theory.verdicts import ModelResults
 
 SHAPES = ("covariance", "isotropic")
 _LOG_SLOPE = "Logarithm of the initial slope of KL over the squared noise level."
 
 
-def brittleness_between_families(
-    results: Sequence[ModelResults], shape: str, *, ratio: float = 10.0
-) -> Verdict:
+def brittleness_between_families(shape: str, *, ratio: float = 10.0) -> Prediction:
     """P4: the local segment's brittleness differs widely between families.
 
     The statistic is the largest ratio of two families' mean brittleness (geometric over models);
@@ -40,80 +39,87 @@ def brittleness_between_families(
     families as the error.
 
     Args:
-        results: Models with families and brittleness; families of fewer than 3 models are left out.
         shape: Noise shape, ``"covariance"`` or ``"isotropic"``.
         ratio: The ratio that must be reached.
     """
-    measured = [r for r in results if "local" in r.brittleness.get(shape, {})]
-    families = {f: m for f, m in by_family(measured).items() if len(m) >= MIN_FAMILY}
-    estimate, words = None, f"{len(families)} families have {MIN_FAMILY} models with brittleness"
-    short = f"at least 2 families of {MIN_FAMILY} models are needed"
-    if len(families) >= 2:
-        short = ""
-        logs = {
-            f: np.array([r.brittleness[shape]["local"].value for r in m])
-            for f, m in families.items()
-        }
-        most, least, estimate = _largest_ratio(logs)
-        words = (
-            f"{most} is the most brittle and {least} the least, by a factor of {estimate[0]:.3g}"
-        )
-    return judge(
-        f"P4 brittleness between families, {shape} noise",
-        f"The local segment's brittleness under {shape} noise differs at least {ratio:g} times "
-        "between families.",
-        "largest ratio between two families",
-        estimate,
-        ratio,
-        PUBLISHED["P4"],
-        words,
-        sum(len(m) for m in families.values()) or len(measured),
-        short or None,
+
+    def find(results: Sequence[ModelResults]) -> Finding:
+        measured = [r for r in results if "local" in r.brittleness.get(shape, {})]
+        families = {f: m for f, m in by_family(measured).items() if len(m) >= MIN_FAMILY}
+        estimate: Interval | None = None
+        words = f"{len(families)} families have {MIN_FAMILY} models with brittleness"
+        short: str | None = f"at least 2 families of {MIN_FAMILY} models are needed"
+        if len(families) >= 2:
+            short = None
+            logs = {
+                f: np.array([r.brittleness[shape]["local"].value for r in m])
+                for f, m in families.items()
+            }
+            most, least, estimate = _largest_ratio(logs)
+            factor = f"by a factor of {estimate[0]:.3g}"
+            words = f"{most} is the most brittle and {least} the least, {factor}"
+        n_models = sum(len(m) for m in families.values()) or len(measured)
+        return Finding(estimate, words, n_models, short)
+
+    return Prediction(
+        name=f"P4 brittleness between families, {shape} noise",
+        statement=(
+            f"The local segment's brittleness under {shape} noise differs at least {ratio:g} times "
+            "between families."
+        ),
+        quantity="largest ratio between two families",
+        threshold=ratio,
+        published=PUBLISHED["P4"],
+        find=find,
+        needs=("brittleness",),
     )
 
 
-def brittleness_between_segments(
-    results: Sequence[ModelResults], shape: str, *, ratio: float = 2.0
-) -> Verdict:
+def brittleness_between_segments(shape: str, *, ratio: float = 2.0) -> Prediction:
     """P4: the local segment is the most brittle.
 
     The statistic is the local segment's brittleness over the geometric mean of the other two,
     averaged over models in logarithms.
 
     Args:
-        results: Models with brittleness.
         shape: Noise shape, ``"covariance"`` or ``"isotropic"``.
         ratio: The ratio that must be reached.
     """
-    measured = [
-        r.brittleness[shape] for r in results if set(SCALES) <= set(r.brittleness.get(shape, {}))
-    ]
-    logs = np.array([[b[s].value for s in SCALES] for b in measured]).reshape(-1, len(SCALES))
-    estimate: Interval | float | None = None
-    words = "no interval over models"
-    short = too_few(len(logs), MIN_MODELS, "models with brittleness")
-    apart = logs[:, 0] - logs[:, 1:].mean(axis=1)
-    if not short:
-        mean, low, high = np.exp(over_models(apart))
-        estimate = float(mean), float(low), float(high)
-        words = f"the local segment is {mean:.3g} times as brittle as the others"
-    elif len(logs):
-        estimate = float(np.exp(apart.mean()))
-    return judge(
-        f"P4 brittleness between segments, {shape} noise",
-        f"The local segment is at least {ratio:g} times as brittle under {shape} noise as the "
-        "others.",
-        "ratio of the local segment to the others",
-        estimate,
-        ratio,
-        PUBLISHED["P4 segments"],
-        words,
-        len(logs),
-        short,
+
+    def find(results: Sequence[ModelResults]) -> Finding:
+        measured = [
+            r.brittleness[shape]
+            for r in results
+            if set(SCALES) <= set(r.brittleness.get(shape, {}))
+        ]
+        logs = np.array([[b[s].value for s in SCALES] for b in measured]).reshape(-1, len(SCALES))
+        estimate: Interval | float | None = None
+        words = "no interval over models"
+        short = too_few(len(logs), MIN_MODELS, "models with brittleness")
+        apart = logs[:, 0] - logs[:, 1:].mean(axis=1)
+        if not short:
+            mean, low, high = np.exp(over_models(apart))
+            estimate = float(mean), float(low), float(high)
+            words = f"the local segment is {mean:.3g} times as brittle as the others"
+        elif len(logs):
+            estimate = float(np.exp(apart.mean()))
+        return Finding(estimate, words, len(logs), short)
+
+    return Prediction(
+        name=f"P4 brittleness between segments, {shape} noise",
+        statement=(
+            f"The local segment is at least {ratio:g} times as brittle under {shape} noise as the "
+            "others."
+        ),
+        quantity="ratio of the local segment to the others",
+        threshold=ratio,
+        published=PUBLISHED["P4 segments"],
+        find=find,
+        needs=("brittleness",),
     )
 
 
-def dissociation(results: Sequence[ModelResults], *, excess: float = 0.1) -> Verdict:
+def dissociation(*, excess: float = 0.1) -> Prediction:
     """P5: perturbing a segment hurts most the tokens that depend on its own scale.
 
     The statistic is the interaction of segments and token classes: how much more the diagonal of
@@ -121,79 +127,84 @@ def dissociation(results: Sequence[ModelResults], *, excess: float = 0.1) -> Ver
     of the mean increase; averaged over models.
 
     Args:
-        results: Models with that interaction.
         excess: What it must exceed.
     """
-    values = np.array([r.dissociation.value for r in results if r.dissociation is not None])
-    estimate: Interval | float | None = None
-    words = "no interval over models"
-    short = too_few(len(values), MIN_MODELS, "models with a table of token classes")
-    if not short:
-        estimate = over_models(values)
-        words = (
-            f"the diagonal holds {100 * estimate[0]:.0f}% of the mean increase more than segments "
-            "and token classes on their own explain"
-        )
-    elif len(values):
-        estimate = float(values.mean())
-    return judge(
-        "P5 dissociation",
-        "Perturbing a segment raises the loss most for tokens that depend on its own scale.",
-        "excess of the diagonal, share of the mean increase",
-        estimate,
-        excess,
-        PUBLISHED["P5"],
-        words,
-        len(values),
-        short,
+
+    def find(results: Sequence[ModelResults]) -> Finding:
+        values = np.array([r.dissociation.value for r in results if r.dissociation is not None])
+        estimate: Interval | float | None = None
+        words = "no interval over models"
+        short = too_few(len(values), MIN_MODELS, "models with a table of token classes")
+        if not short:
+            estimate = over_models(values)
+            words = (
+                f"the diagonal holds {100 * estimate[0]:.0f}% of the mean increase more than "
+                "segments and token classes on their own explain"
+            )
+        elif len(values):
+            estimate = float(values.mean())
+        return Finding(estimate, words, len(values), short)
+
+    return Prediction(
+        name="P5 dissociation",
+        statement=(
+            "Perturbing a segment raises the loss most for tokens that depend on its own scale."
+        ),
+        quantity="excess of the diagonal, share of the mean increase",
+        threshold=excess,
+        published=PUBLISHED["P5"],
+        find=find,
+        needs=("dissociation",),
     )
 
 
-def order(results: Sequence[ModelResults], *, gap: float = 0.05) -> Verdict:
+def order(*, gap: float = 0.05) -> Prediction:
     """P6: predicted information reaches half its maximum scale by scale, local first.
 
     The statistic is the smaller of the two mean gaps between successive scales, in shares of the
     depth; its interval holds for both at once.
 
     Args:
-        results: Models; those with a scale whose curve cannot be told from 0 are left out.
         gap: How much deeper each scale must come than the one before.
     """
-    found = [[half_depth(r.profile.predicted[s]) for s in SCALES] for r in results if _bands(r)]
-    known = np.array([[e.value for e in row if e] for row in found if all(row)]).reshape(-1, 3)
-    estimate: Interval | float | None = None
-    words = f"{len(known)} of {len(results)} models have all three curves above 0"
-    short = too_few(len(known), MIN_MODELS, "models with all three curves above 0")
-    if not short:
-        gaps = np.diff(known, axis=1)
-        mean = gaps.mean(axis=0)
-        reach = gaps.std(axis=0, ddof=1) / np.sqrt(len(gaps))
-        tail = (1 - LEVEL) / 2
-        # Below, each end holds by itself; above, the least of two ends has two ways to err.
-        down, up = (stats.t.ppf(1 - t, len(gaps) - 1) for t in (tail, tail / 2))
-        estimate = (
-            float(mean.min()),
-            float((mean - down * reach).min()),
-            float((mean + up * reach).min()),
-        )
-        places = ", ".join(
-            f"{scale} {100 * depth:.0f}%"
-            for scale, depth in zip(SCALES, known.mean(axis=0), strict=True)
-        )
-        words = f"half of the maximum is reached at {places} of the depth"
-    elif len(known):
-        estimate = float(np.diff(known, axis=1).mean(axis=0).min())
-    return judge(
-        "P6 order",
-        "Predicted information reaches half its maximum at the local scale first, then at the "
-        "intermediate, then at the global.",
-        "smaller gap between successive scales, share of the depth",
-        estimate,
-        gap,
-        PUBLISHED["P6"],
-        words,
-        len(known),
-        short,
+
+    def find(results: Sequence[ModelResults]) -> Finding:
+        found = [[half_depth(r.profile.predicted[s]) for s in SCALES] for r in results if _bands(r)]
+        known = np.array([[e.value for e in row if e] for row in found if all(row)]).reshape(-1, 3)
+        estimate: Interval | float | None = None
+        words = f"{len(known)} of {len(results)} models have all three curves above 0"
+        short = too_few(len(known), MIN_MODELS, "models with all three curves above 0")
+        if not short:
+            gaps = np.diff(known, axis=1)
+            mean = gaps.mean(axis=0)
+            reach = gaps.std(axis=0, ddof=1) / np.sqrt(len(gaps))
+            tail = (1 - LEVEL) / 2
+            # Below, each end holds by itself; above, the least of two ends has two ways to err.
+            down, up = (stats.t.ppf(1 - t, len(gaps) - 1) for t in (tail, tail / 2))
+            estimate = (
+                float(mean.min()),
+                float((mean - down * reach).min()),
+                float((mean + up * reach).min()),
+            )
+            places = ", ".join(
+                f"{scale} {100 * depth:.0f}%"
+                for scale, depth in zip(SCALES, known.mean(axis=0), strict=True)
+            )
+            words = f"half of the maximum is reached at {places} of the depth"
+        elif len(known):
+            estimate = float(np.diff(known, axis=1).mean(axis=0).min())
+        return Finding(estimate, words, len(known), short)
+
+    return Prediction(
+        name="P6 order",
+        statement=(
+            "Predicted information reaches half its maximum at the local scale first, then at the "
+            "intermediate, then at the global."
+        ),
+        quantity="smaller gap between successive scales, share of the depth",
+        threshold=gap,
+        published=PUBLISHED["P6"],
+        find=find,
     )
 
 

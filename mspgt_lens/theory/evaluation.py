@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from mspgt_lens.ambient import in_own_state
@@ -12,6 +13,7 @@ from mspgt_lens.theory.effect_predictions import (
     dissociation,
     order,
 )
+from mspgt_lens.theory.judging import Prediction
 from mspgt_lens.theory.partition_predictions import dominance, existence, family_share, position
 from mspgt_lens.theory.verdicts import ModelResults, Verdicts
 
@@ -30,6 +32,7 @@ def evaluate_predictions(
     segment_ratio: float = 2.0,
     diagonal_excess: float = 0.1,
     gap: float = 0.05,
+    predictions: Iterable[Prediction] = (),
 ) -> Verdicts:
     """A verdict on each prediction of the theory, from what was measured on one or many models.
 
@@ -50,34 +53,51 @@ def evaluate_predictions(
         segment_ratio: P4: ratio of brittleness of the local segment to the others.
         diagonal_excess: P5: excess of the diagonal of segments by token classes.
         gap: P6: how much deeper each scale must come than the one before, as a share of the depth.
+        predictions: Further ones, judged after the theory's own.
 
     Returns:
         One verdict per prediction, and per family or noise shape where a prediction is about one.
 
     Raises:
-        ValueError: If there are no results, or two of the same name.
+        ValueError: If there are no results, or two results or predictions of the same name.
 
     Example:
         >>> verdicts = ml.evaluate_predictions(ml.synthetic.synthetic_models(2, 4))
         >>> verdicts["P1 existence"].verdict
         'supported'
     """
-    # Before any other local name: these are the arguments.
-    thresholds = {name: value for name, value in locals().items() if name != "results"}
     models = [results] if isinstance(results, ModelResults) else list(results)
     names = [one.name for one in models]
     if not models or len(set(names)) < len(names):
         raise ValueError(
             f"results must be of at least one model and all of different names, got {names}"
         )
-    verdicts = (
-        existence(models, significance=significance, share=share_of_models),
-        position(models, gain=gain),
-        *dominance(models, strong=strong, weak=weak),
-        family_share(models, difference=family_minus_size),
-        *(brittleness_between_families(models, s, ratio=family_ratio) for s in SHAPES),
-        *(brittleness_between_segments(models, s, ratio=segment_ratio) for s in SHAPES),
-        dissociation(models, excess=diagonal_excess),
-        order(models, gap=gap),
+    own = (
+        existence(significance=significance, share=share_of_models),
+        position(gain=gain),
+        dominance(strong=strong, weak=weak),
+        family_share(difference=family_minus_size),
+        *(brittleness_between_families(shape, ratio=family_ratio) for shape in SHAPES),
+        *(brittleness_between_segments(shape, ratio=segment_ratio) for shape in SHAPES),
+        dissociation(excess=diagonal_excess),
+        order(gap=gap),
     )
+    further = tuple(predictions)
+    labels = [one.name for one in (*own, *further)]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"predictions must all have names of their own, got {labels}")
+    thresholds = {
+        "significance": significance,
+        "share_of_models": share_of_models,
+        "gain": gain,
+        "strong": strong,
+        "weak": weak,
+        "family_minus_size": family_minus_size,
+        "family_ratio": family_ratio,
+        "segment_ratio": segment_ratio,
+        "diagonal_excess": diagonal_excess,
+        "gap": gap,
+        **{one.name: one.threshold for one in further},
+    }
+    verdicts = tuple(itertools.chain(*(one.verdicts(models) for one in (*own, *further))))
     return Verdicts(verdicts, tuple(names), thresholds, models[0].profile.versions)

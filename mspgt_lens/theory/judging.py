@@ -1,8 +1,9 @@
-"""How a statistic becomes a verdict: the published values, the fewest models, the two sides."""
+"""Predictions as objects, and how what is found of one becomes a verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Float
@@ -28,43 +29,104 @@ MIN_MODELS = 4
 Interval = tuple[float, float, float]
 
 
-def judge(
-    name: str,
-    statement: str,
-    quantity: str,
-    estimate: Interval | float | None,
-    threshold: float,
-    published: str,
-    words: str,
-    n_models: int,
-    short: str | None,
-    *,
-    below: bool = False,
-) -> Verdict:
-    """The verdict of an interval against a threshold; ``below``: the prediction lies under it.
+@dataclass(frozen=True)
+class Finding:
+    """What measured results say about a prediction, before it is held against a threshold.
 
-    A number alone, of models too few for an interval, is shown and judges nothing.
+    Attributes:
+        estimate: The statistic with its 95% interval ``(value, low, high)``; a number alone, of
+            models too few for an interval, which is shown and judges nothing; or None.
+        words: Half a sentence that says what was found.
+        n_models: Models that it rests on.
+        short: What is missing for a verdict, in half a sentence; None if nothing is.
+        part: What it is about, where a prediction is judged part by part ("Llama").
     """
-    judged: Judgment = "inconclusive"
-    if short or not isinstance(estimate, tuple):
-        reason = f"{words}; {short}"
-    else:
-        _, low, high = estimate
-        sides: dict[Judgment, bool] = {
-            "supported": high < threshold if below else low > threshold,
-            "refuted": low > threshold if below else high < threshold,
-        }
-        judged = next((side for side, holds in sides.items() if holds), "inconclusive")
-        reason = words
-        if judged == "inconclusive":
-            reason += f"; the interval holds the threshold of {threshold:g}"
-    reason = f"{reason[0].upper()}{reason[1:]}."
-    value, interval = (
-        (estimate[0], estimate[1:]) if isinstance(estimate, tuple) else (estimate, None)
-    )
-    return Verdict(
-        name, statement, quantity, value, interval, threshold, published, judged, reason, n_models
-    )
+
+    estimate: Interval | float | None
+    words: str
+    n_models: int
+    short: str | None = None
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One prediction of the theory, and how measured results are held against it.
+
+    Attributes:
+        name: Short name, such as ``"P1 existence"``.
+        statement: The prediction, as it is tested.
+        quantity: What the statistic and the threshold are, with their unit.
+        threshold: What the whole interval must lie above for support, and below for refutation.
+        published: What was published, with its source.
+        find: From the results that hold what is needed (there may be none) to what they say; parts
+            that are judged one by one come as several findings.
+        needs: Fields of :class:`~mspgt_lens.theory.ModelResults` without which a model is left out.
+        below: The prediction lies below the threshold instead.
+    """
+
+    name: str
+    statement: str
+    quantity: str
+    threshold: float
+    published: str
+    find: Callable[[Sequence[ModelResults]], Finding | Sequence[Finding]]
+    needs: tuple[str, ...] = ()
+    below: bool = False
+
+    def __post_init__(self) -> None:
+        known = [one.name for one in fields(ModelResults)]
+        if not set(self.needs) <= set(known):
+            raise ValueError(
+                f"Prediction: needs must be fields of ModelResults ({', '.join(known)}), got "
+                f"{', '.join(self.needs)} in {self.name!r}"
+            )
+
+    def verdicts(self, results: Sequence[ModelResults]) -> tuple[Verdict, ...]:
+        """One verdict for every finding."""
+        measured = [r for r in results if all(_holds(getattr(r, name)) for name in self.needs)]
+        found = self.find(measured)
+        findings = (found,) if isinstance(found, Finding) else tuple(found)
+        return tuple(self.judge(finding) for finding in findings)
+
+    def judge(self, finding: Finding) -> Verdict:
+        """The verdict of a finding: supported or refuted only by the whole interval."""
+        judged: Judgment = "inconclusive"
+        if finding.short or not isinstance(finding.estimate, tuple):
+            reason = f"{finding.words}; {finding.short}" if finding.short else finding.words
+        else:
+            _, low, high = finding.estimate
+            above, under = low > self.threshold, high < self.threshold
+            sides: dict[Judgment, bool] = {
+                "supported": under if self.below else above,
+                "refuted": above if self.below else under,
+            }
+            judged = next((side for side, holds in sides.items() if holds), "inconclusive")
+            reason = finding.words
+            if judged == "inconclusive":
+                reason += f"; the interval holds the threshold of {self.threshold:g}"
+        value, interval = (
+            (finding.estimate[0], finding.estimate[1:])
+            if isinstance(finding.estimate, tuple)
+            else (finding.estimate, None)
+        )
+        return Verdict(
+            ", ".join(filter(None, (self.name, finding.part))),
+            self.statement,
+            self.quantity,
+            value,
+            interval,
+            self.threshold,
+            self.published,
+            judged,
+            f"{reason[0].upper()}{reason[1:]}.",
+            finding.n_models,
+        )
+
+
+def _holds(value: object) -> bool:
+    """Whether something was measured: no None, and no empty mapping."""
+    return value is not None and value != {}
 
 
 def too_few(n: int, needed: int, what: str) -> str | None:

@@ -12,8 +12,8 @@ from scipy import stats
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.statistics import LEVEL
 from mspgt_lens.theory.dominance import MIN_FAMILY, depth_variation, variance_shares
-from mspgt_lens.theory.judging import PUBLISHED, Interval, by_family, judge, too_few
-from mspgt_lens.theory.verdicts import ModelResults, Verdict
+from mspgt_lens.theory.judging import PUBLISHED, Finding, Interval, Prediction, by_family, too_few
+from mspgt_lens.theory.verdicts import ModelResults
 from mspgt_lens.theory.waterfilling import held_out_errors
 
 MIN_PREDICTED = 6
@@ -21,9 +21,7 @@ MIN_DEPTHS = 3
 _RULES = ("water-filling", "thirds", "quarters", "same depth")
 
 
-def existence(
-    results: Sequence[ModelResults], *, significance: float = 0.05, share: float = 0.5
-) -> Verdict:
+def existence(*, significance: float = 0.05, share: float = 0.5) -> Prediction:
     """P1: most models have two boundaries beyond drift, and not for their architecture alone.
 
     A model counts if its partition has p below ``significance`` for two jumps, two boundaries
@@ -32,50 +30,53 @@ def existence(
     interval (Clopper & Pearson 1934) takes in both.
 
     Args:
-        results: One or many models.
         significance: Level of each model's own test.
         share: The share of models that must show it.
     """
 
-    def shows(partition: ScalePartition) -> bool:
-        sharpness = partition.sharpness
-        return (
-            partition.p_value < significance
-            and partition.n_boundaries == 2
-            and sharpness["stages"] < sharpness["drift"]
-        )
+    def find(results: Sequence[ModelResults]) -> Finding:
+        def shows(partition: ScalePartition) -> bool:
+            sharpness = partition.sharpness
+            return (
+                partition.p_value < significance
+                and partition.n_boundaries == 2
+                and sharpness["stages"] < sharpness["drift"]
+            )
 
-    passed = [r for r in results if shows(r.partition)]
-    controlled = [r for r in passed if r.random_weights is not None]
-    shown = [r for r in controlled if r.random_weights and not shows(r.random_weights)]
-    n, open_ones = len(results), len(passed) - len(controlled)
-    low, _ = _share_interval(len(shown), n)
-    _, high = _share_interval(len(shown) + open_ones, n)
-    shuffled = [r for r in results if r.shuffled_tokens is not None]
-    words = f"{len(shown)} of {n} models show two boundaries beyond drift that random weights lack"
-    if len(passed) > len(shown):
-        words += f"; {len(passed) - len(shown) - open_ones} more share them with random weights"
-    if open_ones:
-        words += f"; {open_ones} more lack the control with random weights"
-    if shuffled:
-        still = sum(shows(r.shuffled_tokens) for r in shuffled if r.shuffled_tokens)
-        words += f"; on shuffled text {still} of {len(shuffled)} show them"
-    needed = int(np.ceil(np.log((1 - LEVEL) / 2) / np.log(max(share, 1 - share))))
-    return judge(
-        "P1 existence",
-        "Most models have two boundaries beyond gradual drift, stages describe their depth better "
-        "than drift, and random weights show neither.",
-        "share of models",
-        (len(shown) / n, low, high),
-        share,
-        PUBLISHED["P1"],
-        words,
-        n,
-        too_few(n, needed, "models"),
+        passed = [r for r in results if shows(r.partition)]
+        controlled = [r for r in passed if r.random_weights is not None]
+        shown = [r for r in controlled if r.random_weights and not shows(r.random_weights)]
+        n, open_ones = len(results), len(passed) - len(controlled)
+        low, _ = _share_interval(len(shown), n)
+        _, high = _share_interval(len(shown) + open_ones, n)
+        shuffled = [r for r in results if r.shuffled_tokens is not None]
+        words = (
+            f"{len(shown)} of {n} models show two boundaries beyond drift that random weights lack"
+        )
+        if len(passed) > len(shown):
+            words += f"; {len(passed) - len(shown) - open_ones} more share them with random weights"
+        if open_ones:
+            words += f"; {open_ones} more lack the control with random weights"
+        if shuffled:
+            still = sum(shows(r.shuffled_tokens) for r in shuffled if r.shuffled_tokens)
+            words += f"; on shuffled text {still} of {len(shuffled)} show them"
+        needed = int(np.ceil(np.log((1 - LEVEL) / 2) / np.log(max(share, 1 - share))))
+        return Finding((len(shown) / n, low, high), words, n, too_few(n, needed, "models"))
+
+    return Prediction(
+        name="P1 existence",
+        statement=(
+            "Most models have two boundaries beyond gradual drift, stages describe their depth "
+            "better than drift, and random weights show neither."
+        ),
+        quantity="share of models",
+        threshold=share,
+        published=PUBLISHED["P1"],
+        find=find,
     )
 
 
-def position(results: Sequence[ModelResults], *, gain: float = 0.2) -> Verdict:
+def position(*, gain: float = 0.2) -> Prediction:
     """P2: water-filling fitted on other models predicts where a model's boundaries are.
 
     The statistic is the part of the better baseline's error (thirds or quarters of the depth,
@@ -83,78 +84,59 @@ def position(results: Sequence[ModelResults], *, gain: float = 0.2) -> Verdict:
     left out; its interval is that of a ratio of means over models.
 
     Args:
-        results: Models of different depths.
         gain: The part of the error that it must take away.
     """
-    blocks = np.array([r.partition.n_layers for r in results])
-    short = too_few(len(results), MIN_PREDICTED, "models") or too_few(
-        len(set(blocks.tolist())), MIN_DEPTHS, "different depths"
-    )
-    estimate, words = None, "water-filling was not fitted"
-    if not short:
-        boundaries = np.array([r.partition.boundaries for r in results])
-        table = held_out_errors(boundaries, blocks, [r.family for r in results])
-        errors = table.pivot_table(index=["left_out", "model"], columns="rule", values="error")
-        by_model, mean = errors.loc["model"], errors.groupby("left_out").mean()
-        best = str(mean.loc["model", ["thirds", "quarters"]].idxmin())
-        baseline = by_model[best].to_numpy()
-        if baseline.any():
-            estimate = _part_taken(by_model["water-filling"].to_numpy(), baseline)
-        else:
-            short = f"{best} are exact for every model, so there is nothing to improve"
-        words = "; ".join(
-            f"left-out {'models' if kind == 'model' else 'families'} are missed by "
-            + ", ".join(f"{100 * row[rule]:.1f}% ({rule})" for rule in _RULES)
-            for kind, row in mean.sort_index(ascending=False).iterrows()
+
+    def find(results: Sequence[ModelResults]) -> Finding:
+        blocks = np.array([r.partition.n_layers for r in results])
+        short = too_few(len(results), MIN_PREDICTED, "models") or too_few(
+            len(set(blocks.tolist())), MIN_DEPTHS, "different depths"
         )
-        words += " of the depth"
-    return judge(
-        "P2 position",
-        "Boundaries lie where reverse water-filling, fitted on other models, puts them, better "
-        "than at thirds or quarters of the depth.",
-        "part of the better baseline's error taken away",
-        estimate,
-        gain,
-        PUBLISHED["P2"],
-        words + _unsupported(results),
-        len(results),
-        short,
+        estimate, words = None, "water-filling was not fitted"
+        if not short:
+            boundaries = np.array([r.partition.boundaries for r in results])
+            table = held_out_errors(boundaries, blocks, [r.family for r in results])
+            errors = table.pivot_table(index=["left_out", "model"], columns="rule", values="error")
+            by_model, mean = errors.loc["model"], errors.groupby("left_out").mean()
+            best = str(mean.loc["model", ["thirds", "quarters"]].idxmin())
+            baseline = by_model[best].to_numpy()
+            if baseline.any():
+                estimate = _part_taken(by_model["water-filling"].to_numpy(), baseline)
+            else:
+                short = f"{best} are exact for every model, so there is nothing to improve"
+            words = "; ".join(
+                f"left-out {'models' if kind == 'model' else 'families'} are missed by "
+                + ", ".join(f"{100 * row[rule]:.1f}% ({rule})" for rule in _RULES)
+                for kind, row in mean.sort_index(ascending=False).iterrows()
+            )
+            words += " of the depth"
+        return Finding(estimate, words + _unsupported(results), len(results), short)
+
+    return Prediction(
+        name="P2 position",
+        statement=(
+            "Boundaries lie where reverse water-filling, fitted on other models, puts them, better "
+            "than at thirds or quarters of the depth."
+        ),
+        quantity="part of the better baseline's error taken away",
+        threshold=gain,
+        published=PUBLISHED["P2"],
+        find=find,
     )
 
 
-def dominance(
-    results: Sequence[ModelResults], *, strong: float = 0.1, weak: float = 0.4
-) -> tuple[Verdict, ...]:
-    """P3: within a family, boundary depth hardly varies (strong dominance); one verdict each.
+def dominance(*, strong: float = 0.1, weak: float = 0.4) -> Prediction:
+    """P3: within a family, boundary depth hardly varies (strong dominance); judged one by one.
+
+    There is one finding per family of at least 3 models; one for all, without an estimate, if there
+    is none.
 
     Args:
-        results: Models with their families; those of fewer than 3 models are left out.
         strong: Coefficient of variation that must not be reached.
         weak: Coefficient of variation from which dominance is called weak.
-
-    Returns:
-        One verdict per family of at least 3 models; one for all, inconclusive, if there is none.
     """
-    statement = f"Boundary depth varies little within the family (CV below {strong:g})."
-    quantity = "coefficient of variation of boundary depth"
-    families = [f for f in by_family(results).items() if len(f[1]) >= MIN_FAMILY]
-    if not families:
-        largest = max((len(members) for members in by_family(results).values()), default=0)
-        return (
-            judge(
-                "P3 dominance",
-                statement,
-                quantity,
-                None,
-                strong,
-                PUBLISHED["P3"],
-                f"the largest family has {largest} model{'' if largest == 1 else 's'}",
-                len(results),
-                f"at least {MIN_FAMILY} models of one family are needed",
-            ),
-        )
 
-    def one(family: str, members: Sequence[ModelResults]) -> Verdict:
+    def of_family(family: str, members: Sequence[ModelResults]) -> Finding:
         cv = depth_variation(*depths_and_errors(members))
         low, high = cv.low, cv.high
         grade = (
@@ -164,63 +146,74 @@ def dominance(
             if low > weak
             else f"neither surely below {strong:g} (strong) nor surely above {weak:g} (weak)"
         )
-        return judge(
-            f"P3 dominance, {family}",
-            statement,
-            quantity,
-            (cv.value, low, high),
-            strong,
-            PUBLISHED["P3"],
-            f"boundary depth varies by CV {cv.value:.3f} over {len(members)} models, {grade}"
-            + _unsupported(members),
-            len(members),
-            None,
-            below=True,
-        )
+        words = f"boundary depth varies by CV {cv.value:.3f} over {len(members)} models, {grade}"
+        estimate = (cv.value, low, high)
+        return Finding(estimate, words + _unsupported(members), len(members), part=family)
 
-    return tuple(one(*family) for family in families)
+    def find(results: Sequence[ModelResults]) -> Sequence[Finding]:
+        families = by_family(results)
+        enough = [family for family in families.items() if len(family[1]) >= MIN_FAMILY]
+        if enough:
+            return [of_family(*family) for family in enough]
+        largest = max((len(members) for members in families.values()), default=0)
+        words = f"the largest family has {largest} model{'' if largest == 1 else 's'}"
+        short = f"at least {MIN_FAMILY} models of one family are needed"
+        return [Finding(None, words, len(results), short)]
+
+    return Prediction(
+        name="P3 dominance",
+        statement=f"Boundary depth varies little within the family (CV below {strong:g}).",
+        quantity="coefficient of variation of boundary depth",
+        threshold=strong,
+        published=PUBLISHED["P3"],
+        find=find,
+        below=True,
+    )
 
 
-def family_share(results: Sequence[ModelResults], *, difference: float = 0.0) -> Verdict:
+def family_share(*, difference: float = 0.0) -> Prediction:
     """P3: family explains more of the variance of boundary depth than size does.
 
     Args:
-        results: Models with their families and sizes; those without, and families of fewer than 3
             models, are left out.
         difference: How much more, as a share of the variance.
     """
-    known = [r for r in results if r.n_parameters is not None]
-    families = {f: m for f, m in by_family(known).items() if len(m) >= MIN_FAMILY}
-    used = list(itertools.chain(*families.values()))
-    estimate = None
-    words, short = "", None
-    if len(families) < 2 or len({r.n_parameters for r in used}) < 2:
-        words = f"{len(families)} families have {MIN_FAMILY} models with known sizes"
-        short = f"at least 2 families of {MIN_FAMILY} models with n_parameters are needed"
-    else:
-        depths, _ = depths_and_errors(used)
-        if not np.ptp(depths, axis=0).any():
-            words, short = "boundaries are at the same depth in all models", "there is no variance"
+
+    def find(results: Sequence[ModelResults]) -> Finding:
+        families = {f: m for f, m in by_family(results).items() if len(m) >= MIN_FAMILY}
+        used = list(itertools.chain(*families.values()))
+        estimate = None
+        words, short = "", None
+        if len(families) < 2 or len({r.n_parameters for r in used}) < 2:
+            words = f"{len(families)} families have {MIN_FAMILY} models with known sizes"
+            short = f"at least 2 families of {MIN_FAMILY} models with n_parameters are needed"
         else:
-            found = variance_shares(
-                depths, [str(r.family) for r in used], [r.n_parameters or 0 for r in used]
-            )
-            estimate = (found.difference.value, found.difference.low, found.difference.high)
-            words = (
-                f"family explains {100 * found.family:.0f}% beyond size (permutation p "
-                f"{found.p_family:.3f}), size {100 * found.size:.0f}% beyond family "
-                f"(p {found.p_size:.3f})"
-            ) + _unsupported(used)
-    return judge(
-        "P3 family against size",
-        "The family explains more of where boundaries lie than the size does.",
-        "share of variance by family minus share by size",
-        estimate,
-        difference,
-        PUBLISHED["P3 shares"],
-        words,
-        len(used),
-        short,
+            depths, _ = depths_and_errors(used)
+            if not np.ptp(depths, axis=0).any():
+                words, short = (
+                    "boundaries are at the same depth in all models",
+                    "there is no variance",
+                )
+            else:
+                found = variance_shares(
+                    depths, [str(r.family) for r in used], [r.n_parameters or 0 for r in used]
+                )
+                estimate = (found.difference.value, found.difference.low, found.difference.high)
+                words = (
+                    f"family explains {100 * found.family:.0f}% beyond size (permutation p "
+                    f"{found.p_family:.3f}), size {100 * found.size:.0f}% beyond family "
+                    f"(p {found.p_size:.3f})"
+                ) + _unsupported(used)
+        return Finding(estimate, words, len(used), short)
+
+    return Prediction(
+        name="P3 family against size",
+        statement="The family explains more of where boundaries lie than the size does.",
+        quantity="share of variance by family minus share by size",
+        threshold=difference,
+        published=PUBLISHED["P3 shares"],
+        find=find,
+        needs=("family", "n_parameters"),
     )
 
 
