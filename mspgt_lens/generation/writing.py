@@ -56,7 +56,7 @@ def generation_effects(
     n_controls: int = 4,
     statistics: ResidualStatistics | None = None,
     skip_first: int = 4,
-    batch_size: int = _BATCH_SIZE,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> GenerationEffects:
@@ -87,7 +87,7 @@ def generation_effects(
         statistics: Of the residual stream, from :func:`~mspgt_lens.residual_statistics`; by default
             gathered from these prompts in one pass.
         skip_first: Tokens at the beginning of each prompt that are left alone.
-        batch_size: Prompts generated together.
+        batch_size: Prompts generated together; by default 64.
         seed: Decides the sampled tokens, the control sets, and what ablation resamples from; every
             perturbation's own seed decides its draws.
         progress: Show a progress bar.
@@ -118,7 +118,8 @@ def generation_effects(
     rows = list(as_dataset(prompts, adapter))
     before = tuple(decode_text(adapter, row.tokens) for row in rows)
     batches, first = _batches(adapter, rows, skip_first)
-    writer = _Writer(adapter, rows, n_new, temperature, skip_first, batch_size, seed)
+    together = _BATCH_SIZE if batch_size is None else batch_size
+    writer = _Writer(adapter, rows, n_new, temperature, skip_first, together, seed)
     metrics, left_out = text_metrics(_token_embedding(adapter, rows))
     if statistics is None:
         statistics = residual_statistics(adapter, batches, seed=seed)
