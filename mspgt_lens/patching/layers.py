@@ -20,7 +20,7 @@ from mspgt_lens.patching.metrics import (
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.results import PatchSweep
 from mspgt_lens.patching.significance import patch_p_values, summarize_effects
-from mspgt_lens.patching.sweeping import Direction, Sweep, mean_over_pairs
+from mspgt_lens.patching.sweeping import Direction, Sweep, SweepPlan, mean_over_pairs
 from mspgt_lens.storage import package_versions
 
 PatchMethod = Literal["exact", "attribution"]
@@ -98,8 +98,9 @@ def patch_layers(
     if not 1 <= window <= adapter.n_layers:
         raise ValueError(f"window must be 1 to {adapter.n_layers} blocks, got {window}")
     columns = _columns(pairs, positions)
+    plan = SweepPlan(place, columns, direction, window, batch_size)
     with adapter.inference():
-        sweep = Sweep(adapter, pairs, chosen, place, columns, direction, window, batch_size)
+        sweep = Sweep(adapter, pairs, chosen, plan)
         checked: tuple[np.ndarray, np.ndarray] | None = None
         if method == "exact":
             values = sweep.exact(sweep.cells, progress)
@@ -123,14 +124,14 @@ def _summarize(
     if effects.low is not None:
         p_value, said = patch_p_values(values, sweep.start, sweep.able, effects.groups, seed)
         notes += said
-    columns = sweep.columns
+    columns = sweep.plan.columns
     adapter = sweep.adapter
     return PatchSweep(
         model_name=adapter.name,
         place=sweep.base.place,
-        direction=sweep.direction,
+        direction=sweep.plan.direction,
         method=method,
-        window=sweep.window,
+        window=sweep.plan.window,
         metric_name=sweep.metric_name,
         metric=mean_over_pairs(values, sweep.reach.ndim - 1),
         clean=effects.clean,
@@ -162,9 +163,9 @@ def _labels(
     """The clean prompts' token at each position; two examples where they differ."""
     labels = []
     for column in columns:
-        place = torch.from_numpy(column)[:, None]
-        real = pairs.mask.gather(1, place)[:, 0]
-        ids = dict.fromkeys(pairs.clean.gather(1, place)[:, 0][real].tolist())
+        index = torch.from_numpy(column)[:, None]
+        real = pairs.mask.gather(1, index)[:, 0]
+        ids = dict.fromkeys(pairs.clean.gather(1, index)[:, 0][real].tolist())
         texts = adapter.token_texts(list(ids)[:2])
         labels.append(texts[0] if len(texts) == 1 else "/".join(t.strip() for t in texts))
     return tuple(labels)

@@ -45,16 +45,16 @@ class PromptPairs:
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"clean must have shape [pair, pos], got {tuple(shape)}")
         for name in ("corrupted", "mask"):
-            found = getattr(self, name).shape
-            if found != shape:
+            got = getattr(self, name).shape
+            if got != shape:
                 raise ValueError(
-                    f"{name} must have the shape of clean, {tuple(shape)}, got {tuple(found)}"
+                    f"{name} must have the shape of clean, {tuple(shape)}, got {tuple(got)}"
                 )
         for name in ("answer", "foil"):
-            found = getattr(self, name).shape
-            if found != shape[:1]:
+            got = getattr(self, name).shape
+            if got != shape[:1]:
                 raise ValueError(
-                    f"{name} must hold one token per pair ({shape[0]}), got shape {tuple(found)}"
+                    f"{name} must hold one token per pair ({shape[0]}), got shape {tuple(got)}"
                 )
         if len(self.groups) != shape[0]:
             raise ValueError(
@@ -227,8 +227,8 @@ class PromptPairs:
             (tensor([8]), tensor([9]))
         """
         adapter = as_adapter(model)
-        given = {"clean": clean, "corrupted": corrupted, "answer": answer, "foil": foil}
-        for name, texts in given.items():
+        by_argument = {"clean": clean, "corrupted": corrupted, "answer": answer, "foil": foil}
+        for name, texts in by_argument.items():
             if isinstance(texts, str):
                 raise TypeError(f"{name} must be a list of strings, got one string: pass [text]")
             if len(texts) != len(clean):
@@ -237,7 +237,7 @@ class PromptPairs:
                 )
         prefix = list(adapter.prefix)
         rows = {
-            name: [prefix + adapter.tokenize(text) for text in given[name]]
+            name: [prefix + adapter.tokenize(text) for text in by_argument[name]]
             for name in ("clean", "corrupted")
         }
         for index, (a, b) in enumerate(zip(rows["clean"], rows["corrupted"], strict=True)):
@@ -250,7 +250,9 @@ class PromptPairs:
         ends = {
             name: [
                 _one_token(adapter, name, index, *texts)
-                for index, texts in enumerate(zip(given[prompts], given[name], strict=True))
+                for index, texts in enumerate(
+                    zip(by_argument[prompts], by_argument[name], strict=True)
+                )
             ]
             for name, prompts in (("answer", "clean"), ("foil", "corrupted"))
         }
@@ -275,7 +277,7 @@ def added_tokens(adapter: ModelAdapter, text: str, more: str) -> list[int] | Non
 
 def _token_rows(name: str, rows: Any) -> list[np.ndarray]:
     rows = rows.cpu() if isinstance(rows, Tensor) else rows
-    found = []
+    arrays = []
     for index, row in enumerate(rows):
         array = np.asarray(row)
         if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
@@ -283,8 +285,8 @@ def _token_rows(name: str, rows: Any) -> list[np.ndarray]:
                 f"{name} must hold token ids [pair, pos]; pair {index} has shape {array.shape} of "
                 f"{array.dtype}"
             )
-        found.append(array.astype(np.int64))
-    return found
+        arrays.append(array.astype(np.int64))
+    return arrays
 
 
 def _single_tokens(name: str, tokens: Any) -> Tensor:
@@ -300,10 +302,10 @@ def _one_token(adapter: ModelAdapter, name: str, index: int, prompt: str, text: 
         added = added_tokens(adapter, prompt, f" {text}")
     if added is not None and len(added) == 1:
         return added[0]
-    found = f"{name} must be a single token; pair {index} has {text!r} after {prompt[-40:]!r}"
+    problem = f"{name} must be a single token; pair {index} has {text!r} after {prompt[-40:]!r}"
     if added is not None:
         raise ValueError(
-            f"{found}, which is {len(added)} tokens: {adapter.token_texts(added)}; choose a word "
+            f"{problem}, which is {len(added)} tokens: {adapter.token_texts(added)}; choose a word "
             "that the tokenizer keeps whole, or give the tokens to from_tokens"
         )
     if prompt[-1:].isspace():
@@ -314,7 +316,7 @@ def _one_token(adapter: ModelAdapter, name: str, index: int, prompt: str, text: 
         hint = "end the prompt elsewhere, or give the tokens to from_tokens"
     together = adapter.token_texts(adapter.tokenize(prompt + text)[-6:])
     raise ValueError(
-        f"{found}, and together they are split otherwise than the prompt alone: they end in "
+        f"{problem}, and together they are split otherwise than the prompt alone: they end in "
         f"{together}; {hint}"
     )
 

@@ -141,14 +141,14 @@ class PatchSweep(Result):
         for flat in order:
             cell = np.unravel_index(int(flat), self.effect.shape)
             block, pos, *head = (int(i) for i in cell)
-            place = int(self.positions[pos])
+            column = int(self.positions[pos])
             reach = ""
             if self.low is not None and self.high is not None:
                 reach = f"{self.low[cell]:.3g} to {self.high[cell]:.3g}"
             rows.append(
                 (
                     str(block),
-                    f"{self.tokens[pos].strip()} ({'last' if place < 0 else place})",
+                    f"{self.tokens[pos].strip()} ({'last' if column < 0 else column})",
                     *(str(i) for i in head),
                     f"{self.effect[cell]:.3g}",
                     reach,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from mspgt_lens.patching.metrics import DEFAULT_METRIC, LogitMetric, MetricName
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.results import ScalePatch
 from mspgt_lens.patching.significance import summarize_effects
-from mspgt_lens.patching.sweeping import Direction, Sweep, all_columns, mean_over_pairs
+from mspgt_lens.patching.sweeping import Direction, Sweep, SweepPlan, all_columns, mean_over_pairs
 from mspgt_lens.patching.walking import rows_per_call
 from mspgt_lens.statistics import SIGNIFICANCE, holm
 from mspgt_lens.storage import package_versions
@@ -83,23 +83,15 @@ def patch_scales(
     chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric
     check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
     pairs = pairs.for_model(adapter)
-    by_name = as_segments(partition, adapter.n_layers)
-    for name, blocks in by_name.items():
-        if blocks != tuple(range(blocks[0], blocks[0] + len(blocks))):
-            raise ValueError(
-                f"partition[{name!r}] must hold blocks that follow one another, got {blocks}"
-            )
-    if len(by_name) < 2:
-        raise ValueError("partition must have at least two segments, got one: the whole model")
+    by_name = _contiguous(partition, adapter.n_layers)
     if n_controls < MIN_CONTROLS:
         raise ValueError(f"n_controls must be at least {MIN_CONTROLS}, got {n_controls}")
     segments = list(by_name.values())
+    plan = SweepPlan("resid_pre", all_columns(pairs), direction, batch_size=batch_size)
     drawn = [_other_sets(blocks, adapter.n_layers, n_controls, seed) for blocks in segments]
     with adapter.inference():
-        sweep = Sweep(
-            adapter, pairs, chosen, "resid_pre", all_columns(pairs), direction, 1, batch_size
-        )
-        sets = list(dict.fromkeys(segments + [one for some in drawn for one in some]))
+        sweep = Sweep(adapter, pairs, chosen, plan)
+        sets = list(dict.fromkeys([*segments, *chain.from_iterable(drawn)]))
         values = dict(zip(sets, _patch_sets(sweep, sets, progress), strict=True))
     by_segment = np.stack([values[blocks] for blocks in segments], axis=-1)
     effects = summarize_effects(by_segment, sweep.clean, sweep.corrupted, pairs.groups)
@@ -110,14 +102,7 @@ def patch_scales(
         _rank_p(e, np.array(r)) for e, r in zip(effects.effect, control_effect, strict=True)
     ]
     # Segments of other sizes may have fewer other sets; the figures want equal rows.
-    n_draws = min(len(some) for some in drawn)
-    least = 2 * len(segments) / (n_draws + 1)
-    notes = [*effects.warnings]
-    if least > SIGNIFICANCE:
-        notes.append(
-            f"{n_draws} random sets are too few: no p-value can fall below {min(1.0, least):.2g} "
-            f"after Holm's correction over {len(segments)} segments"
-        )
+    n_draws = min(len(others) for others in drawn)
     return ScalePatch(
         model_name=adapter.name,
         direction=direction,
@@ -130,20 +115,43 @@ def patch_scales(
         effect=effects.effect,
         low=effects.low,
         high=effects.high,
-        control_effect=np.array([some[:n_draws] for some in control_effect]),
+        control_effect=np.array([scaled[:n_draws] for scaled in control_effect]),
         p_value=holm(np.array(p_values)),
         settings={
             "n_pairs": len(pairs),
             "n_groups": effects.n_groups,
             "boundaries": [blocks[0] for blocks in segments[1:]],
             "supported": _supported(partition),
-            "n_controls": [len(some) for some in drawn],
+            "n_controls": [len(others) for others in drawn],
             "seed": seed,
             "weights": adapter.weight_processing,
         },
         versions=package_versions(),
-        warnings=tuple(notes),
+        warnings=(*effects.warnings, *_too_few(n_draws, len(segments))),
     )
+
+
+def _contiguous(partition: Segments, n_layers: int) -> dict[str, tuple[int, ...]]:
+    """At least two segments, each of blocks that follow one another."""
+    by_name = as_segments(partition, n_layers)
+    for name, blocks in by_name.items():
+        if blocks != tuple(range(blocks[0], blocks[0] + len(blocks))):
+            raise ValueError(
+                f"partition[{name!r}] must hold blocks that follow one another, got {blocks}"
+            )
+    if len(by_name) < 2:
+        raise ValueError("partition must have at least two segments, got one: the whole model")
+    return by_name
+
+
+def _too_few(n_draws: int, n_segments: int) -> Iterator[str]:
+    """What a reader has to know where no p-value can be small."""
+    least = 2 * n_segments / (n_draws + 1)
+    if least > SIGNIFICANCE:
+        yield (
+            f"{n_draws} random sets are too few: no p-value can fall below {min(1.0, least):.2g} "
+            f"after Holm's correction over {n_segments} segments"
+        )
 
 
 def _supported(partition: Segments) -> bool | None:
@@ -159,14 +167,14 @@ def _other_sets(
     """Different random sets of as many blocks, none of them the segment itself."""
     size = len(blocks)
     if math.comb(n_layers, size) - 1 <= n_controls:
-        return [one for one in combinations(range(n_layers), size) if one != blocks]
+        return [other for other in combinations(range(n_layers), size) if other != blocks]
     rng = np.random.default_rng([seed, *blocks])
-    found: dict[tuple[int, ...], None] = {}
-    while len(found) < n_controls:
-        one = tuple(sorted(rng.choice(n_layers, size, replace=False).tolist()))
-        if one != blocks:
-            found.setdefault(one)
-    return list(found)
+    others: dict[tuple[int, ...], None] = {}
+    while len(others) < n_controls:
+        other = tuple(sorted(rng.choice(n_layers, size, replace=False).tolist()))
+        if other != blocks:
+            others.setdefault(other)
+    return list(others)
 
 
 def _rank_p(effect: float, others: Float[np.ndarray, " draw"]) -> float:
@@ -183,13 +191,13 @@ def _patch_sets(
     n_pos = sweep.pairs.clean.shape[1]
     stop = n_pos if sweep.named is None else int(sweep.pairs.last.max()) + 1
     n_pairs = len(sweep.pairs)
-    per_call = max(1, (sweep.batch_size or rows_per_call(max(1, stop - start))) // n_pairs)
+    per_call = max(1, (sweep.plan.batch_size or rows_per_call(max(1, stop - start))) // n_pairs)
     for first in tqdm(range(0, len(sets), per_call), disable=not progress, unit="batch"):
-        some = sets[first : first + per_call]
+        batch = sets[first : first + per_call]
         if start >= stop:  # Clean and corrupted prompts are the same.
-            yield from (sweep.start for _ in some)
+            yield from (sweep.start for _ in batch)
             continue
-        yield from sweep.metric_of(_run_sets(sweep, some, start, stop), start)
+        yield from sweep.metric_of(_run_sets(sweep, batch, start, stop), start)
 
 
 def _run_sets(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,25 @@ Direction = Literal["denoise", "noise"]
 CHECKED_CELLS = 48
 
 
+@dataclass(frozen=True, eq=False)
+class SweepPlan:
+    """What is patched where, and which way.
+
+    Attributes:
+        place: What is patched.
+        columns: The column of each pair's prompts that each entry of ``positions`` stands for.
+        direction: ``"denoise"`` or ``"noise"``.
+        window: Consecutive blocks to patch.
+        batch_size: Patched prompts in one call of a block; None for a fixed number of tokens.
+    """
+
+    place: PatchPlace
+    columns: Int[np.ndarray, "pos pair"]
+    direction: Direction
+    window: int = 1
+    batch_size: int | None = None
+
+
 class Sweep:
     """Both runs, the metric on each, and the cells with what each could change."""
 
@@ -34,18 +54,13 @@ class Sweep:
         adapter: ModelAdapter,
         pairs: PromptPairs,
         metric: MetricName | LogitMetric,
-        place: PatchPlace,
-        columns: Int[np.ndarray, "pos pair"],
-        direction: Direction,
-        window: int,
-        batch_size: int | None,
+        plan: SweepPlan,
     ) -> None:
-        self.adapter, self.pairs, self.columns = adapter, pairs, columns
-        self.direction, self.window, self.batch_size = direction, window, batch_size
-        clean = RecordedRun(adapter, pairs.clean, pairs.mask, place)
-        corrupted = RecordedRun(adapter, pairs.corrupted, pairs.mask, place)
+        self.adapter, self.pairs, self.plan = adapter, pairs, plan
+        clean = RecordedRun(adapter, pairs.clean, pairs.mask, plan.place)
+        corrupted = RecordedRun(adapter, pairs.corrupted, pairs.mask, plan.place)
         runs = clean, corrupted
-        self.source, self.base = runs if direction == "denoise" else runs[::-1]
+        self.source, self.base = runs if plan.direction == "denoise" else runs[::-1]
         self.base.prepare()
         self.last = pairs.last.to(adapter.device)
         self.every = torch.arange(len(pairs), device=adapter.device)
@@ -59,7 +74,7 @@ class Sweep:
             self.named = named_metric(metric, pairs, self.base.logits(final))
             self.metric_name = str(metric)
         self.clean, self.corrupted = self._unpatched(clean), self._unpatched(corrupted)
-        self.start = self.corrupted if direction == "denoise" else self.clean
+        self.start = self.corrupted if plan.direction == "denoise" else self.clean
         self.reach = self._reach()
         self.able: np.ndarray = np.any(self.reach, axis=0)
         self.cells = np.argwhere(np.ones(self.reach.shape[1:]))
@@ -91,30 +106,32 @@ class Sweep:
     ) -> Iterator[np.ndarray]:
         """The metric of each changed run, given at positions ``start`` and after."""
         everywhere = None if self.called is None else self._all_logits(self.base)
-        for one in residual:
+        for changed in residual:
             if everywhere is None:
                 assert self.named is not None
-                logits = self.base.logits(one[self.every, self.last - start])
+                logits = self.base.logits(changed[self.every, self.last - start])
                 yield self.named(logits, self.every).double().cpu().numpy()
             else:
                 logits = everywhere.clone()
-                logits[:, start:] = self._logits_everywhere(one)
+                logits[:, start:] = self._logits_everywhere(changed)
                 yield self._call(logits).cpu().numpy()
 
     def _reach(self) -> np.ndarray:
         """Where a patch could change a pair's metric, shape ``[pair, block, pos (, head)]``."""
-        place = torch.from_numpy(self.columns.T)
-        real = self.pairs.mask.gather(1, place) & (place >= self.pairs.first_difference[:, None])
+        columns = torch.from_numpy(self.plan.columns.T)
+        real = self.pairs.mask.gather(1, columns) & (
+            columns >= self.pairs.first_difference[:, None]
+        )
         if self.named is not None:
-            real &= place <= self.pairs.last[:, None]
-        n_rows = self.adapter.n_layers - self.window + 1
+            real &= columns <= self.pairs.last[:, None]
+        n_rows = self.adapter.n_layers - self.plan.window + 1
         pair = torch.arange(len(self.pairs))[:, None]
         changed = []
         for mine, other in zip(self.base.activations, self.source.activations, strict=True):
             # The same activation, bit for bit, is no patch: "z" by head, other places whole.
-            changed.append((mine != other).any(dim=-1).cpu()[pair, place])
+            changed.append((mine != other).any(dim=-1).cpu()[pair, columns])
         by_block = torch.stack(changed, dim=1)
-        windows = by_block.unfold(1, self.window, 1).any(dim=-1)
+        windows = by_block.unfold(1, self.plan.window, 1).any(dim=-1)
         assert windows.shape[1] == n_rows
         real = real[:, None, :]
         both: np.ndarray = (windows & (real[..., None] if windows.ndim == 4 else real)).numpy()
@@ -148,10 +165,10 @@ class Sweep:
     ) -> Iterator[tuple[PatchRows, int, Float[Tensor, "row length d_model"]]]:
         """Patched runs at one entry of ``positions``, in parts: rows, first position, residuals."""
         device = self.adapter.device
-        for place in np.unique(self.columns[pos]):
+        for column in np.unique(self.plan.columns[pos]):
             here = (
                 reach[:, :, pos]
-                & (self.columns[pos] == place)[(slice(None),) + (None,) * (reach.ndim - 2)]
+                & (self.plan.columns[pos] == column)[(slice(None),) + (None,) * (reach.ndim - 2)]
             )
             # Sorted by block first.
             block, pair, *head = np.argwhere(np.moveaxis(here, 0, 1)).T
@@ -167,10 +184,10 @@ class Sweep:
                 self.base,
                 self.source.activations,
                 rows,
-                place=int(place),
+                column=int(column),
                 stop=stop,
-                window=self.window,
-                batch_size=self.batch_size,
+                window=self.plan.window,
+                batch_size=self.plan.batch_size,
             )
 
     def _read_named(self, pos: int, reach: np.ndarray, values: np.ndarray, bar: Any) -> None:
@@ -189,13 +206,15 @@ class Sweep:
         """Callables see all pairs at once, so a cell waits until all its pairs are there."""
         waiting: dict[tuple[int, ...], list[tuple[int, int, Tensor]]] = {}
         for rows, start, residual in self._patched(pos, reach):
-            for cell, pair, one in zip(rows.cells(pos), rows.pair.tolist(), residual, strict=True):
-                waiting.setdefault(cell, []).append((pair, start, one))
+            for cell, pair, changed in zip(
+                rows.cells(pos), rows.pair.tolist(), residual, strict=True
+            ):
+                waiting.setdefault(cell, []).append((pair, start, changed))
             bar.update(len(rows))
         for cell, changes in waiting.items():
             logits = base_logits.clone()
-            new = self.base.logits(torch.cat([one for _, _, one in changes]))
-            parts = torch.split(new, [len(one) for _, _, one in changes])
+            new = self.base.logits(torch.cat([changed for _, _, changed in changes]))
+            parts = torch.split(new, [len(changed) for _, _, changed in changes])
             for (pair, start, _), scores in zip(changes, parts, strict=True):
                 logits[pair, start : start + len(scores)] = scores
             where: Any = (..., *cell)
@@ -205,17 +224,17 @@ class Sweep:
         """First-order estimates of what :meth:`exact` gives, from one backward pass."""
         self.adapter.require_ordinary_weights("method='attribution'")
         base = self.base
-        kept: list[Tensor] = []
+        activations: list[Tensor] = []
 
         def keep(activation: Tensor) -> Tensor:
-            kept.append(activation)
+            activations.append(activation)
             return activation
 
         with torch.enable_grad(), base.editing() as edits:
             residual = base.residual[0].clone().requires_grad_()
             for block in range(self.adapter.n_layers):
                 if base.place == "resid_pre":
-                    kept.append(residual)
+                    activations.append(residual)
                 else:
                     edits[block] = keep
                 residual = base.run_block(block, residual, self.every, 0)
@@ -229,16 +248,19 @@ class Sweep:
                     f"metric: {self.metric_name} has no gradient, so there is nothing to "
                     "attribute; use method='exact' or a metric that torch can differentiate"
                 )
-            gradients = torch.autograd.grad(metric.sum(), kept)
+            gradients = torch.autograd.grad(metric.sum(), activations)
         moved = [
             ((other - mine) * gradient).sum(dim=-1).double().cpu()
             for mine, other, gradient in zip(
                 base.activations, self.source.activations, gradients, strict=True
             )
         ]
-        pair, place = torch.arange(len(self.pairs))[:, None], torch.from_numpy(self.columns.T)
-        by_block = torch.stack([m[pair, place] for m in moved], dim=1)
-        change = by_block.unfold(1, self.window, 1).sum(dim=-1).numpy() * self.reach
+        pair, columns = (
+            torch.arange(len(self.pairs))[:, None],
+            torch.from_numpy(self.plan.columns.T),
+        )
+        by_block = torch.stack([m[pair, columns] for m in moved], dim=1)
+        change = by_block.unfold(1, self.plan.window, 1).sum(dim=-1).numpy() * self.reach
         if self.start.ndim == 0:
             change = change.sum(axis=0)
         start = self.start.reshape(self.start.shape + (1,) * (self.reach.ndim - 1))

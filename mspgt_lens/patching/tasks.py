@@ -109,9 +109,9 @@ def subject_verb_agreement(model: Any, n_pairs: int = 16, seed: int = 0) -> Prom
     places = task.whole(_NEAR.split(), 1)
 
     def draw() -> tuple[str, str, str, str]:
-        one, many = nouns[int(task.rng.integers(len(nouns)))]
+        singular, plural = nouns[int(task.rng.integers(len(nouns)))]
         end = f" that he saw near the {task.pick(places)}"
-        texts, verbs = (f"The {one}{end}", f"The {many}{end}"), (" is", " are")
+        texts, verbs = (f"The {singular}{end}", f"The {plural}{end}"), (" is", " are")
         i = int(task.rng.integers(2))
         return texts[i], texts[1 - i], verbs[i], verbs[1 - i]
 
@@ -229,16 +229,16 @@ class _Task:
 
     def whole(self, words: Sequence[str], needed: int) -> list[str]:
         """The words that are one token each after a space."""
-        kept = [word for word in words if self._is_whole(word)]
-        self._require(kept, needed, len(words), "words")
-        return kept
+        usable = [word for word in words if self._is_whole(word)]
+        self._require(usable, needed, len(words), "words")
+        return usable
 
     def whole_pairs(self, words: str, needed: int) -> list[tuple[str, str]]:
         """Entries, of two words each, of which both are one token each after a space."""
-        given = [tuple(entry.split()) for entry in words.split(", ")]
-        kept = [(a, b) for a, b in given if self._is_whole(a) and self._is_whole(b)]
-        self._require(kept, needed, len(given), "pairs of words")
-        return kept
+        listed = [tuple(entry.split()) for entry in words.split(", ")]
+        usable = [(a, b) for a, b in listed if self._is_whole(a) and self._is_whole(b)]
+        self._require(usable, needed, len(listed), "pairs of words")
+        return usable
 
     def pick(self, words: Sequence[str]) -> str:
         return words[int(self.rng.integers(len(words)))]
@@ -260,23 +260,23 @@ class _Task:
 
     def pairs(self, draw: Callable[[], tuple[str, ...]]) -> PromptPairs:
         """As many different pairs as asked for."""
-        found: dict[tuple[str, ...], None] = {}
+        drawn: dict[tuple[str, ...], None] = {}
         for _ in range(_MAX_TRIES * self.n_pairs):
-            if len(found) == self.n_pairs:
+            if len(drawn) == self.n_pairs:
                 break
-            found.setdefault(draw())
-        self._require(list(found), self.n_pairs, len(found), "different pairs")
-        clean, corrupted, answer, foil = (list(column) for column in zip(*found, strict=True))
+            drawn.setdefault(draw())
+        self._require(list(drawn), self.n_pairs, len(drawn), "different pairs")
+        clean, corrupted, answer, foil = (list(column) for column in zip(*drawn, strict=True))
         return PromptPairs.from_texts(self.model, clean, corrupted, answer, foil)
 
     def _is_whole(self, word: str) -> bool:
         added = added_tokens(self.adapter, "the", f" {word}")
         return added is not None and len(added) == 1
 
-    def _require(self, kept: Sequence[Any], needed: int, n: int, what: str) -> None:
-        if len(kept) < needed:
+    def _require(self, usable: Sequence[Any], needed: int, n: int, what: str) -> None:
+        if len(usable) < needed:
             raise ValueError(
                 f"{self.name}: needs at least {needed} {what} that the tokenizer of "
-                f"{self.adapter.name} keeps whole, found {len(kept)} of {n}; ask for fewer pairs "
+                f"{self.adapter.name} keeps whole, found {len(usable)} of {n}; ask for fewer pairs "
                 "(n_pairs), choose another task, or bring your own pairs"
             )

@@ -55,7 +55,7 @@ def final_residuals(
     source: Sequence[Float[Tensor, "prompt pos *activation"]],
     rows: PatchRows,
     *,
-    place: int,
+    column: int,
     stop: int,
     window: int,
     batch_size: int | None,
@@ -69,7 +69,7 @@ def final_residuals(
         base: The run that is changed, prepared for resuming.
         source: Activations to put in, one per block.
         rows: The runs, all patched at one position.
-        place: That position.
+        column: That position, as a column of the prompts.
         stop: One past the last position that is needed.
         window: Consecutive blocks to patch.
         batch_size: Rows in one call of a block; by default as many as fill a fixed number of
@@ -79,14 +79,14 @@ def final_residuals(
         Rows, the first position computed, and their residuals after the last block.
     """
     if base.reuses_prefix:
-        start = place
+        start = column
     else:
         start, stop = 0, base.n_pos
     size = batch_size or rows_per_call(stop - start)
     with base.editing() as edits:
         for first in range(0, len(rows), size):
             part = rows.part(slice(first, first + size))
-            walk = _Walk(base, source, part, place, start, stop, window)
+            walk = _Walk(base, source, part, column, start, stop, window)
             yield part, start, walk.run(edits)
 
 
@@ -101,13 +101,13 @@ class _Walk:
         base: RecordedRun,
         source: Sequence[Tensor],
         rows: PatchRows,
-        place: int,
+        column: int,
         start: int,
         stop: int,
         window: int,
     ) -> None:
         self.base, self.source, self.rows = base, source, rows
-        self.place, self.start, self.stop, self.window = place, start, stop, window
+        self.column, self.start, self.stop, self.window = column, start, stop, window
 
     def run(self, edits: dict[int, Change]) -> Tensor:
         base, rows = self.base, self.rows
@@ -130,11 +130,11 @@ class _Walk:
     def _patched(self, block: int, chosen: slice, activation: Tensor) -> Tensor:
         """The activation with the source's in the chosen rows, at the patched position."""
         activation = activation.clone()
-        pair, offset = self.rows.pair[chosen], self.place - self.start
+        pair, offset = self.rows.pair[chosen], self.column - self.start
         if self.rows.head is None:
-            activation[chosen, offset] = self.source[block][pair, self.place]
+            activation[chosen, offset] = self.source[block][pair, self.column]
         else:
             head = self.rows.head[chosen]
             row = torch.arange(len(activation), device=head.device)[chosen]
-            activation[row, offset, head] = self.source[block][pair, self.place, head]
+            activation[row, offset, head] = self.source[block][pair, self.column, head]
         return activation
