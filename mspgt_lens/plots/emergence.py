@@ -72,14 +72,14 @@ def plot_emergence(emergence: Emergence) -> go.Figure:
         _draw_partitions(figure, emergence)
     figure.update_xaxes(title_text="site", row=1)
     figure.update_yaxes(title_text="nats per token", row=1, col=1)
-    found = [
+    supported = [
         str(step)
         for step, p in zip(emergence.steps, emergence.partitions, strict=True)
         if p is not None and p.n_boundaries == 2
     ]
     words = (
-        f"two boundaries supported at: {', '.join(found)}"
-        if found
+        f"two boundaries supported at: {', '.join(supported)}"
+        if supported
         else ("two boundaries are supported at no checkpoint")
     )
     style_figure(
@@ -98,11 +98,11 @@ def plot_emergence(emergence: Emergence) -> go.Figure:
 
 
 def _draw_partitions(figure: go.Figure, emergence: Emergence) -> None:
-    for step, one in zip(emergence.steps, emergence.partitions, strict=True):
-        if one is None:
+    for step, partition in zip(emergence.steps, emergence.partitions, strict=True):
+        if partition is None:
             continue
-        label, sure = escape(str(step)), one.n_boundaries == len(one.boundaries)
-        for name, inside in one.segments.items():
+        label, sure = escape(str(step)), partition.n_boundaries == len(partition.boundaries)
+        for name, inside in partition.segments.items():
             figure.add_trace(
                 go.Bar(
                     x=[len(inside)],
@@ -110,22 +110,22 @@ def _draw_partitions(figure: go.Figure, emergence: Emergence) -> None:
                     y=[label],
                     orientation="h",
                     marker={
-                        "color": transparent(segment_color(one, name), 0.9 if sure else 0.45),
+                        "color": transparent(segment_color(partition, name), 0.9 if sure else 0.45),
                         "line": {"width": 0},
                     },
                     hovertext=f"<b>{label}</b><br>{escape(name)}: blocks {inside[0]} to "
-                    f"{inside[-1]}<br>{one.n_boundaries} boundaries supported (p = "
-                    f"{one.p_value:.3g} for two)",
+                    f"{inside[-1]}<br>{partition.n_boundaries} boundaries supported (p = "
+                    f"{partition.p_value:.3g} for two)",
                     hoverinfo="text",
                     showlegend=False,
                 ),
                 row=2,
                 col=1,
             )
-        reach = list(zip(one.boundaries, one.intervals, strict=True))
+        reach = list(zip(partition.boundaries, partition.intervals, strict=True))
         figure.add_trace(
             go.Scatter(
-                x=[b - 0.5 for b in one.boundaries],
+                x=[b - 0.5 for b in partition.boundaries],
                 y=[label] * len(reach),
                 error_x={
                     "type": "data",

@@ -193,13 +193,13 @@ def plot_dissociation(table: Dissociation) -> go.Figure:
             y1=index + 0.43,
             line={"color": "#ffffff", "width": 2, "dash": "dot"},
         )
-    found = table.interaction
-    assert found.p_value is not None
+    interaction = table.interaction
+    assert interaction.p_value is not None
     style_figure(
         figure,
         f"Which tokens each scale's perturbation hurts: {escape(table.model_name)}",
-        f"{escape(table.perturbation)}; diagonal beyond rows and columns {found.value:+.3f} "
-        f"({found.low:+.3f} to {found.high:+.3f}), p = {found.p_value:.2g}",
+        f"{escape(table.perturbation)}; diagonal beyond rows and columns {interaction.value:+.3f} "
+        f"({interaction.low:+.3f} to {interaction.high:+.3f}), p = {interaction.p_value:.2g}",
         height=200 + 95 * len(rows),
     )
     figure.update_xaxes(title_text="tokens that depend on this context", showgrid=False)

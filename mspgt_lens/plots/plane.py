@@ -156,18 +156,18 @@ def plot_scale_map(profile: LayerProfile, *, unit: Unit = "nats") -> go.Figure:
 
 def _draw_path(figure: go.Figure, profile: LayerProfile, scale: str, unit: Unit, col: int) -> None:
     sites = range(profile.n_layers + 1)
-    kept = profile.retained[scale].to(unit)
+    retained = profile.retained[scale].to(unit)
     told = profile.predicted[scale].to(unit)
     hover = [
         f"<b>{place_words(profile, site, True)}</b><br>"
-        f"keeps {digits(kept.values[site])} {unit} of {past_words(profile, scale)}<br>"
+        f"keeps {digits(retained.values[site])} {unit} of {past_words(profile, scale)}<br>"
         f"predicts {digits(told.values[site])} {unit} of {future_words(profile, scale)}"
         for site in sites
     ]
     path = go.Scatter(
-        x=kept.values,
+        x=retained.values,
         y=told.values,
-        error_x=error_bars(kept),
+        error_x=error_bars(retained),
         error_y=error_bars(told),
         mode="lines+markers",
         line={"color": scale_color(profile, scale), "width": 1.5},
@@ -181,7 +181,7 @@ def _draw_path(figure: go.Figure, profile: LayerProfile, scale: str, unit: Unit,
     figure.update_yaxes(title_text=f"predicted ({unit})" if col == 1 else "", row=1, col=col)
     for site, at in ((0, "first"), (profile.n_layers, "last")):
         figure.add_annotation(
-            x=kept.values[site],
+            x=retained.values[site],
             y=told.values[site],
             text=at,
             showarrow=False,

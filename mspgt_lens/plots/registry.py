@@ -47,8 +47,8 @@ def draw(result: Result, **options: Any) -> go.Figure:
     return kind(result, **options)
 
 
-def _profile_with_segments(found: Analysis | ModelResults, **options: Any) -> go.Figure:
-    return plot_profile(found.profile, found.partition, **options)
+def _profile_with_segments(measured: Analysis | ModelResults, **options: Any) -> go.Figure:
+    return plot_profile(measured.profile, measured.partition, **options)
 
 
 _FIGURES: dict[type[Result], Callable[..., go.Figure]] = {
