@@ -6,7 +6,7 @@ whatever else happens is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, get_args
 from unittest import mock
@@ -18,8 +18,8 @@ from tiny import random_tokens
 from torch import Tensor, nn
 
 import mspgt_lens as ml
-from mspgt_lens.models import Edit, ModelAdapter, Site, as_adapter, edited_logits
-from mspgt_lens.models.editing import Place
+from mspgt_lens.models import Edit, ModelAdapter, PatchPlace, as_adapter, edited_logits
+from mspgt_lens.models.editing import EditPlace
 
 HEADER = (
     "Architecture",
@@ -32,11 +32,9 @@ HEADER = (
     "Refused, and why",
 )
 TOLERANCE = 1e-5
-PLACES = get_args(Place)
-# The residual's is the block's own input.
-SITES = get_args(Site)
+EDIT_PLACES, PATCH_PLACES = get_args(EditPlace), get_args(PatchPlace)
 OURS = (ValueError, TypeError, RuntimeError)
-_WORDS = ("model", "site", "edits")
+_WORDS = ("model", "place", "edits")
 
 
 def row(kind: Kind) -> tuple[str, ...]:
@@ -55,13 +53,13 @@ def row(kind: Kind) -> tuple[str, ...]:
         check_decoding(plain, adapter)
         decoding = "exact"
     patched, resumes = [], "-"
-    for site in SITES:
-        with _refusals(refused, site, bridge):
-            resumes = check_patching(plain, bridge, site)
-            patched.append(site)
+    for place in PATCH_PLACES:
+        with _refusals(refused, f"patching {place}", bridge):
+            resumes = check_patching(plain, bridge, place)
+            patched.append(place)
     edited = []
-    for place in PLACES:
-        with _refusals(refused, place, bridge):
+    for place in EDIT_PLACES:
+        with _refusals(refused, f"editing {place}", bridge):
             check_edit(plain, adapter, place)
             edited.append(place)
     return _line(kind, sites, decoding, patched, resumes, edited, refused)
@@ -102,16 +100,16 @@ def check_decoding(plain: Plain, adapter: ModelAdapter) -> None:
     _assert_equal(decoded, logits[mask])
 
 
-def check_patching(plain: Plain, bridge: Any, site: Any) -> str:
+def check_patching(plain: Plain, bridge: Any, place: Any) -> str:
     """Every cell is that of a whole run of the plain copy under a hook; where runs resume."""
     resumed = set()
-    for mask in _SIZES if site == "resid_pre" else _SIZES[1:]:
+    for mask in _SIZES if place == "resid_pre" else _SIZES[1:]:
         clean, other = (random_tokens(*mask.shape, seed=seed) for seed in (0, 1))
         corrupted = clean.where(torch.arange(mask.shape[1]) < 1, other).where(mask, clean)
         answer, foil = random_tokens(len(clean), 2, seed=2).T
         pairs = ml.PromptPairs.from_tokens(clean, corrupted, answer, foil, mask=mask)
-        sweep = ml.patch_layers(bridge, pairs, site=site, progress=False)
-        expected = _plain_sweep(plain, pairs, site)
+        sweep = ml.patch_layers(bridge, pairs, place=place, progress=False)
+        expected = _plain_sweep(plain, pairs, place)
         assert np.ptp(expected) > 1e-3
         np.testing.assert_allclose(sweep.by_pair, expected, atol=2e-5)
         resumed.add("position" if sweep.settings["resumed_at_position"] else "block")
@@ -198,15 +196,15 @@ def _plain_sites(plain: Plain, tokens: Tensor, mask: Tensor) -> tuple[list[Tenso
     return sites, logits
 
 
-def _plain_sweep(plain: Plain, pairs: ml.PromptPairs, site: str) -> np.ndarray:
+def _plain_sweep(plain: Plain, pairs: ml.PromptPairs, place: str) -> np.ndarray:
     """The logit difference of each pair after each patch, a row of a whole forward pass each."""
 
     def module(block: int) -> nn.Module:
-        return plain.blocks[block] if site == "resid_pre" else plain.part(block, site)
+        return plain.blocks[block] if place == "resid_pre" else plain.part(block, place)
 
-    hooked = _entering if site in ("resid_pre", "z") else _writing
+    hooked = _entering if place in ("resid_pre", "z") else _writing
     n_pairs, n_pos = pairs.clean.shape
-    heads = range(N_HEADS) if site == "z" else [None]
+    heads = range(N_HEADS) if place == "z" else [None]
     cells = [(pos, head) for pos in range(n_pos) for head in heads]
     last = pairs.last.repeat(len(cells))
     every = torch.arange(len(last))
@@ -234,7 +232,7 @@ def _plain_sweep(plain: Plain, pairs: ml.PromptPairs, site: str) -> np.ndarray:
         effect = logits[every, answer] - logits[every, foil]
         values[:, block] = effect.double().numpy().reshape(len(cells), n_pairs).T
     shape = (n_pairs, N_LAYERS, n_pos, N_HEADS)
-    return values.reshape(shape if site == "z" else shape[:-1])
+    return values.reshape(shape if place == "z" else shape[:-1])
 
 
 def _reading(module: nn.Module, kept: list[Tensor]) -> Any:
@@ -307,8 +305,8 @@ def _refusals(refused: dict[str, list[str]], what: str, bridge: Any) -> Iterator
         said = str(error)
         if not said.startswith(_WORDS):
             raise
-        reason = said.split(";")[0].split(": whatever")[0].replace(str(bridge.cfg.model_name), "it")
-        reason = reason.removeprefix("model: ").replace(f"{what!r} of block 0 ", "it ")
+        reason = said.split(";")[0].split(": whatever")[0].removeprefix("model: ")
+        reason = reason.replace(str(bridge.cfg.model_name), "it")
         refused.setdefault(reason, []).append(what)
 
 
@@ -321,17 +319,25 @@ def _line(
     edited: list[str],
     refused: dict[str, list[str]],
 ) -> tuple[str, ...]:
-    def named(done: list[str], possible: tuple[str, ...]) -> str:
+    def named(done: list[str], possible: Sequence[str]) -> str:
         return "all" if len(done) == len(possible) else ", ".join(done) or "-"
 
-    why = "; ".join(f"{', '.join(what)}: {reason}" for reason, what in refused.items())
+    why = "; ".join(f"{_listed(what)}: {reason}" for reason, what in refused.items())
     return (
         kind.name,
         kind.traits,
         sites,
         decoding,
-        named(patched, SITES),
+        named(patched, PATCH_PLACES),
         resumes,
-        named(edited, PLACES),
+        named(edited, EDIT_PLACES),
         why or "-",
     )
+
+
+def _listed(what: Sequence[str]) -> str:
+    """Names that begin alike are listed under their common word."""
+    begun = "patching "
+    if len(what) == len(PATCH_PLACES) and all(one.startswith(begun) for one in what):
+        return "patching"
+    return ", ".join(what)

@@ -242,13 +242,13 @@ class Plain:
             m for m in lists if len(m) == N_LAYERS and next(m.parameters(), None) is not None
         )
 
-    def part(self, block: int, site: str) -> nn.Module:
-        """The module that writes a site, or for heads the one that reads them."""
+    def part(self, block: int, place: str) -> nn.Module:
+        """The module that writes a place, or for heads the one that reads them."""
         layer = self.blocks[block]
-        if site == "mlp_out":
+        if place == "mlp_out":
             return _first(layer, self._MLP)
         attention = _first(layer, self._ATTENTION)
-        return attention if site == "attn_out" else _first(attention, self._PROJECTION)
+        return attention if place == "attn_out" else _first(attention, self._PROJECTION)
 
     def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Its logits, with the positions that padding leaves."""

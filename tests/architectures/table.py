@@ -24,7 +24,7 @@ own hooks, up to rounding in float32:
 - **Sites**: the residual stream at every site is that of the plain blocks, with padding on the \
 left and on the right too.
 - **Decoding**: the last site, normalized and decoded, gives the model's logits.
-- **Patching**: the sites at which every cell of `patch_layers` is that of a whole forward pass \
+- **Patching**: the places at which every cell of `patch_layers` is that of a whole forward pass \
 with one activation put in, with padding too, and with as many prompts as positions and heads. It \
 resumes at the patched *position*, or where blocks keep more than keys and values, at the patched \
 *block* (slower, and as exact).
