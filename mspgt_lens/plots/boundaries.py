@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -45,9 +46,7 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
         >>> partition = ml.segment_blocks(made.signals, n_draws=99, n_bootstraps=20)
         >>> ml.plot_boundaries(partition).write_html("boundaries.html")
     """
-    names = list(partition.by_signal)
     n_layers, n_signals = partition.signals.shape
-    blocks = np.arange(n_layers)
     heights = [26.0, 22.0 * n_signals + 10, 150.0]
     figure = make_subplots(
         rows=3,
@@ -56,95 +55,9 @@ def plot_boundaries(partition: ScalePartition) -> go.Figure:
         row_heights=[h / sum(heights) for h in heights],
         vertical_spacing=0.035,
     )
-    # Segments that the data do not support as such are faint.
-    strength = 1.0 if partition.n_boundaries == len(partition.boundaries) else 0.7
-    for name, inside in partition.segments.items():
-        color = transparent(segment_color(partition, name), strength)
-        figure.add_trace(
-            go.Bar(
-                x=[inside[0] - 0.5 + len(inside) / 2],
-                y=[1],
-                width=[len(inside)],
-                marker={"color": color, "line": {"width": 0}},
-                text=name.capitalize() if len(inside) * 12 >= n_layers else name[0].upper(),
-                textposition="inside",
-                insidetextanchor="middle",
-                textangle=0,
-                textfont={"color": "#ffffff", "size": 13},
-                hovertext=f"<b>{escape(name)}</b>: blocks {inside[0]} to {inside[-1]}",
-                hoverinfo="text",
-                showlegend=False,
-            ),
-            row=1,
-            col=1,
-        )
-    ranks = rank_normalize(partition.signals)
-    order = np.argsort(np.argsort(partition.signals, axis=0), axis=0) + 1
-    figure.add_trace(
-        go.Heatmap(
-            x=blocks,
-            y=[escape(name) for name in names],
-            z=ranks.T,
-            colorscale=_RANK_SCALE,
-            zmid=0,
-            hovertext=[
-                [
-                    f"<b>block {block}</b><br>{escape(name)}: "
-                    f"{digits(partition.signals[block, i])}<br>rank {order[block, i]} of {n_layers}"
-                    f"<br>{100 * partition.by_signal[name].weight:.0f}% of what the jumps explain"
-                    for block in blocks
-                ]
-                for i, name in enumerate(names)
-            ],
-            hoverinfo="text",
-            colorbar={
-                "title": {"text": "rank"},
-                "tickvals": [float(ranks.min()), 0.0, float(ranks.max())],
-                "ticktext": ["low", "middle", "high"],
-                "thickness": 12,
-                "outlinewidth": 0,
-                "len": heights[1] / sum(heights),
-                "y": 1 - (heights[0] + heights[1] / 2) / sum(heights),
-            },
-            xgap=1,
-            ygap=1,
-        ),
-        row=2,
-        col=1,
-    )
-    figure.add_trace(
-        go.Bar(
-            x=blocks,
-            y=partition.probability,
-            marker={"color": NEUTRAL},
-            hovertext=[
-                f"<b>block {block}</b><br>begins a segment in "
-                f"{100 * partition.probability[block]:.0f}% of draws"
-                for block in blocks
-            ],
-            hoverinfo="text",
-            showlegend=False,
-        ),
-        row=3,
-        col=1,
-    )
-    for boundary, (low, high) in zip(partition.boundaries, partition.intervals, strict=True):
-        figure.add_vrect(
-            x0=low - 0.5,
-            x1=high + 0.5,
-            fillcolor=transparent(NEUTRAL, 0.22),
-            line_width=0,
-            layer="below",
-            row=3,
-            col=1,
-        )
-        for row in (2, 3):
-            figure.add_vline(
-                x=boundary - 0.5,
-                line={"color": NEUTRAL, "width": 2, "dash": "solid"},
-                row=row,
-                col=1,
-            )
+    _draw_segments(figure, partition)
+    _draw_ranks(figure, partition, heights)
+    _draw_probability(figure, partition)
     name = escape(partition.model_name) or "signals"
     style_figure(figure, f"Scale boundaries: {name}", _finding(partition), int(sum(heights)) + 215)
     figure.update_layout(bargap=0.25, margin={"l": 205, "r": 20, "t": 105, "b": 55})
@@ -244,3 +157,108 @@ def _finding(partition: ScalePartition) -> str:
         f"{found} beyond gradual drift (p = {partition.p_value:.3g} for two); "
         f"left-out blocks described best by {described}"
     )
+
+
+def _draw_segments(figure: go.Figure, partition: ScalePartition) -> None:
+    """The segments as a strip."""
+    n_layers = partition.n_layers
+    # Segments that the data do not support as such are faint.
+    strength = 1.0 if partition.n_boundaries == len(partition.boundaries) else 0.7
+    for name, inside in partition.segments.items():
+        color = transparent(segment_color(partition, name), strength)
+        figure.add_trace(
+            go.Bar(
+                x=[inside[0] - 0.5 + len(inside) / 2],
+                y=[1],
+                width=[len(inside)],
+                marker={"color": color, "line": {"width": 0}},
+                text=name.capitalize() if len(inside) * 12 >= n_layers else name[0].upper(),
+                textposition="inside",
+                insidetextanchor="middle",
+                textangle=0,
+                textfont={"color": "#ffffff", "size": 13},
+                hovertext=f"<b>{escape(name)}</b>: blocks {inside[0]} to {inside[-1]}",
+                hoverinfo="text",
+                showlegend=False,
+            ),
+            row=1,
+            col=1,
+        )
+
+
+def _draw_ranks(figure: go.Figure, partition: ScalePartition, heights: Sequence[float]) -> None:
+    """Ranks of the signals, a row each."""
+    names, n_layers = list(partition.by_signal), partition.n_layers
+    blocks = np.arange(n_layers)
+    ranks = rank_normalize(partition.signals)
+    order = np.argsort(np.argsort(partition.signals, axis=0), axis=0) + 1
+    figure.add_trace(
+        go.Heatmap(
+            x=blocks,
+            y=[escape(name) for name in names],
+            z=ranks.T,
+            colorscale=_RANK_SCALE,
+            zmid=0,
+            hovertext=[
+                [
+                    f"<b>block {block}</b><br>{escape(name)}: "
+                    f"{digits(partition.signals[block, i])}<br>rank {order[block, i]} of {n_layers}"
+                    f"<br>{100 * partition.by_signal[name].weight:.0f}% of what the jumps explain"
+                    for block in blocks
+                ]
+                for i, name in enumerate(names)
+            ],
+            hoverinfo="text",
+            colorbar={
+                "title": {"text": "rank"},
+                "tickvals": [float(ranks.min()), 0.0, float(ranks.max())],
+                "ticktext": ["low", "middle", "high"],
+                "thickness": 12,
+                "outlinewidth": 0,
+                "len": heights[1] / sum(heights),
+                "y": 1 - (heights[0] + heights[1] / 2) / sum(heights),
+            },
+            xgap=1,
+            ygap=1,
+        ),
+        row=2,
+        col=1,
+    )
+
+
+def _draw_probability(figure: go.Figure, partition: ScalePartition) -> None:
+    """How often a segment begins at each block, and where the boundaries are."""
+    blocks = np.arange(partition.n_layers)
+    figure.add_trace(
+        go.Bar(
+            x=blocks,
+            y=partition.probability,
+            marker={"color": NEUTRAL},
+            hovertext=[
+                f"<b>block {block}</b><br>begins a segment in "
+                f"{100 * partition.probability[block]:.0f}% of draws"
+                for block in blocks
+            ],
+            hoverinfo="text",
+            showlegend=False,
+        ),
+        row=3,
+        col=1,
+    )
+    for boundary, (low, high) in zip(partition.boundaries, partition.intervals, strict=True):
+        figure.add_vrect(
+            x0=low - 0.5,
+            x1=high + 0.5,
+            fillcolor=transparent(NEUTRAL, 0.22),
+            line_width=0,
+            layer="below",
+            row=3,
+            col=1,
+        )
+        for row in (2, 3):
+            figure.add_vline(
+                x=boundary - 0.5,
+                line={"color": NEUTRAL, "width": 2, "dash": "solid"},
+                row=row,
+                col=1,
+            )

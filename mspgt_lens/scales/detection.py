@@ -99,16 +99,7 @@ def detect_scales(
     if span_thresholds is not None:
         _check_thresholds(span_thresholds)
     if profile is None:
-        if model is None or prompts is None:
-            raise ValueError("detect_scales needs a model and prompts, or profile=")
-        n_layers = as_adapter(model).n_layers
-        if n_layers < MIN_BLOCKS:
-            # Nobody should wait for a pass that cannot be enough.
-            raise CannotMeasure(
-                f"model must have at least {MIN_BLOCKS} blocks, got {n_layers}: with fewer, two "
-                "boundaries cannot be told from drift"
-            )
-        profile = profile_layers(model, prompts, seed=seed, progress=progress)
+        profile = _profiled(model, prompts, seed, progress)
     thresholds = span_thresholds or _default_thresholds(profile)
     signals, notes = _choose_signals(profile)
     replicates = _replicates(profile, n_bootstraps, seed)
@@ -171,6 +162,22 @@ def detect_scales(
         ),
         probability=probability,
     )
+
+
+def _profiled(
+    model: Any, prompts: PromptDataset | Iterable[str] | None, seed: int, progress: bool
+) -> LayerProfile:
+    """A pass over the prompts, where it can be enough."""
+    if model is None or prompts is None:
+        raise ValueError("detect_scales needs a model and prompts, or profile=")
+    n_layers = as_adapter(model).n_layers
+    if n_layers < MIN_BLOCKS:
+        # Nobody should wait for a pass that cannot be enough.
+        raise CannotMeasure(
+            f"model must have at least {MIN_BLOCKS} blocks, got {n_layers}: with fewer, two "
+            "boundaries cannot be told from drift"
+        )
+    return profile_layers(model, prompts, seed=seed, progress=progress)
 
 
 @in_own_state
