@@ -13,12 +13,12 @@ working folder.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import doctest
 import inspect
 import re
 import textwrap
 import warnings
+from dataclasses import fields, is_dataclass
 
 import numpy as np
 import pytest
@@ -32,47 +32,61 @@ SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Warns", "Examp
 SHOWN = (
     *("profile_layers", "profile_cache", "recording", "needed_hooks", "load_passages"),
     *("PromptDataset.from_texts", "PromptDataset.from_tokens", "PromptDataset.from_huggingface"),
-    *("detect_scales", "segment_blocks", "boundary_signals", "synthetic_signals", "power"),
+    *("detect_scales", "segment_blocks", "synthetic.synthetic_signals", "synthetic.power"),
     *("PromptPairs.from_tokens", "PromptPairs.from_texts", "tasks.induction"),
     *("patch_layers", "patch_scales"),
     *("Perturbation", "perturb_scales", "measure_brittleness", "classify_tokens"),
     *("measure_dissociation", "residual_statistics", "generation_effects"),
     *("fit_hvib", "fit_hvib_arrays", "mutual_information", "channel_rate", "bottleneck_frontier"),
     *("analyze", "compare_models", "evaluate_predictions"),
-    *("synthetic_models", "water_fill", "water_fill_whole", "fit_water_filling"),
+    *("synthetic.synthetic_models", "theory.fit_water_filling"),
+    *("theory.water_fill", "theory.water_fill_whole"),
     *("plot_profile", "plot_boundaries", "write_report"),
 )
 
 
-def functions():
-    """Public functions and methods, by the name that one calls them by."""
-    found = {}
-    for name in ml.__all__:
-        thing = getattr(ml, name)
-        if inspect.isclass(thing):
-            found |= {f"{name}.{key}": method for key, method in methods(thing)}
-        elif inspect.ismodule(thing):
-            found |= {
-                f"{name}.{key}": member
-                for key, member in vars(thing).items()
-                if own(member, thing.__name__) and not key.startswith("_")
-            }
-        elif own(thing):
-            found[name] = thing
-    return {name: inspect.unwrap(function) for name, function in found.items()}
+def public(module=ml, before=""):
+    """What the package offers, by the name that one calls it by."""
+    for name in getattr(module, "__all__", None) or own_functions(module):
+        thing = getattr(module, name)
+        yield f"{before}{name}", thing
+        if inspect.ismodule(thing):
+            yield from public(thing, f"{before}{name}.")
+
+
+def own_functions(module):
+    return [
+        name
+        for name, thing in vars(module).items()
+        if is_own(thing, module.__name__) and not name.startswith("_")
+    ]
 
 
 def methods(kind):
-    for key in dir(kind):
+    for name in dir(kind):
         # Properties say in their first line what they are.
-        method = inspect.getattr_static(kind, key)
+        method = inspect.getattr_static(kind, name)
         method = getattr(method, "__func__", method)
-        if own(method) and not key.startswith("_"):
-            yield key, method
+        if is_own(method) and not name.startswith("_"):
+            yield name, method
 
 
-def own(thing, module="mspgt_lens"):
+def is_own(thing, module="mspgt_lens"):
     return inspect.isfunction(thing) and inspect.unwrap(thing).__module__.startswith(module)
+
+
+# What is offered in two places counts once, by its shorter name.
+PUBLIC = {}
+for called, offered in sorted(public(), key=lambda item: item[0].count(".")):
+    if not any(offered is other for other in PUBLIC.values()):
+        PUBLIC[called] = offered
+CLASSES = {name: thing for name, thing in PUBLIC.items() if inspect.isclass(thing)}
+FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if is_own(thing)}
+METHODS = {
+    f"{name}.{key}": (method, kind)
+    for name, kind in CLASSES.items()
+    for key, method in methods(kind)
+}
 
 
 def sections(text):
@@ -81,17 +95,12 @@ def sections(text):
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def said(name, function):
-    """The sections of a function, and of those that it overrides where it has none."""
-    kinds = []
-    if "." in name and inspect.isclass(kind := getattr(ml, name.partition(".")[0])):
-        kinds = kind.__mro__
-    own_name = name.rpartition(".")[2]
-    inherited = (getattr(k, own_name, None) for k in reversed(kinds))
+def said(function, kind=None):
+    """A function's sections; a method's also where it leaves them to what it overrides."""
     merged = {}
-    for one in (*inherited, function):
-        merged |= sections(getattr(one, "__doc__", None))
-    return merged
+    for parent in reversed(kind.__mro__ if kind else ()):
+        merged |= sections(getattr(vars(parent).get(function.__name__), "__doc__", None))
+    return merged | sections(function.__doc__)
 
 
 def documented(section):
@@ -107,40 +116,37 @@ def raised(function):
     return {ast.unparse(e.func if isinstance(e, ast.Call) else e) for e in errors}
 
 
-def lacking(name, function):
+def lacking(function, kind=None):
     """What a function's docstring does not say."""
-    parts = said(name, function)
+    function = inspect.unwrap(function)
+    parts = said(function, kind)
     arguments = set(inspect.signature(function).parameters) - {"self", "cls"}
     absent = sorted(arguments - documented(parts.get("Args", "")))
-    if function.__annotations__.get("return") not in (None, "None") and not (
-        {"Returns", "Yields"} & set(parts)
-    ):
+    gives = function.__annotations__.get("return") not in (None, "None")
+    if gives and not {"Returns", "Yields"} & set(parts):
         absent.append("Returns")
-    named = documented(parts.get("Raises", ""))
-    return absent + sorted(raised(function) - named)
+    return absent + sorted(raised(function) - documented(parts.get("Raises", "")))
 
 
-FUNCTIONS = functions()
-
-
-def test_public_functions_are_found():
-    assert {"profile_layers", "tasks.induction", "Curve.to", "Analysis.load"} <= set(FUNCTIONS)
-    assert len(FUNCTIONS) > 150
+def test_what_is_public_is_found():
+    assert {"profile_layers", "tasks.induction", "theory.water_fill"} <= set(FUNCTIONS)
+    assert {"Curve.to", "results.Analysis.load", "PromptDataset.from_texts"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_docstring_says_what_goes_in_comes_out_and_can_fail(name):
-    assert lacking(name, FUNCTIONS[name]) == []
+def test_docstring_of_a_function_says_what_goes_in_comes_out_and_can_fail(name):
+    assert lacking(FUNCTIONS[name]) == []
 
 
-CLASSES = [n for n in ml.__all__ if dataclasses.is_dataclass(getattr(ml, n))]
+@pytest.mark.parametrize("name", METHODS)
+def test_docstring_of_a_method_says_what_goes_in_comes_out_and_can_fail(name):
+    assert lacking(*METHODS[name]) == []
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_docstring_says_what_every_field_holds(name):
-    kind = getattr(ml, name)
-    told = documented(sections(kind.__doc__).get("Attributes", ""))
-    assert {item.name for item in dataclasses.fields(kind)} - told == set()
+@pytest.mark.parametrize("name", [n for n, kind in CLASSES.items() if is_dataclass(kind)])
+def test_docstring_of_a_class_says_what_every_field_holds(name):
+    told = documented(sections(CLASSES[name].__doc__).get("Attributes", ""))
+    assert {item.name for item in fields(CLASSES[name])} - told == set()
 
 
 def test_what_is_lacking_is_found():
@@ -152,26 +158,18 @@ def test_what_is_lacking_is_found():
         """
         raise KeyError(second)
 
-    assert lacking("silent", silent) == ["second", "Returns", "KeyError"]
+    assert lacking(silent) == ["second", "Returns", "KeyError"]
 
 
-def found(name):
-    """A public name's object, also that of a method or of a function in a module."""
-    thing = ml
-    for part in name.split("."):
-        thing = getattr(thing, part)
-    return thing
-
-
-EXAMPLES = sorted(
-    name
-    for name in {*FUNCTIONS, *ml.__all__}
-    if ">>>" in (getattr(found(name), "__doc__", None) or "")
-)
+EXAMPLES = {
+    name: inspect.getdoc(thing)
+    for name, thing in {**{n: m for n, (m, _) in METHODS.items()}, **PUBLIC}.items()
+    if ">>>" in (getattr(thing, "__doc__", None) or "")
+}
 
 
 def test_main_names_have_examples():
-    assert sorted(set(SHOWN) - set(EXAMPLES)) == []
+    assert set(SHOWN) - set(EXAMPLES) == set()
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +191,9 @@ def things():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_does_what_it_shows(name, things, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = inspect.getdoc(found(name))
-    example = doctest.DocTestParser().get_doctest(text, dict(things), name, None, None)
+    example = doctest.DocTestParser().get_doctest(EXAMPLES[name], dict(things), name, None, None)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    said = []
-    failed, tried = runner.run(example, out=said.append)
+    told = []
+    failed, tried = runner.run(example, out=told.append)
     assert tried
-    assert not failed, "".join(said)
+    assert not failed, "".join(told)
