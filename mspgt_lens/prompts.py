@@ -142,7 +142,7 @@ class PromptDataset:
         Example:
             >>> prompts = ml.PromptDataset.from_texts(model, ["w4 w5 w6 w7", "w8 w9"], max_length=4)
             >>> [prompt.tokens.tolist() for prompt in prompts]
-            [[...], ...]
+            [[1, 4, 5, 6], [1, 7], [1, 8, 9]]
         """
         if isinstance(texts, str):
             raise TypeError("texts must be an iterable of strings, got one string: pass [text]")

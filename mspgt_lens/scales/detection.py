@@ -194,10 +194,6 @@ def boundary_signals(profile: LayerProfile) -> pd.DataFrame:
 
     Returns:
         Shape ``[block, signal]``, in nats and the signals' own units.
-
-    Example:
-        >>> ml.boundary_signals(profile).index.size  # one row per block
-        8
     """
     names, _ = _choose_signals(profile)
     return pd.DataFrame(_matrix(profile, names), columns=list(names))
