@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made_profile import made_profile
 from test_perturbation import dataset, prepared, run
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
@@ -181,3 +182,92 @@ def test_a_prediction_that_cannot_be_judged_says_why():
         prediction(0.5, needs=("sizes",))
     with pytest.raises(ValueError, match="predictions must all have names of their own"):
         ml.evaluate_predictions(models, predictions=[prediction(0.5, name="P6 order")])
+
+
+def correlation(z, y, *, groups, seed, reach=0.0):
+    """Information of two jointly Gaussian columns, from their correlation."""
+    value = -0.5 * np.log(1 - np.corrcoef(z[:, 0], y[:, 0])[0, 1] ** 2)
+    warnings = (f"seed {seed}, {len(set(groups.tolist()))} groups",)
+    return ml.Estimate(
+        value, value - reach, value + reach, "nats", "Of Gaussians.", warnings=warnings
+    )
+
+
+def test_an_estimator_is_a_function():
+    rng = np.random.default_rng(0)
+    z = 3 + 5 * rng.standard_normal((400, 1))
+    y = z + 5 * rng.standard_normal((400, 1))
+    given = {"groups": np.repeat(list("abcdefghij"), 40), "seed": 7}
+    with pytest.warns(UserWarning, match="seed 7, 10 groups"):
+        found = ml.mutual_information(z, y, estimator=correlation, reach=0.1, **given)
+    assert found.value == pytest.approx(-0.5 * np.log(1 - np.corrcoef(z.T, y.T)[0, 1] ** 2))
+    assert found.high - found.value == pytest.approx(0.1)
+
+
+def test_an_estimator_gets_labels_and_a_checked_input():
+    def labels(z, y, *, groups, seed):
+        assert (y == np.arange(60) % 3).all()
+        return ml.Estimate(0.5, 0.4, 0.6, "nats", "Made up.")
+
+    z = np.random.default_rng(0).standard_normal((60, 2))
+    assert ml.mutual_information(z, 10 + np.arange(60) % 3, estimator=labels).value == 0.5
+    with pytest.raises(ValueError, match="finite"):
+        ml.mutual_information(z * np.nan, np.arange(60) % 3, estimator=labels)
+
+
+def test_an_estimator_that_cannot_be_used_says_why():
+    z = np.random.default_rng(0).standard_normal((60, 2))
+    with pytest.raises(ValueError, match=r"'gaussian' takes none, got reach"):
+        ml.mutual_information(z[:, 0], z[:, 1], reach=0.1)
+    with pytest.raises(ValueError, match=r"must return an Estimate in nats, got 0.5"):
+        ml.mutual_information(z[:, 0], z[:, 1], estimator=lambda *_, **__: 0.5)
+    with pytest.raises(ValueError, match=r"one of gaussian, .*, or a function, got 'pearson'"):
+        ml.mutual_information(z[:, 0], z[:, 1], estimator="pearson")
+
+
+def largest_jumps(signals):
+    """The two blocks before which the novelty changes most."""
+    jumps = signals["novelty"].diff().abs().to_numpy()[1:]
+    return sorted(1 + np.argsort(jumps)[-2:])
+
+
+DRAWS = {"n_draws": 99, "n_bootstraps": 20}
+
+
+def profile_of_folds():
+    """A profile whose curves differ between folds, so that intervals are drawn."""
+    rng = np.random.default_rng(0)
+
+    def folds(curve):
+        spread = 0.1 * np.abs(curve.values).mean() * rng.standard_normal((5, len(curve.values)))
+        return replace(curve, by_fold=curve.values + spread)
+
+    made = made_profile(n_layers=8)
+    several = {
+        name: {key: folds(curve) for key, curve in getattr(made, name).items()}
+        for name in ("retained", "predicted", "signals")
+    }
+    single = {name: folds(getattr(made, name)) for name in ("compression", "relevance")}
+    return replace(made, **several, **single)
+
+
+def test_a_method_places_boundaries():
+    profile = profile_of_folds()
+    found = ml.detect_scales(profile=profile, method=largest_jumps, **DRAWS)
+    jumps = np.abs(np.diff(profile.signals["novelty"].values))
+    assert found.boundaries == tuple(sorted(1 + np.argsort(jumps)[-2:]))
+    assert found.method == "largest_jumps"
+    assert any(low < high for low, high in found.intervals)
+    assert found.by_method["largest_jumps"] == found.boundaries
+    assert found.p_value == ml.detect_scales(profile=profile, **DRAWS).p_value
+    three = ml.detect_scales(profile=profile, method=lambda s: (1, 3, 5), n_boundaries=3, **DRAWS)
+    assert three.boundaries == (1, 3, 5)
+
+
+def test_a_method_that_places_no_boundaries_says_why():
+    profile = profile_of_folds()
+    for places in ((3,), (3, 3), (0, 4), (4, 8)):
+        with pytest.raises(ValueError, match=r"must return 2 boundaries .* rise from 1 to 7, got"):
+            ml.detect_scales(profile=profile, method=lambda signals: places, **DRAWS)  # noqa: B023
+    with pytest.raises(ValueError, match=r"one of fused, .*, or a function, got 'jumps'"):
+        ml.detect_scales(profile=profile, method="jumps")

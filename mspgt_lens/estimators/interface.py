@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -33,8 +33,9 @@ def mutual_information(
     y: Any,
     *,
     groups: Any = None,
-    estimator: str = "gaussian",
+    estimator: str | Callable[..., Estimate] = "gaussian",
     seed: int = 0,
+    **options: Any,
 ) -> Estimate:
     """Mutual information between the columns of z and y, per sample.
 
@@ -69,8 +70,12 @@ def mutual_information(
         groups: One per sample, shape ``[sample]``: samples of one group are not independent of one
             another. Folds, intervals and nulls keep groups whole. Each sample is its own by
             default.
-        estimator: One of the names above.
+        estimator: One of the names above, or a function of one's own: called as ``(z, y, *,
+            groups, seed, **options)``, it returns an :class:`~mspgt_lens.Estimate` in nats. Its z
+            ``[sample, d_z]`` and y ``[sample, d_y]`` are checked, with columns of zero mean and
+            unit variance; labels (y) and groups are whole numbers from 0, ``[sample]``.
         seed: Decides folds, initial weights and batches.
+        **options: For a function of one's own.
 
     Returns:
         The estimate in nats, its 95% interval, guarantee and warnings.
@@ -89,12 +94,22 @@ def mutual_information(
         >>> print(ml.mutual_information(z, z + rng.standard_normal((1000, 1))))  # 0.3466 in truth
         0.3... nats (0... to 0...)
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    if not callable(estimator) and estimator not in ESTIMATORS:
+        raise ValueError(
+            f"estimator must be one of {', '.join(ESTIMATORS)}, or a function, got {estimator!r}"
+        )
+    if options and not callable(estimator):
+        raise ValueError(
+            f"options are for an estimator of one's own; {estimator!r} takes none, got "
+            f"{', '.join(options)}"
+        )
     samples = as_samples(z, y, groups, seed)
-    if estimator != "renyi":
-        check_finite_information(samples)
-    result = ESTIMATORS[estimator](samples)
+    if callable(estimator):
+        result = _estimated(estimator, samples, options)
+    else:
+        if estimator != "renyi":
+            check_finite_information(samples)
+        result = ESTIMATORS[estimator](samples)
     if samples.copies:
         note = (
             f"{samples.copies} of {len(samples)} samples repeat one of another group; leave copies "
@@ -103,4 +118,15 @@ def mutual_information(
         result = replace(result, warnings=(*result.warnings, note))
     for note in result.warnings:
         tell(note)
+    return result
+
+
+def _estimated(
+    estimator: Callable[..., Estimate], samples: Samples, options: Mapping[str, Any]
+) -> Estimate:
+    """What a function of somebody's own makes of the samples."""
+    y = samples.labels if samples.y is None else samples.y
+    result = estimator(samples.z, y, groups=samples.groups, seed=samples.seed, **options)
+    if not isinstance(result, Estimate) or result.unit != "nats":
+        raise ValueError(f"estimator must return an Estimate in nats, got {result!r}")
     return result

@@ -27,6 +27,8 @@ from mspgt_lens.scales.segments import MIN_BLOCKS, segment_blocks, summarize_pla
 
 Method = Literal["fused", "stages", "attention_span", "mi_peaks", "hvib", "thirds", "quarters"]
 METHODS: tuple[Method, ...] = get_args(Method)
+# From the signals (rows are blocks) to the boundaries.
+Detector = Callable[[pd.DataFrame], Sequence[int]]
 _THREE_SCALES = ("local", "intermediate", "global")
 
 
@@ -36,7 +38,7 @@ def detect_scales(
     prompts: PromptDataset | Iterable[str] | None = None,
     *,
     profile: LayerProfile | None = None,
-    method: Method = "fused",
+    method: Method | Detector = "fused",
     n_boundaries: int | None = None,
     span_thresholds: tuple[float, float] | None = None,
     n_draws: int = 1000,
@@ -64,9 +66,11 @@ def detect_scales(
         model: A ``HookedTransformer`` or ``TransformerBridge``; not needed with a profile.
         prompts: A :class:`PromptDataset`, or texts; not needed with a profile.
         profile: A profile that was made before, instead of a pass over the prompts.
-        method: What places ``.boundaries``.
-        n_boundaries: How many boundaries ``"fused"`` and ``"stages"`` place; None for the theory's
-            two, which all other methods place.
+        method: What places ``.boundaries``; also a function of one's own, from the table of
+            :func:`boundary_signals` to as many boundaries as ``n_boundaries`` says, called once
+            more for every draw of the intervals. The result calls it by its ``__name__``.
+        n_boundaries: How many boundaries ``"fused"``, ``"stages"`` and one's own method place; None
+            for the theory's two, which all other methods place.
         span_thresholds: Attention span in tokens from which a block is Intermediate, and Global; by
             default where the intermediate and the global band begin (2 and 17 tokens).
         n_draws: Series regenerated for each test.
@@ -90,12 +94,7 @@ def detect_scales(
         >>> partition.n_boundaries, partition.segments  # how many are supported, best places
         (..., {'local': range(0, ...), 'intermediate': range(...), 'global': range(..., 8)})
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if method not in ("fused", "stages") and n_boundaries not in (None, 2):
-        raise ValueError(
-            f"method {method!r} places two boundaries, got n_boundaries={n_boundaries}"
-        )
+    label = _checked_method(method, n_boundaries)
     if span_thresholds is not None:
         _check_thresholds(span_thresholds)
     if profile is None:
@@ -115,13 +114,16 @@ def detect_scales(
     )
     place = len(fused.boundaries)
 
-    def by(name: Method, one: LayerProfile) -> tuple[int, ...] | None:
+    def by(name: str, one: LayerProfile) -> tuple[int, ...] | None:
         if name == "stages":
             return _stages(_matrix(one, signals), place, min_size)
-        return _DETECTORS[name](one, thresholds)
+        if name in _DETECTORS:
+            return _DETECTORS[name](one, thresholds)
+        table = pd.DataFrame(_matrix(one, signals), columns=list(signals))
+        return _placed(method, table, place)
 
     by_method = {"fused": fused.boundaries} | {
-        name: by(name, profile) for name in METHODS if name != "fused"
+        name: by(name, profile) for name in dict.fromkeys((*METHODS, label)) if name != "fused"
     }
     if not replicates:
         notes.append(
@@ -142,19 +144,19 @@ def detect_scales(
         versions=profile.versions,
         warnings=(*notes, *fused.warnings, *profile.warnings),
     )
-    if method == "fused":
+    if label == "fused":
         return result
-    boundaries = by_method[method]
+    boundaries = by_method[label]
     if boundaries is None:
         raise CannotMeasure(
-            f"method {method!r} finds no two boundaries in {profile.model_name}: "
-            f"{_WHY_NONE.get(method, 'its signals are flat')}"
+            f"method {label!r} finds no two boundaries in {profile.model_name}: "
+            f"{_WHY_NONE.get(label, 'its signals are flat')}"
         )
-    drawn = [found for r in replicates if (found := by(method, r)) is not None] or [boundaries]
+    drawn = [found for r in replicates if (found := by(label, r)) is not None] or [boundaries]
     intervals, probability = summarize_places(np.array(drawn), profile.n_layers)
     return replace(
         result,
-        method=method,
+        method=label,
         boundaries=boundaries,
         intervals=tuple(
             (min(low, b), max(high, b))
@@ -178,6 +180,35 @@ def _profiled(
             "boundaries cannot be told from drift"
         )
     return profile_layers(model, prompts, seed=seed, progress=progress)
+
+
+def _checked_method(method: Method | Detector, n_boundaries: int | None) -> str:
+    """A method's name."""
+    label = getattr(method, "__name__", type(method).__name__) if callable(method) else method
+    if callable(method) and label in METHODS:
+        raise ValueError(f"method must have a name of its own, got a function called {label!r}")
+    if not callable(method) and method not in METHODS:
+        raise ValueError(
+            f"method must be one of {', '.join(METHODS)}, or a function, got {method!r}"
+        )
+    own_number = callable(method) or method in ("fused", "stages")
+    if not own_number and n_boundaries not in (None, 2):
+        raise ValueError(
+            f"method {method!r} places two boundaries, got n_boundaries={n_boundaries}"
+        )
+    return label
+
+
+def _placed(method: Any, table: pd.DataFrame, n_boundaries: int) -> tuple[int, ...]:
+    """Boundaries by a function of somebody's own, checked."""
+    places = tuple(int(b) for b in method(table))
+    inside = all(a < b for a, b in pairwise((0, *places, len(table))))
+    if len(places) != n_boundaries or not inside:
+        raise ValueError(
+            f"method must return {n_boundaries} boundaries (n_boundaries) that rise from 1 to "
+            f"{len(table) - 1}, got {places}"
+        )
+    return places
 
 
 @in_own_state
