@@ -33,33 +33,18 @@ from mspgt_lens.plots.wording import (
     scale_color,
 )
 from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.profile.signals import SIGNALS
 
-# Their changes with depth are small against their size.
-_FAR_FROM_ZERO = {"compression", "inter_layer_information"}
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _COLUMNS = 3
 _ROW_HEIGHT = 250
 
-_TITLES = {
-    "compression": "Compression",
-    "relevance": "Relevance",
-    "effective_rank": "Effective rank",
-    "attention_span": "Attention span",
-    "attention_entropy": "Attention entropy",
-    "novelty": "Novelty",
-    "inter_layer_information": "Inter-layer information",
-    "update_ratio": "Update ratio",
-}
-_WORDS = {
+# Of what is a signal of no block; signals say these things of themselves.
+_TITLES = {"compression": "Compression", "relevance": "Relevance"}
+_SENTENCES = {
     "compression": "a noisy channel needs {value} to carry this site",
     "relevance": "the ridge lens is {value} better than a unigram model",
     "logit_lens": "the logit lens is {value} better than a unigram model",
-    "effective_rank": "the spectrum is as wide as {value}",
-    "attention_span": "heads attend {value} back on average",
-    "attention_entropy": "attention is spread over {value}",
-    "novelty": "the block changes the geometry by {value}",
-    "inter_layer_information": "the sites around the block share {value}",
-    "update_ratio": "the update is {value} of the residual's length",
 }
 
 
@@ -174,11 +159,15 @@ def _draw_panel(
         # Block l lies between sites l and l + 1.
         draw_segments(figure, partition, 0.0 if axis == "site" else -0.5, **cell)
     figure.update_xaxes(title_text=f"relative depth ({axis})" if relative else axis, **cell)
+    signal = SIGNALS.get(quantity)
+    # The changes of compression with depth are small against its size.
+    from_zero = quantity != "compression" if signal is None else signal.from_zero
+    logarithmic = signal is not None and signal.logarithmic
     figure.update_yaxes(
         title_text=escape(_axis_unit(shown.unit)),
-        rangemode="normal" if quantity in _FAR_FROM_ZERO else "tozero",
-        type="log" if quantity == "update_ratio" else "linear",
-        dtick=1 if quantity == "update_ratio" else None,
+        rangemode="tozero" if from_zero else "normal",
+        type="log" if logarithmic else "linear",
+        dtick=1 if logarithmic else None,
         **cell,
     )
 
@@ -254,6 +243,8 @@ def _axis_unit(unit: str) -> str:
 
 
 def _panel_title(profile: LayerProfile, quantity: str, scale: str) -> str:
+    if quantity in SIGNALS:
+        return SIGNALS[quantity].title
     if not scale:
         return _TITLES.get(quantity, escape(quantity.replace("_", " ").capitalize()))
     if quantity == "added":
@@ -263,12 +254,10 @@ def _panel_title(profile: LayerProfile, quantity: str, scale: str) -> str:
 
 
 def _sentence(profile: LayerProfile, quantity: str, scale: str, curve: Curve, point: int) -> str:
-    value = f"{digits(curve.values[point])} {curve.unit}"
-    if quantity == "novelty":
-        value = digits(curve.values[point])
-    if quantity == "update_ratio":
-        value = f"{digits(curve.values[point])} times"
-        return f"the block's update is {value} the residual's length"
+    number = digits(curve.values[point])
+    value = f"{number} {curve.unit}"
+    if quantity in SIGNALS:
+        return SIGNALS[quantity].sentence.format(number=number, value=value)
     if quantity == "retained":
         return f"keeps {value} of {past_words(profile, scale)}"
     if quantity == "predicted":
@@ -276,7 +265,7 @@ def _sentence(profile: LayerProfile, quantity: str, scale: str, curve: Curve, po
     if quantity == "added":
         beyond = beyond_words(profile, scale)
         return f"predicts {value} of {future_words(profile, scale)}, {beyond}"
-    if quantity in _WORDS:
-        return _WORDS[quantity].format(value=value)
+    if quantity in _SENTENCES:
+        return _SENTENCES[quantity].format(value=value)
     # Signals may come from elsewhere: from brittleness, or from the user.
     return f"{escape(quantity.replace('_', ' '))} is {escape(value)}"

@@ -11,6 +11,7 @@ from mspgt_lens.information.channel import site_statistics
 from mspgt_lens.information.lens import TokenRelevance
 from mspgt_lens.information.readers import Reading
 from mspgt_lens.moments import Coordinates, Moments
+from mspgt_lens.profile.signals import SIGNALS, Signal
 from mspgt_lens.statistics import fold_interval, jackknife_interval, pseudo_values
 
 GUARANTEES = {
@@ -25,15 +26,6 @@ GUARANTEES = {
     "usable information, no bound on Shannon's.",
     "added": "Held-out information about this scale's future that a linear-Gaussian reader adds to "
     "the futures of the coarser scales: usable information, no bound on Shannon's.",
-    "attention_span": "Expected distance to the attended key, first key excluded and the rest "
-    "renormalized, mean over heads and valid queries.",
-    "attention_entropy": "Entropy of the attended key, first key excluded and the rest "
-    "renormalized, mean over heads and valid queries.",
-    "novelty": "1 - linear CKA between the residual stream before and after the block.",
-    "inter_layer_information": "Information between the sites around the block, both seen "
-    "through the compression channel: an upper bound for Gaussian activations only.",
-    "update_ratio": "Mean length of the block's update over that of the residual it adds to.",
-    "effective_rank": "Participation ratio of the spectrum after the block.",
 }
 
 # An encoder is read where tokens are hidden from it.
@@ -68,20 +60,20 @@ def site_curves(
         for left in folds
     ]
 
-    def jackknifed(attribute: str, unit: str, name: str) -> Curve:
+    def jackknifed(attribute: str, unit: str, guarantee: str) -> Curve:
         values = getattr(value, attribute)
         left = np.stack([getattr(w, attribute) for w in without])
         low, high = jackknife_interval(values, left)
         pseudo = pseudo_values(values, left)
-        return Curve(values, low, high, unit, GUARANTEES[name], pseudo)
+        return Curve(values, low, high, unit, guarantee, pseudo)
 
-    def averaged(sums: np.ndarray, counts: np.ndarray, unit: str, name: str) -> Curve:
+    def averaged(sums: np.ndarray, counts: np.ndarray, unit: str, guarantee: str) -> Curve:
         columns = [
             fold_interval((sums[:, [block]] / counts[:, [block]]), counts[:, block])
             for block in range(sums.shape[1])
         ]
         values, low, high = np.concatenate(columns, axis=1)
-        return Curve(values, low, high, unit, GUARANTEES[name], sums / counts)
+        return Curve(values, low, high, unit, guarantee, sums / counts)
 
     valid = np.repeat(moments.n_valid[:, None], n_layers, axis=1).astype(float)
     attended = moments.n_attended
@@ -90,15 +82,16 @@ def site_curves(
             f"block {int(np.argmin(attended.min(0)))} attends to nothing but the first token "
             "in at least one fold, so its attention span is undefined"
         )
-    signals = {
-        "attention_span": averaged(moments.span, attended, "tokens", "attention_span"),
-        "attention_entropy": averaged(moments.entropy, attended, "nats", "attention_entropy"),
-        "novelty": jackknifed("novelty", "1 - CKA", "novelty"),
-        "inter_layer_information": jackknifed("inter_layer", "nats", "inter_layer_information"),
-        "update_ratio": averaged(moments.update, valid, "ratio", "update_ratio"),
-        "effective_rank": jackknifed("effective_rank", "dimensions", "effective_rank"),
-    }
-    return jackknifed("compression", "nats", "compression"), signals
+    counts = {"n_attended": attended, "n_valid": valid}
+
+    def gathered(signal: Signal) -> Curve:
+        if signal.over is None:
+            return jackknifed(signal.of, signal.unit, signal.guarantee)
+        sums = getattr(moments, signal.of)
+        return averaged(sums, counts[signal.over], signal.unit, signal.guarantee)
+
+    signals = {name: gathered(signal) for name, signal in SIGNALS.items()}
+    return jackknifed("compression", "nats", GUARANTEES["compression"]), signals
 
 
 def by_scale(reading: Reading, scales: list[str], first: int, guarantee: str) -> dict[str, Curve]:
