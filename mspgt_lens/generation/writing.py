@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from mspgt_lens.models import (
 )
 from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.batches import Batches, make_batches
+from mspgt_lens.perturbation.block_sets import BlockSets
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.matching import TOLERANCE, Matched, match_strengths
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
@@ -123,7 +124,7 @@ def generation_effects(
     metrics, left_out = text_metrics(_token_embedding(adapter, rows))
     if statistics is None:
         statistics = residual_statistics(adapter, batches, seed=seed)
-    sets = _BlockSets(segments, adapter.n_layers, n_controls, seed)
+    sets = BlockSets(segments, adapter.n_layers, n_controls, np.random.default_rng([seed, 3]))
     jobs = list(itertools.product(perturbations, sets.all))
     matched = match_strengths(adapter, first, statistics, jobs, target_kl)
     texts = [
@@ -222,45 +223,6 @@ class _Writer:
             batch_size=self.batch_size,
         )
         return tuple(decode_text(self.adapter, row) for row in new)
-
-
-class _BlockSets:
-    """The segments' blocks, then random sets of each of their sizes."""
-
-    def __init__(
-        self, segments: Mapping[str, tuple[int, ...]], n_layers: int, n_draws: int, seed: int
-    ) -> None:
-        rng = np.random.default_rng([seed, 3])
-        sizes = sorted({len(blocks) for blocks in segments.values()})
-        drawn = [
-            tuple(sorted(rng.choice(n_layers, size, replace=False).tolist()))
-            for size in sizes
-            for _ in range(n_draws)
-        ]
-        self.all = [*segments.values(), *drawn]
-        self.n_segments = len(segments)
-        self._places = [
-            [len(segments) + sizes.index(len(blocks)) * n_draws + draw for draw in range(n_draws)]
-            for blocks in segments.values()
-        ]
-
-    def arranged(
-        self, values: Float[np.ndarray, "job *rest"]
-    ) -> Float[np.ndarray, "perturbation set *rest"]:
-        """Values of every perturbation of every set, one after the other, as a table."""
-        return values.reshape(-1, len(self.all), *values.shape[1:])
-
-    def segments(
-        self, values: Float[np.ndarray, "perturbation set *rest"]
-    ) -> Float[np.ndarray, "perturbation segment *rest"]:
-        """Of values for all sets, those of the segments."""
-        return values[:, : self.n_segments]
-
-    def controls(
-        self, values: Float[np.ndarray, "perturbation set *rest"]
-    ) -> Float[np.ndarray, "perturbation segment draw *rest"]:
-        """Of values for all sets, those of each segment's controls."""
-        return np.stack([values[:, places] for places in self._places], axis=1)
 
 
 def _labels(perturbations: Sequence[Perturbation], target_kl: float | None) -> tuple[str, ...]:

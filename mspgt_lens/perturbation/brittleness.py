@@ -171,9 +171,9 @@ class Brittleness(Result):
         rng = np.random.default_rng(0)
         n_groups = agreement.shape[1]
         drawn = rng.integers(n_groups, size=(_N_BOOTSTRAPS, n_groups))
-        found = np.sort([self._crossing(agreement[:, index].mean(axis=1)) for index in drawn])
+        crossings = np.sort([self._crossing(agreement[:, index].mean(axis=1)) for index in drawn])
         tail = int((1 - LEVEL) / 2 * _N_BOOTSTRAPS)
-        low, high = float(found[tail]), float(found[-1 - tail])
+        low, high = float(crossings[tail]), float(crossings[-1 - tail])
         return Estimate(value, min(low, value), max(high, value), "noise level", _HALF)
 
     def ratios(self) -> pd.DataFrame:
@@ -290,13 +290,15 @@ class Brittleness(Result):
         for shape, measure in itertools.product(self.shapes, MEASURES):
             i, k = self.shapes.index(shape), MEASURES.index(measure)
             unit = "share" if measure == "agreement" else "nats"
-            found: list[tuple[str, int | None, Mode, np.ndarray]] = [
+            entries: list[tuple[str, int | None, Mode, np.ndarray]] = [
                 ("", b, "per_block", self.by_group[i, :, b, :, k]) for b in range(self.n_layers)
             ]
             modes: tuple[Mode, ...] = get_args(Mode)
             for mode in modes:
-                found += [(s, None, mode, self._of(s, shape, mode, measure)) for s in self.segments]
-            for segment, block, mode, values in found:
+                entries += [
+                    (s, None, mode, self._of(s, shape, mode, measure)) for s in self.segments
+                ]
+            for segment, block, mode, values in entries:
                 for level, *ends in zip(self.levels, *mean_interval(values.T), strict=True):
                     about = (self.model_name, measure, segment, shape, mode, level, block)
                     rows.append((*about, *ends, unit))
@@ -454,16 +456,16 @@ def measure_brittleness(
     return replace(result, warnings=notes)
 
 
-def _mostly_rounding(found: Brittleness, dtype: str) -> Iterable[str]:
+def _mostly_rounding(brittleness: Brittleness, dtype: str) -> Iterable[str]:
     """Where rounding is a part of KL at the lowest level that its slope should not hang on."""
-    first = found.levels[0]
-    for shape, mode in itertools.product(found.shapes, get_args(Mode)):
-        for segment in found.segments:
-            kl = float(found.response(segment, shape, mode).values[0])
-            rounded = float(found._rounded(segment, mode).mean())
+    first = brittleness.levels[0]
+    for shape, mode in itertools.product(brittleness.shapes, get_args(Mode)):
+        for segment in brittleness.segments:
+            kl = float(brittleness.response(segment, shape, mode).values[0])
+            rounded = float(brittleness._rounded(segment, mode).mean())
             if not rounded > NEGLIGIBLE * kl:
                 continue
-            least = _least_level(found, segment, shape, mode)
+            least = _least_level(brittleness, segment, shape, mode)
             yield (
                 f"{shape} noise, {segment}, {mode}: rounding in {dtype} alone gives {rounded:.2g} "
                 f"of the {kl:.2g} nats of KL at level {first:g}; it is taken off, and leaves the "
@@ -472,27 +474,27 @@ def _mostly_rounding(found: Brittleness, dtype: str) -> Iterable[str]:
             )
 
 
-def _least_level(found: Brittleness, segment: str, shape: Shape, mode: Mode) -> float | None:
+def _least_level(brittleness: Brittleness, segment: str, shape: Shape, mode: Mode) -> float | None:
     """The level at which rounding is as little of KL as need not be mentioned, if KL is quadratic.
 
     None where the lowest level shows nothing but rounding.
     """
-    above = float(found._beyond_rounding(segment, shape, mode)[0].mean())
-    rounded = float(found._rounded(segment, mode).mean())
+    above = float(brittleness._beyond_rounding(segment, shape, mode)[0].mean())
+    rounded = float(brittleness._rounded(segment, mode).mean())
     if not above > rounded:
         return None
-    return float(found.levels[0] * np.sqrt(max(rounded, 0.0) * (1 / NEGLIGIBLE - 1) / above))
+    return float(brittleness.levels[0] * np.sqrt(max(rounded, 0.0) * (1 / NEGLIGIBLE - 1) / above))
 
 
-def _not_quadratic(found: Brittleness) -> Iterable[str]:
+def _not_quadratic(brittleness: Brittleness) -> Iterable[str]:
     """Where the lowest level is too high, or too low, for its KL to go with its square."""
-    if len(found.levels) < 2:
+    if len(brittleness.levels) < 2:
         return
-    first, second = found.levels[:2]
-    for shape, mode in itertools.product(found.shapes, get_args(Mode)):
-        for segment in found.segments:
-            values = found._beyond_rounding(segment, shape, mode).mean(axis=1)
-            least = _least_level(found, segment, shape, mode)
+    first, second = brittleness.levels[:2]
+    for shape, mode in itertools.product(brittleness.shapes, get_args(Mode)):
+        for segment in brittleness.segments:
+            values = brittleness._beyond_rounding(segment, shape, mode).mean(axis=1)
+            least = _least_level(brittleness, segment, shape, mode)
             if not values[0] > 0 or least is None:
                 continue
             change = values[1] / values[0] * (first / second) ** 2

@@ -69,8 +69,8 @@ class TokenClasses(Result):
     @property
     def counts(self) -> dict[str, int]:
         """Tokens per class; ``"none"`` for those that depend on no band."""
-        found = {name: int((self.classes == i).sum()) for i, name in enumerate(self.bands)}
-        return found | {"none": int((self.classes < 0).sum())}
+        counts = {name: int((self.classes == i).sum()) for i, name in enumerate(self.bands)}
+        return counts | {"none": int((self.classes < 0).sum())}
 
     def heading(self) -> str:
         """The model, how many tokens, and what counts."""
@@ -166,37 +166,16 @@ def classify_tokens(
     adapter = as_adapter(model)
     adapter.require_causal("telling tokens by their context")
     adapter.require_every_logit("telling tokens by their context")
-    checked = check_bands(bands)
+    checked = _checked_bands(adapter, bands)
     ends = [b for _, b in checked.values()]
-    if ends != sorted(set(ends)):
-        raise ValueError(f"bands must each reach farther than the one before, got {checked}")
     if not threshold > 0:
         raise ValueError(f"threshold must be above 0 nats, got {threshold}")
     if n_tokens < 1:
         raise ValueError(f"n_tokens must be at least 1, got {n_tokens}")
-    prefix = list(adapter.prefix)
-    if ends[-1] + len(prefix) > adapter.n_ctx:
-        raise CannotMeasure(
-            f"bands reach {ends[-1]} tokens back, more than the context of {adapter.name} "
-            f"({adapter.n_ctx})"
-        )
     rows = list(as_dataset(prompts, adapter))
-    special = np.array(sorted(adapter.special_ids))
-    found = [
-        (number, position)
-        for number, prompt in enumerate(rows)
-        for position in range(skip_first + ends[-1], len(prompt.tokens))
-        if not np.isin(prompt.tokens[position - ends[-1] : position + 1], special).any()
-    ]
-    if not found:
-        longest = max((len(prompt.tokens) for prompt in rows), default=0)
-        raise CannotMeasure(
-            f"prompts must hold tokens with {ends[-1]} ordinary tokens before them, beyond the "
-            f"first {skip_first}; the longest prompt has {longest} tokens: give "
-            "longer prompts, or bands= with smaller offsets"
-        )
-    rng = np.random.default_rng(seed)
-    chosen = np.array(found)[np.sort(rng.permutation(len(found))[:n_tokens])]
+    candidates = _candidates(adapter, rows, ends[-1], skip_first)
+    drawn = np.random.default_rng(seed).permutation(len(candidates))[:n_tokens]
+    chosen = candidates[np.sort(drawn)]
     losses = [_unigram_losses(adapter, rows, chosen)]
     with (
         adapter.inference(),
@@ -204,7 +183,7 @@ def classify_tokens(
     ):
         adapter.check_decoding(torch.from_numpy(rows[chosen[0, 0]].tokens[:16]))
         for end in ends:
-            losses.append(_window_losses(adapter, rows, chosen, end, prefix, bar))
+            losses.append(_window_losses(adapter, rows, chosen, end, bar))
     table = np.stack(losses, axis=1)
     depends = -np.diff(table, axis=1) >= threshold
     classes = np.where(depends.any(axis=1), len(ends) - 1 - np.argmax(depends[:, ::-1], axis=1), -1)
@@ -221,11 +200,48 @@ def classify_tokens(
         settings={
             "skip_first": skip_first,
             "seed": seed,
-            "n_candidates": len(found),
+            "n_candidates": len(candidates),
             "weights": adapter.weight_processing,
         },
         versions=package_versions(),
     )
+
+
+def _checked_bands(
+    adapter: ModelAdapter, bands: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """The bands, each reaching farther than the one before, all of them within the context."""
+    checked = check_bands(bands)
+    ends = [b for _, b in checked.values()]
+    if ends != sorted(set(ends)):
+        raise ValueError(f"bands must each reach farther than the one before, got {checked}")
+    if ends[-1] + len(adapter.prefix) > adapter.n_ctx:
+        raise CannotMeasure(
+            f"bands reach {ends[-1]} tokens back, more than the context of {adapter.name} "
+            f"({adapter.n_ctx})"
+        )
+    return checked
+
+
+def _candidates(
+    adapter: ModelAdapter, prompts: Sequence[Prompt], reach: int, skip_first: int
+) -> Int[np.ndarray, "token 2"]:
+    """Prompt and position of every token with enough ordinary text before it."""
+    special = np.array(sorted(adapter.special_ids))
+    candidates = [
+        (number, position)
+        for number, prompt in enumerate(prompts)
+        for position in range(skip_first + reach, len(prompt.tokens))
+        if not np.isin(prompt.tokens[position - reach : position + 1], special).any()
+    ]
+    if not candidates:
+        longest = max((len(prompt.tokens) for prompt in prompts), default=0)
+        raise CannotMeasure(
+            f"prompts must hold tokens with {reach} ordinary tokens before them, beyond the "
+            f"first {skip_first}; the longest prompt has {longest} tokens: give "
+            "longer prompts, or bands= with smaller offsets"
+        )
+    return np.array(candidates)
 
 
 def _unigram_losses(
@@ -250,16 +266,13 @@ def _window_losses(
     prompts: Sequence[Prompt],
     chosen: Int[np.ndarray, "token 2"],
     length: int,
-    prefix: Sequence[int],
     bar: Any,
 ) -> Float[np.ndarray, " token"]:
     """Loss of each token from exactly ``length`` tokens before it."""
+    prefix = np.array(adapter.prefix, dtype=np.int64)
     losses = []
     for part in np.array_split(chosen, -(-len(chosen) * (length + 1) // _BATCH_TOKENS)):
-        windows = [
-            np.concatenate([np.array(prefix, dtype=np.int64), prompts[n].tokens[p - length : p]])
-            for n, p in part
-        ]
+        windows = [np.concatenate([prefix, prompts[n].tokens[p - length : p]]) for n, p in part]
         last: list[Tensor] = []
 
         def on_site(site: int, residual: Tensor, last: list[Tensor] = last) -> None:
@@ -271,9 +284,9 @@ def _window_losses(
         target = torch.tensor([int(prompts[n].tokens[p]) for n, p in part], device=scores.device)
         losses.append(-scores.gather(1, target[:, None])[:, 0].double().cpu().numpy())
         bar.update(len(part))
-    found = np.concatenate(losses)
-    if not np.isfinite(found).all():
+    together = np.concatenate(losses)
+    if not np.isfinite(together).all():
         raise FloatingPointError(
             f"a token's loss in {adapter.name} is NaN or infinite; load the model in float32"
         )
-    return found
+    return together

@@ -212,11 +212,11 @@ def measure_dissociation(
                     rise -= clean.losses(clean.changed(rounding(blocks)(batch))) - before
                 rises[wanted, number] = rise[index]
                 bar.update()
-    kept = classes.classes >= 0
+    classed = classes.classes >= 0
     return _tabulate(
-        rises[kept],
-        classes.classes[kept],
-        np.unique(classes.groups[kept], return_inverse=True)[1],
+        rises[classed],
+        classes.classes[classed],
+        np.unique(classes.groups[classed], return_inverse=True)[1],
         model_name=adapter.name,
         perturbation=chosen.label,
         segments=segments,
@@ -290,8 +290,8 @@ def _tabulate(
                 f"classes: {name!r} has {int(chosen.sum())} tokens, in fewer than 2 groups, so it "
                 "has no interval: classify more tokens (n_tokens), or give more documents"
             )
-        found = cluster_interval(rises[chosen], groups[chosen])
-        values[:, index], low[:, index], high[:, index] = found
+        ends = cluster_interval(rises[chosen], groups[chosen])
+        values[:, index], low[:, index], high[:, index] = ends
     return Dissociation(
         classes=names,
         values=values,

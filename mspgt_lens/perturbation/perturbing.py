@@ -16,6 +16,7 @@ from mspgt_lens.contract import Result, Rows, counted, interval, named
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.batches import Batch, make_batches
+from mspgt_lens.perturbation.block_sets import BlockSets
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
 from mspgt_lens.perturbation.responding import MEASURES, Condition, respond
@@ -210,34 +211,19 @@ def perturb_scales(
     batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
     if statistics is None:
         statistics = residual_statistics(adapter, batches, seed=seed)
-    rng = np.random.default_rng([seed, 2])
-    sets = {
-        size: [rng.choice(adapter.n_layers, size, replace=False) for _ in range(n_controls)]
-        for size in sorted({len(blocks) for blocks in segments.values()})
-    }
-    block_sets: list[Iterable[int]] = [
-        *segments.values(),
-        *(s for drawn in sets.values() for s in drawn),
-    ]
+    sets = BlockSets(segments, adapter.n_layers, n_controls, np.random.default_rng([seed, 2]))
     conditions = [
-        perturbed(kind, statistics, blocks) for kind in perturbations for blocks in block_sets
+        *(perturbed(kind, statistics, blocks) for kind in perturbations for blocks in sets.all),
+        *(rounding(blocks) for blocks in segments.values()),
     ]
-    conditions += [rounding(blocks) for blocks in segments.values()]
     measured = respond(adapter, batches, conditions, description="perturbing", progress=progress)
-    n_segments = len(segments)
-    floor = measured[-n_segments:]
-    by_group = measured[:-n_segments].reshape(
-        len(perturbations), len(block_sets), *measured.shape[1:]
-    )
-    values, low, high = mean_interval(np.moveaxis(by_group[:, :n_segments], 2, 0))
-    above = beyond_rounding(by_group[:, :n_segments], floor)
-    rises = above[..., MEASURES.index("cross_entropy")]
+    floor = measured[-len(segments) :]
+    by_group = sets.arranged(measured[: -len(segments)])
+    own = sets.segments(by_group)
+    values, low, high = mean_interval(np.moveaxis(own, 2, 0))
+    rises = beyond_rounding(own, floor)[..., MEASURES.index("cross_entropy")]
     raw = sign_flip_p_values(np.moveaxis(rises, 2, 0).reshape(len(batches.groups), -1), seed=seed)
-    drawn = by_group[:, n_segments:].mean(axis=2)
-    starts = {size: i * n_controls for i, size in enumerate(sets)}
-    controls = np.stack(
-        [drawn[:, starts[len(b)] : starts[len(b)] + n_controls] for b in segments.values()], axis=1
-    )
+    controls = sets.controls(by_group.mean(axis=2))
     return PerturbationEffects(
         model_name=adapter.name,
         perturbations=labels,
@@ -245,7 +231,7 @@ def perturb_scales(
         values=values,
         low=low,
         high=high,
-        p_values=holm(raw).reshape(len(perturbations), n_segments),
+        p_values=holm(raw).reshape(len(perturbations), len(segments)),
         controls=controls,
         p_controls=_rank_p_values(values, controls),
         settings={

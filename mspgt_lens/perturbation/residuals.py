@@ -130,7 +130,7 @@ class _Gathering:
         n_valid = int(batch.valid.sum())
         inside = chosen[(chosen >= batch.first) & (chosen < batch.first + n_valid)] - batch.first
         donors = torch.from_numpy(inside)
-        kept: list[Tensor] = []
+        updates: list[Tensor] = []
         before: list[Tensor] = []
 
         def on_site(site: int, residual: Tensor) -> None:
@@ -143,7 +143,7 @@ class _Gathering:
             if before:
                 update = rows - before.pop()
                 self.update_sums[site - 1] += update.double().sum(dim=0)
-                kept.append(update[donors])
+                updates.append(update[donors])
             before.append(rows)
             if site < self.adapter.n_layers:
                 if len(self.center) == site:
@@ -155,7 +155,7 @@ class _Gathering:
 
         self.adapter.run(batch.tokens, batch.mask, on_site)
         self.n += n_valid
-        self.donors.append(torch.stack(kept))
+        self.donors.append(torch.stack(updates))
         owner = torch.nonzero(batch.valid)[:, 0].numpy()[inside]
         self.groups.append(batch.group_hashes[owner])
 
@@ -165,8 +165,8 @@ class _Gathering:
         mean = torch.stack(self.center).double() + shift
         variance = covariance.diagonal(dim1=1, dim2=2)
         factor = []
-        for one in covariance:
-            power, axes = torch.linalg.eigh(one)
+        for of_block in covariance:
+            power, axes = torch.linalg.eigh(of_block)
             # Rounding leaves powers of empty directions a little below 0.
             factor.append(((axes * power.clamp(min=0.0).sqrt()) @ axes.T).float())
         return ResidualStatistics(

@@ -132,14 +132,14 @@ def _compare(
     target = batch.tokens.roll(-1, dims=1)[batch.valid].to(clean.device)[:, None]
     known = batch.next_known[batch.valid].to(clean.device)
     rise = (clean.gather(1, target) - changed.gather(1, target))[:, 0]
-    divergence, kept = [], []
+    divergence, same_choice = [], []
     for p, q in zip(torch.split(clean, _ROWS), torch.split(changed, _ROWS), strict=True):
         # Every term q - p - p log(q / p) is at least 0, and its parts do not cancel where both are
         # nearly the same, so that small divergences keep their digits.
         share, change = p.exp(), q - p
         grown = torch.where(change < 1.0, share * torch.expm1(change), q.exp() - share)
         divergence.append((grown - share * change).sum(dim=1))
-        kept.append(p.argmax(dim=1) == q.argmax(dim=1))
-    columns = (torch.cat(divergence), torch.where(known, rise, 0.0), torch.cat(kept))
+        same_choice.append(p.argmax(dim=1) == q.argmax(dim=1))
+    columns = (torch.cat(divergence), torch.where(known, rise, 0.0), torch.cat(same_choice))
     table: np.ndarray = torch.stack([c.double() for c in columns], dim=1).cpu().numpy()
     return table
