@@ -211,8 +211,8 @@ class Result(ABC):
         for finding in self.findings():
             lines += _wrapped(finding)
         caveat = _caveat(self.warnings)
-        kept = _fitting(lines, _MOST_LINES - len(caveat), _MOST_CHARACTERS - sum(map(len, caveat)))
-        return "\n".join([*kept, *caveat])
+        shown = _fitting(lines, _MOST_LINES - len(caveat), _MOST_CHARACTERS - sum(map(len, caveat)))
+        return "\n".join([*shown, *caveat])
 
     def _repr_html_(self) -> str:
         return _HTML.render(
@@ -238,11 +238,11 @@ class Result(ABC):
 
     def _frozen(self, value: Any, name: str) -> Any:
         if isinstance(value, np.ndarray):
-            kept = np.array(value)
-            if not (self.nan_is_undefined or np.isfinite(kept).all()):
+            copy = np.array(value)
+            if not (self.nan_is_undefined or np.isfinite(copy).all()):
                 raise ValueError(f"{type(self).__name__}: {name} must be finite")
-            kept.flags.writeable = False
-            return kept
+            copy.flags.writeable = False
+            return copy
         if isinstance(value, Mapping):
             return MappingProxyType(
                 {k: self._frozen(v, f"{name}[{k!r}]") for k, v in value.items()}
@@ -283,11 +283,11 @@ def counted(number: int, thing: str) -> str:
 
 def _short(rows: Rows) -> Rows:
     """The first rows, their cells cut, with a row that says how many more there are."""
-    kept = [tuple(c if len(c) <= _CELL else f"{c[: _CELL - 3]}..." for c in row) for row in rows]
-    left = len(kept) - 1 - _MOST_ROWS
+    cut = [tuple(c if len(c) <= _CELL else f"{c[: _CELL - 3]}..." for c in row) for row in rows]
+    left = len(cut) - 1 - _MOST_ROWS
     if left <= 0:
-        return kept
-    return [*kept[: 1 + _MOST_ROWS], (f"... {left} more", *[""] * (len(kept[0]) - 1))]
+        return cut
+    return [*cut[: 1 + _MOST_ROWS], (f"... {left} more", *[""] * (len(cut[0]) - 1))]
 
 
 def _wrapped(line: str) -> list[str]:
@@ -317,25 +317,25 @@ def _fitting(lines: list[str], most_lines: int, most_characters: int) -> list[st
     return lines
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray | Tensor):
-        if type(one) is not type(other):
+def _same(own: Any, other: Any) -> bool:
+    if isinstance(own, np.ndarray | Tensor):
+        if type(own) is not type(other):
             return False
-        a, b = np.asarray(one), np.asarray(other)
+        a, b = np.asarray(own), np.asarray(other)
         return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f"))
-    if isinstance(one, pd.DataFrame):
-        return isinstance(other, pd.DataFrame) and one.equals(other)
-    if isinstance(one, Mapping):
+    if isinstance(own, pd.DataFrame):
+        return isinstance(other, pd.DataFrame) and own.equals(other)
+    if isinstance(own, Mapping):
         return (
             isinstance(other, Mapping)
-            and one.keys() == other.keys()
-            and all(_same(value, other[key]) for key, value in one.items())
+            and own.keys() == other.keys()
+            and all(_same(value, other[key]) for key, value in own.items())
         )
     # JSON knows lists only.
-    if isinstance(one, tuple | list | range):
+    if isinstance(own, tuple | list | range):
         return (
             isinstance(other, tuple | list | range)
-            and len(one) == len(other)
-            and all(map(_same, one, other))
+            and len(own) == len(other)
+            and all(map(_same, own, other))
         )
-    return bool(one == other)
+    return bool(own == other)

@@ -230,11 +230,11 @@ class BatchReader:
             at = slice(start, min(start + _QUERIES_AT_ONCE, n_keys))
             # Where the model is causal, a query attends to no later key.
             reach = n_keys if self.plan.masked else at.stop
-            some = _at_least_float32(pattern[:, :, at, :reach])
+            rows = _at_least_float32(pattern[:, :, at, :reach])
             if self.plan.masked:
                 # Separators draw attention that is not needed elsewhere, as a first key does.
-                some = some * self.ordinary[:, None, None, :]
-            parts.append(_sums_over_keys(some, keys[:reach] if apart is None else apart[at]))
+                rows = rows * self.ordinary[:, None, None, :]
+            parts.append(_sums_over_keys(rows, keys[:reach] if apart is None else apart[at]))
         mass, weighted, surprise = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
         counted = self.valid[:, None] & (mass > MIN_KEY_MASS)
         # The keys' shares are renormalized to one.

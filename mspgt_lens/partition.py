@@ -117,10 +117,10 @@ class ScalePartition(Result):
     @property
     def agreement(self) -> pd.DataFrame:
         """Share of blocks that two methods put into the same segment, for every two of them."""
-        found = {name: b for name, b in self.by_method.items() if b is not None}
+        placed = {name: b for name, b in self.by_method.items() if b is not None}
         labels = {
             name: np.searchsorted(boundaries, np.arange(self.n_layers), side="right")
-            for name, boundaries in found.items()
+            for name, boundaries in placed.items()
         }
         return pd.DataFrame(
             {a: {b: float((labels[a] == labels[b]).mean()) for b in labels} for a in labels}
@@ -132,10 +132,10 @@ class ScalePartition(Result):
 
     def findings(self) -> list[str]:
         """How many boundaries, how sure, stages or drift, and the places."""
-        found = {0: "no boundary", 1: "one boundary", 2: "two boundaries", 3: "three boundaries"}
+        words = {0: "no boundary", 1: "one boundary", 2: "two boundaries", 3: "three boundaries"}
         p = _p_words(self.p_value)
         lines = [
-            f"{found[self.n_boundaries].capitalize()} beyond gradual drift with depth "
+            f"{words[self.n_boundaries].capitalize()} beyond gradual drift with depth "
             f"(two jumps: {p}; drift: {self.drift}).",
             f"Left-out blocks are described best by {self._best_description()}: "
             + ", ".join(f"{name} {value:.2f}" for name, value in self.sharpness.items())

@@ -143,7 +143,7 @@ def decode(hint: Any, value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         return value
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        known = [one for one in inner if one is not type(None)]
+        known = [option for option in inner if option is not type(None)]
         return decode(known[0], value, arrays) if len(known) == 1 else value
     if hint is np.ndarray or (isinstance(hint, type) and issubclass(hint, AbstractArray)):
         # Tensors are written, arrays are not.
@@ -173,7 +173,7 @@ def decoded_fields(
 
 
 def _missing(column: Iterable[Any]) -> list[bool]:
-    return [bool(one is None or one != one) for one in column]
+    return [bool(value is None or value != value) for value in column]
 
 
 def package_versions() -> dict[str, str]:

@@ -96,7 +96,7 @@ def _analyze(
             failed.append(name)
         gc.collect()
     if len(done) > 1:
-        results = [one.results for one in done]
+        results = [analysis.results for analysis in done]
         verdicts, compared = evaluate_predictions(results), compare_models(results)
         print("", *compared.findings(), "", sep="\n")
         print(aligned(verdict_rows(verdicts)))
@@ -117,7 +117,7 @@ def _one(
 ) -> Analysis:
     folder = options.out / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model")
     model = load_model(name, device=options.device)
-    found = analyze(
+    analysis = analyze(
         model,
         prompts_of(options, model),
         folder=folder,
@@ -126,11 +126,11 @@ def _one(
         seed=options.seed,
         progress=not options.no_progress,
     )
-    verdicts = evaluate_predictions(found.results)
-    print("", found.profile.model_name, *found.partition.findings(), "", sep="\n")
+    verdicts = evaluate_predictions(analysis.results)
+    print("", analysis.profile.model_name, *analysis.partition.findings(), "", sep="\n")
     print(aligned(verdict_rows(verdicts)))
-    for step, why in found.skipped.items():
+    for step, why in analysis.skipped.items():
         print(f"note: {step.replace('_', ' ')} was skipped: {why}")
-    path = write_report(folder / "report.html", found, verdicts)
+    path = write_report(folder / "report.html", analysis, verdicts)
     print(f"\nreport: {path.resolve()}")
-    return found
+    return analysis

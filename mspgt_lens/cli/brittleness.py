@@ -88,7 +88,7 @@ def _brittleness(
     if options.partition is not None:
         partition = ScalePartition.load(options.partition)
     model = load_model(options.model, device=options.device)
-    found = measure_brittleness(
+    brittleness = measure_brittleness(
         model,
         _first_windows(prompts_of(options, model), options.n_documents),
         partition,
@@ -96,13 +96,13 @@ def _brittleness(
         seed=options.seed,
         progress=not options.no_progress,
     )
-    print(f"\n{found.model_name}: {found.settings['n_groups']} documents\n")
-    print(f"{aligned(slope_rows(found))}\n\n{aligned(ratio_rows(found))}\n")
-    for note in found.warnings:
+    print(f"\n{brittleness.model_name}: {brittleness.settings['n_groups']} documents\n")
+    print(f"{aligned(slope_rows(brittleness))}\n\n{aligned(ratio_rows(brittleness))}\n")
+    for note in brittleness.warnings:
         print(f"note: {note}")
     if options.save is not None:
-        print(f"numbers: {found.save(options.save).resolve()}")
-    path = write_report(options.out, found)
+        print(f"numbers: {brittleness.save(options.save).resolve()}")
+    path = write_report(options.out, brittleness)
     print(f"report: {path.resolve()}")
     return 0
 

@@ -177,9 +177,9 @@ def _profile(options: argparse.Namespace) -> int:
 
 def _scales(options: argparse.Namespace) -> int:
     if options.profile is not None:
-        given = [n for n in ("prompts", "control") if getattr(options, n) is not None]
-        if given:
-            raise ValueError(f"--profile holds a pass already: leave out --{given[0]}")
+        superfluous = [n for n in ("prompts", "control") if getattr(options, n) is not None]
+        if superfluous:
+            raise ValueError(f"--profile holds a pass already: leave out --{superfluous[0]}")
         profile = LayerProfile.load(options.profile)
     else:
         model = load_model(options.model, device=options.device)

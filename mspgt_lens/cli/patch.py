@@ -113,7 +113,7 @@ def _patch(options: argparse.Namespace) -> int:
         print(f"note: {note}")
     if options.save is not None:
         print(f"\nsweep: {sweep.save(options.save).resolve()}")
-    shown = [one for one in (sweep, by_scale, partition) if one is not None]
+    shown = [result for result in (sweep, by_scale, partition) if result is not None]
     path = write_report(options.out, *shown)
     print(f"\nreport: {path.resolve()}")
     return 0

@@ -125,8 +125,8 @@ def train(
         _set(parameters, current)
         better = score > best_score
         best_score = torch.where(better, score, best_score)
-        for kept, new in zip(best, average, strict=True):
-            kept[better] = new[better]
+        for best_yet, new in zip(best, average, strict=True):
+            best_yet[better] = new[better]
         waited = 0 if better.any() else waited + 1
         if waited == PATIENCE:
             break

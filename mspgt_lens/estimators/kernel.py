@@ -82,11 +82,11 @@ def _pair_sums(
 
 
 def _squared_kernel(
-    one: Float[np.ndarray, "row d"], other: Float[np.ndarray, "column d"]
+    rows: Float[np.ndarray, "row d"], columns: Float[np.ndarray, "column d"]
 ) -> Float[np.ndarray, "row column"]:
     """``exp(-|a - b|^2 / d)``: the square of a Gaussian kernel of variance d."""
-    cross = 2 * one @ other.T - (one**2).sum(1)[:, None] - (other**2).sum(1)[None]
-    kernel: np.ndarray = np.exp(np.minimum(cross, 0.0) / one.shape[1])
+    cross = 2 * rows @ columns.T - (rows**2).sum(1)[:, None] - (columns**2).sum(1)[None]
+    kernel: np.ndarray = np.exp(np.minimum(cross, 0.0) / rows.shape[1])
     return kernel
 
 

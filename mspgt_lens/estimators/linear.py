@@ -248,8 +248,8 @@ def _logistic(samples: Samples) -> Estimate:
     for k in range(N_FOLDS):
         test, inner = fold == k, fold == (k + 1) % N_FOLDS
         path = _logistic_path(samples, ~test & ~inner, LOGISTIC_GRID)
-        found = [_log_likelihood(w, samples.z[inner], labels[inner]).mean() for w in path]
-        chosen = LOGISTIC_GRID[: int(np.argmax(found)) + 1]
+        held_out = [_log_likelihood(w, samples.z[inner], labels[inner]).mean() for w in path]
+        chosen = LOGISTIC_GRID[: int(np.argmax(held_out)) + 1]
         weights = _logistic_path(samples, ~test, chosen)[-1]
         scores[test] = _log_likelihood(weights, samples.z[test], labels[test])
     value, reach = score_interval(scores - np.log(frequency[labels]), samples.groups)

@@ -122,9 +122,9 @@ class Frontier(Result):
         rate, relevance = (
             interval(c.values[last], c.low[last], c.high[last]) for c in (self.rate, self.relevance)
         )
-        kept = self.critical_beta
+        beta = self.critical_beta
         return [
-            f"Something is kept from beta {interval(kept.value, kept.low, kept.high)} on.",
+            f"Something is kept from beta {interval(beta.value, beta.low, beta.high)} on.",
             f"At beta {self.betas[last]:g}: relevance {relevance} nats at a rate of {rate} nats.",
             "What linear-Gaussian readers can use; no bound on Shannon's information.",
         ]
@@ -147,8 +147,8 @@ class Frontier(Result):
         return pd.concat(parts, ignore_index=True)
 
     def _without_fold(self) -> list[np.ndarray]:
-        kept = [np.arange(len(self.weights)) != k for k in range(len(self.weights))]
-        return [_pooled(self.by_fold[rows], self.weights[rows]) for rows in kept]
+        remaining = [np.arange(len(self.weights)) != k for k in range(len(self.weights))]
+        return [_pooled(self.by_fold[rows], self.weights[rows]) for rows in remaining]
 
     def _jackknifed(self, which: int, guarantee: str) -> Curve:
         value = gaussian_frontier(self.correlations, self.betas)[which]

@@ -133,13 +133,13 @@ class ModelAdapter:
         stand for no text at all: a vocabulary is often padded beyond the tokenizer's.
         """
         tokenizer: Any = getattr(self.model, "tokenizer", None)
-        found = {int(i) for i in (getattr(tokenizer, "all_special_ids", None) or ())}
+        ids = {int(i) for i in (getattr(tokenizer, "all_special_ids", None) or ())}
         added = getattr(tokenizer, "added_tokens_decoder", None) or {}
-        found |= {int(i) for i, token in added.items() if getattr(token, "special", False)}
+        ids |= {int(i) for i, token in added.items() if getattr(token, "special", False)}
         if hasattr(tokenizer, "get_vocab"):
             texts = {int(i) for piece, i in tokenizer.get_vocab().items() if piece}
-            found |= set(range(self.d_vocab)) - texts
-        return frozenset(i for i in found if 0 <= i < self.d_vocab)
+            ids |= set(range(self.d_vocab)) - texts
+        return frozenset(i for i in ids if 0 <= i < self.d_vocab)
 
     @property
     def device(self) -> torch.device:
@@ -370,15 +370,15 @@ class ModelAdapter:
         tokens = probe_tokens(self.d_vocab, self.n_ctx, self.special_ids)
         with self.inference(), without_hooks(self.model):
             logits, final = self._logits_and_final(tokens)
-            found = self._unembedded(self.normalize(final))
+            decoded = self._unembedded(self.normalize(final))
         if self._logit_cap is None:
-            logits, found = (x - x.mean(dim=-1, keepdim=True) for x in (logits, found))
+            logits, decoded = (x - x.mean(dim=-1, keepdim=True) for x in (logits, decoded))
         else:
             # Before the cap, where it is not so flat that rounding decides.
             share = logits / self._logit_cap
             known = share.abs() < 0.9
-            logits, found = (self._logit_cap * torch.atanh(share))[known], found[known]
-        factor = float((logits * found).sum() / (found * found).sum())
+            logits, decoded = (self._logit_cap * torch.atanh(share))[known], decoded[known]
+        factor = float((logits * decoded).sum() / (decoded * decoded).sum())
         # What is not finite is named by the pass over the prompts.
         return factor if math.isfinite(factor) and abs(factor - 1.0) > 0.01 else 1.0
 

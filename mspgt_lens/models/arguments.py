@@ -228,13 +228,13 @@ class _Block:
             raise self._not_understood(name, self._shapes(shapes))
         batches: list[tuple[int, int]] = []
         places: list[int] = []
-        for axis, found in enumerate(zip(*shapes, strict=True)):
-            per_prompt = found[0] // self.sizes[0][0]
-            if len(set(found)) == 1:
+        for axis, lengths in enumerate(zip(*shapes, strict=True)):
+            per_prompt = lengths[0] // self.sizes[0][0]
+            if len(set(lengths)) == 1:
                 continue
-            if all(s == per_prompt * n for s, (n, _) in zip(found, self.sizes, strict=True)):
+            if all(s == per_prompt * n for s, (n, _) in zip(lengths, self.sizes, strict=True)):
                 batches.append((axis, per_prompt))
-            elif all(s == n_pos for s, (_, n_pos) in zip(found, self.sizes, strict=True)):
+            elif all(s == n_pos for s, (_, n_pos) in zip(lengths, self.sizes, strict=True)):
                 places.append(axis)
             else:
                 raise self._not_understood(name, self._shapes(shapes))
@@ -262,9 +262,9 @@ class _Block:
             for shape, (n_prompts, n_pos) in zip(shapes, self.sizes, strict=True)
         )
 
-    def _not_understood(self, name: str, found: str) -> CannotMeasure:
+    def _not_understood(self, name: str, why: str) -> CannotMeasure:
         return CannotMeasure(
             f"model: block {self.block} of {self.model} is called with {name} that does not follow "
-            f"prompts and positions in a known way ({found}), so a run cannot be resumed there; "
+            f"prompts and positions in a known way ({why}), so a run cannot be resumed there; "
             "patch it by whole forward passes, as transformer_lens.patching does"
         )

@@ -242,14 +242,14 @@ def _changes(
     adapter: ModelAdapter, edit: Edit, index: int, counts: list[int]
 ) -> list[tuple[str, Callable[..., Any]]]:
     """Hook names with what to do there."""
-    kept: list[Tensor] = []
+    computed: list[Tensor] = []
 
     def keep(activation: Tensor, hook: Any) -> None:
-        kept[:] = [activation]
+        computed[:] = [activation]
 
     def put_back(activation: Tensor, hook: Any) -> Tensor:
         counts[index] += 1
-        return kept.pop()
+        return computed.pop()
 
     def replace(activation: Tensor, hook: Any) -> Tensor:
         counts[index] += 1

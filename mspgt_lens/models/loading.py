@@ -237,12 +237,12 @@ def _load_huggingface(cache_dir: str | os.PathLike[str] | None = None) -> tuple[
 def _gguf_file() -> Path:
     try:
         files = metadata.files(PACKAGE) or []
-        found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+        paths = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     except metadata.PackageNotFoundError:
-        found = []
-    if not found or not found[0].exists():
+        paths = []
+    if not paths or not paths[0].exists():
         raise ModuleNotFoundError(f"the demo model's package {PACKAGE} is missing: {INSTALL}")
-    return found[0]
+    return paths[0]
 
 
 def _converted_copy(cache_dir: str | os.PathLike[str] | None) -> Path:

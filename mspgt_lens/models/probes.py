@@ -46,7 +46,7 @@ def without_hooks(model: Any) -> Iterator[None]:
     held = []
     for point in {id(point): point for point in model.hook_dict.values()}.values():
         hooks = point._forward_hooks
-        temporary = {one.hook.id for one in point.fwd_hooks if not one.is_permanent} & set(hooks)
+        temporary = {hook.hook.id for hook in point.fwd_hooks if not hook.is_permanent} & set(hooks)
         if temporary:
             held.append((hooks, temporary, dict(hooks)))
             for number in temporary:
@@ -57,5 +57,5 @@ def without_hooks(model: Any) -> Iterator[None]:
         for hooks, temporary, before in held:
             now = dict(hooks)
             hooks.clear()
-            hooks.update({n: one for n, one in before.items() if n in temporary or n in now})
+            hooks.update({n: hook for n, hook in before.items() if n in temporary or n in now})
             hooks.update(now)

@@ -101,11 +101,11 @@ class RecordedRun:
         # In another order than recorded, so that rows mixed up are found out.
         order = torch.arange(len(self.tokens), device=self.tokens.device).flip(0)
         prefixes = [self._check_block(block, order) for block in range(self.adapter.n_layers)]
-        kept = [prefix for prefix in prefixes if prefix is not None]
+        own = [prefix for prefix in prefixes if prefix is not None]
         start = self.n_pos // 2
-        if len(kept) < self.adapter.n_layers or not start:
+        if len(own) < self.adapter.n_layers or not start:
             return
-        self._prefix = kept
+        self._prefix = own
         self.reuses_prefix = self._resumes_at(start, order)
 
     @property
@@ -234,8 +234,8 @@ class RecordedRun:
         expected = self.adapter.model.run_with_hooks(
             self.tokens[:1], attention_mask=self.mask[:1].long(), return_type="logits", fwd_hooks=[]
         )[0, real].float()
-        found = self.logits(self.residual[-1][0, real])
-        self._require_equal(found[None], expected[None], "the unembedding", self.mask[:1, real])
+        resumed = self.logits(self.residual[-1][0, real])
+        self._require_equal(resumed[None], expected[None], "the unembedding", self.mask[:1, real])
 
     def _resumes_at(self, start: int, order: Tensor) -> bool:
         # Short of the last position, so that both ends are seen to be cut right.
@@ -248,19 +248,19 @@ class RecordedRun:
             return False
         return self._equal(residual, self.residual[-1][order, part], self.mask[order, part])
 
-    def _equal(self, found: Tensor, expected: Tensor, real: Tensor) -> bool:
-        if found.shape != expected.shape:
+    def _equal(self, resumed: Tensor, expected: Tensor, real: Tensor) -> bool:
+        if resumed.shape != expected.shape:
             return False
-        found, expected = found[real].float(), expected[real].float()
+        resumed, expected = resumed[real].float(), expected[real].float()
         dtype = next(self.adapter.model.parameters()).dtype
         # Row by row: massive activations in a few rows would hide errors in all others.
-        error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        error = (resumed - expected).norm(dim=-1) / expected.norm(dim=-1)
         return float(error.square().mean().sqrt()) < _TOLERANCE.get(dtype, _HALF_TOLERANCE)
 
     def _require_equal(
-        self, found: Tensor, expected: Tensor, what: str, real: Tensor | None = None
+        self, resumed: Tensor, expected: Tensor, what: str, real: Tensor | None = None
     ) -> None:
-        if not self._equal(found, expected, self.mask if real is None else real):
+        if not self._equal(resumed, expected, self.mask if real is None else real):
             raise CannotMeasure(
                 f"model: {what} of {self.adapter.name}, called on its own, does not give what the "
                 "model computes, so a run cannot be resumed there"

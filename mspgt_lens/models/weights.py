@@ -86,8 +86,8 @@ def drawn_anew(model: Any, name: str, seed: int) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for kind, like in kinds.items():
-                for parameter, kept in zip(like, trained[kind], strict=True):
-                    parameter.copy_(kept)
+                for parameter, value in zip(like, trained[kind], strict=True):
+                    parameter.copy_(value)
 
 
 def _kinds(model: Any, name: str) -> dict[str, list[Parameter]]:

@@ -93,8 +93,8 @@ class Analysis(Result):
     @property
     def parts(self) -> dict[str, Result]:
         """Step to its result, of those that were taken."""
-        found = {name: getattr(self, name) for name in _KINDS}
-        return {name: result for name, result in found.items() if result is not None}
+        results = {name: getattr(self, name) for name in _KINDS}
+        return {name: result for name, result in results.items() if result is not None}
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -103,8 +103,8 @@ class Analysis(Result):
         said = (
             n
             for name in _KINDS
-            if name not in _CONTROLS and (one := getattr(self, name))
-            for n in one.warnings
+            if name not in _CONTROLS and (result := getattr(self, name))
+            for n in result.warnings
         )
         return tuple(dict.fromkeys((*skipped, *said)))
 
@@ -179,15 +179,15 @@ class Analysis(Result):
             ValueError: If the folder holds something else.
         """
         header, _ = read_result(Path(folder) / _INDEX, "Analysis")
-        found = {name: _saved(Path(folder), name) for name in _KINDS}
+        results = {name: _saved(Path(folder), name) for name in _KINDS}
         for name in ("profile", "partition"):
-            if found[name] is None:
+            if results[name] is None:
                 raise FileNotFoundError(
                     f"folder: the analysis in {folder} was not finished: it has no {name}; call "
                     "analyze with the same folder again"
                 )
         return cls(
-            **found,
+            **results,
             **{name: header[name] for name in ("family", "n_parameters", "skipped", "identity")},
         )
 
@@ -247,7 +247,7 @@ def analyze(
     """
     adapter = as_adapter(load_model(model) if isinstance(model, str) else model)
     rows = _rows(adapter, prompts, max_length)
-    place = None if folder is None else Path(folder)
+    into = None if folder is None else Path(folder)
     sizes = {
         "n_documents": n_documents,
         "n_control_documents": n_control_documents,
@@ -256,7 +256,7 @@ def analyze(
     for name, value in sizes.items():
         if value < 3:
             raise ValueError(f"{name} must be at least 3, got {value}")
-    steps = _Steps(adapter, rows, place, sizes, seed, progress)
+    steps = _Steps(adapter, rows, into, sizes, seed, progress)
     steps.begin(family)
     with tqdm(total=len(_KINDS), disable=not progress) as bar:
         for name in _KINDS:

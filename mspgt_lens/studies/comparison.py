@@ -148,32 +148,32 @@ def compare_models(results: Iterable[ModelResults]) -> Comparison:
         6
     """
     models = list(results)
-    names = [one.name for one in models]
+    names = [model.name for model in models]
     if not models or len(set(names)) < len(names):
         raise ValueError(
             f"results must be of at least one model and all of different names, got {names}"
         )
     brittleness = _brittleness(models)
     return Comparison(
-        models=pd.DataFrame([_model(one) for one in models]),
+        models=pd.DataFrame([_model(model) for model in models]),
         segments=pd.DataFrame(
             [
                 {
-                    "model": one.name,
+                    "model": model.name,
                     "segment": segment,
                     "start": blocks.start,
                     "blocks": len(blocks),
-                    "share": len(blocks) / one.partition.n_layers,
+                    "share": len(blocks) / model.partition.n_layers,
                 }
-                for one in models
-                for segment, blocks in one.partition.segments.items()
+                for model in models
+                for segment, blocks in model.partition.segments.items()
             ]
         ),
         families=_family_table(models),
         shares=_shares(models),
         brittleness=brittleness,
         ratios=_ratios(models),
-        curves=pd.concat([_curves(one) for one in models], ignore_index=True),
+        curves=pd.concat([_curves(model) for model in models], ignore_index=True),
         versions=models[0].profile.versions,
     )
 
@@ -184,17 +184,17 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _model(one: ModelResults) -> dict[str, Any]:
-    partition, n_layers = one.partition, one.partition.n_layers
+def _model(model: ModelResults) -> dict[str, Any]:
+    partition, n_layers = model.partition, model.partition.n_layers
     row: dict[str, Any] = {
-        "model": one.name,
-        "family": one.family,
-        "n_parameters": one.n_parameters,
+        "model": model.name,
+        "family": model.family,
+        "n_parameters": model.n_parameters,
         "n_layers": n_layers,
     }
     row |= dict(zip(("first", "second"), partition.boundaries, strict=True))
     for name, depth, (low, high) in zip(
-        ("first_depth", "second_depth"), one.depths, partition.intervals, strict=True
+        ("first_depth", "second_depth"), model.depths, partition.intervals, strict=True
     ):
         row |= {name: depth, f"{name}_low": low / n_layers, f"{name}_high": high / n_layers}
     return row | {"p_value": partition.p_value, "n_boundaries": partition.n_boundaries}
@@ -211,23 +211,23 @@ def _family_table(models: Sequence[ModelResults]) -> pd.DataFrame:
 
 def _shares(models: Sequence[ModelResults]) -> VarianceShares | None:
     """None where they are not defined, as the attribute says."""
-    known = [one for one in models if one.n_parameters is not None]
+    known = [model for model in models if model.n_parameters is not None]
     families = [members for members in by_family(known).values() if len(members) >= MIN_FAMILY]
     used = list(itertools.chain(*families))
-    sizes = [one.n_parameters or 0 for one in used]
+    sizes = [model.n_parameters or 0 for model in used]
     if len(families) < 2 or len(set(sizes)) < 2:
         return None
     depths, _ = depths_and_errors(used)
     if not np.ptp(depths, axis=0).any():
         return None
-    return variance_shares(depths, [str(one.family) for one in used], sizes)
+    return variance_shares(depths, [str(model.family) for model in used], sizes)
 
 
 def _brittleness(models: Sequence[ModelResults]) -> pd.DataFrame:
     rows = [
-        (one.name, one.family, shape, segment, *np.exp([e.value, e.low, e.high]).tolist())
-        for one in models
-        for shape, by_segment in one.brittleness.items()
+        (model.name, model.family, shape, segment, *np.exp([e.value, e.low, e.high]).tolist())
+        for model in models
+        for shape, by_segment in model.brittleness.items()
         for segment, e in by_segment.items()
     ]
     columns = ["model", "family", "shape", "segment", "value", "low", "high"]
@@ -236,8 +236,8 @@ def _brittleness(models: Sequence[ModelResults]) -> pd.DataFrame:
 
 def _ratios(models: Sequence[ModelResults]) -> pd.DataFrame:
     rows = []
-    for shape in sorted({shape for one in models for shape in one.brittleness}):
-        measured = {one.name: one.brittleness.get(shape, {}) for one in models}
+    for shape in sorted({shape for model in models for shape in model.brittleness}):
+        measured = {model.name: model.brittleness.get(shape, {}) for model in models}
         for name, by_segment in measured.items():
             for of, over in itertools.permutations(by_segment, 2):
                 ratio = _ratio(by_segment[of], by_segment[over])
@@ -257,10 +257,10 @@ def _ratio(of: Estimate, over: Estimate) -> tuple[float, float, float]:
     return ratio, low, high
 
 
-def _curves(one: ModelResults) -> pd.DataFrame:
-    table = one.profile.to_dataframe()
-    of_block = table["quantity"].isin(list(one.profile.signals))
+def _curves(model: ModelResults) -> pd.DataFrame:
+    table = model.profile.to_dataframe()
+    of_block = table["quantity"].isin(list(model.profile.signals))
     # A signal belongs to the middle of its block, between two sites.
-    table["depth"] = (table["site"] + 0.5 * of_block) / one.profile.n_layers
-    table["family"] = one.family
+    table["depth"] = (table["site"] + 0.5 * of_block) / model.profile.n_layers
+    table["family"] = model.family
     return table

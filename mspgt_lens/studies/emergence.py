@@ -154,8 +154,8 @@ def emergence(
     steps: list[Step] = []
     profiles: list[LayerProfile] = []
     partitions: list[ScalePartition | None] = []
-    for given in checkpoints:
-        step, model = _loaded(given, load)
+    for checkpoint in checkpoints:
+        step, model = _loaded(checkpoint, load)
         if step in steps:
             raise ValueError(f"checkpoints must have different names, got {step!r} twice")
         profile = profile_layers(
@@ -166,18 +166,18 @@ def emergence(
         profiles.append(profile)
         partitions.append(detect_scales(profile=profile, seed=seed, **settings) if enough else None)
         # Or this model would stay in memory while the next is made.
-        del given, model
+        del checkpoint, model
     if not steps:
         raise ValueError("checkpoints must hold at least one checkpoint, got none")
     return Emergence(tuple(steps), tuple(profiles), tuple(partitions))
 
 
-def _loaded(given: Any, load: Callable[[Any], Any] | None) -> tuple[Step, Any]:
+def _loaded(checkpoint: Any, load: Callable[[Any], Any] | None) -> tuple[Step, Any]:
     if load is not None:
-        return given, load(given)
-    if not isinstance(given, tuple) or len(given) != 2:
+        return checkpoint, load(checkpoint)
+    if not isinstance(checkpoint, tuple) or len(checkpoint) != 2:
         raise ValueError(
-            f"checkpoints must be pairs of a step and a model, got {given!r}: give pairs, or load= "
-            "to make models from names"
+            f"checkpoints must be pairs of a step and a model, got {checkpoint!r}: give pairs, "
+            "or load= to make models from names"
         )
-    return given
+    return checkpoint
