@@ -62,6 +62,9 @@ class Draws:
 
         Args:
             change: From rows ``[row, d_model]`` at those positions to what replaces them.
+
+        Returns:
+            What an :class:`~mspgt_lens.extending.Edit` takes as its change.
         """
         calls = itertools.count()
 
@@ -78,6 +81,9 @@ class Draws:
 
         Args:
             change: From scores ``[prompt, head, query, key]`` to what replaces them.
+
+        Returns:
+            What an :class:`~mspgt_lens.extending.Edit` takes as its change.
         """
         calls = itertools.count()
 
@@ -95,6 +101,9 @@ class Draws:
             block: The block.
             change: From rows ``[row, d_model]`` before and after the block to what replaces those
                 after it.
+
+        Returns:
+            The edits, to be installed together.
         """
         entered: list[Tensor] = []
 
@@ -108,7 +117,15 @@ class Draws:
         return [Edit(block, "resid_pre", keep), Edit(block, "resid_post", self.on_rows(changed))]
 
     def normal(self, block: int, ask: Ask) -> Float[Tensor, "row d_model"]:
-        """Standard normal numbers for every position acted on: other ones for every block."""
+        """Standard normal numbers for every position acted on: other ones for every block.
+
+        Args:
+            block: The block.
+            ask: What a change is asked for.
+
+        Returns:
+            Rows of shape ``[row, d_model]``.
+        """
         width = self.statistics.deviation.shape[1]
         drawn = [
             torch.randn(count, width, generator=self._generator(index, ask, block))
@@ -118,6 +135,9 @@ class Draws:
 
     def donors(self, ask: Ask) -> Int[Tensor, " row"]:
         """For every position acted on, one sampled position of another group.
+
+        Args:
+            ask: What a change is asked for.
 
         Returns:
             Numbers of rows of ``statistics.updates``, the same for all blocks.

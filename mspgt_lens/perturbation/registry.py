@@ -36,11 +36,29 @@ class PerturbationKind:
     adds_energy: ClassVar[bool] = False
 
     def edits(self, draws: Draws, block: int) -> list[Edit]:
-        """The edits of one block in one run; ``draws`` holds the strength and all else needed."""
+        """The edits of one block in one run.
+
+        Args:
+            draws: The strength, and all else that is needed.
+            block: The block.
+
+        Returns:
+            The edits, to be installed together.
+
+        Raises:
+            NotImplementedError: If a class does not say.
+        """
         raise NotImplementedError
 
     def title(self, shape: Shape) -> str:
-        """What it is in words, without its strength."""
+        """What it is in words, without its strength.
+
+        Args:
+            shape: The shape of noise.
+
+        Returns:
+            The words.
+        """
         return self.name
 
     @property
@@ -54,9 +72,15 @@ class PerturbationKind:
         return self.most
 
     def strength_at(self, effort: float) -> float:
-        """The strength at a effort: nothing is done at 0, and more with every effort above.
+        """The strength at an effort: nothing is done at 0, and more with every effort above.
 
         Strengths that match a KL are searched for by their effort.
+
+        Args:
+            effort: At least 0, ``full_effort`` at most.
+
+        Returns:
+            The strength.
 
         Raises:
             ValueError: If the kind has no strength to search for.
@@ -66,6 +90,12 @@ class PerturbationKind:
 
 def register_perturbation(kind: type[PerturbationKind]) -> type[PerturbationKind]:
     """Let :class:`~mspgt_lens.Perturbation` find a kind by its name; a decorator of its class.
+
+    Args:
+        kind: The class.
+
+    Returns:
+        The class, as it is.
 
     Raises:
         ValueError: If the name is missing or another kind's, or the range or default is none.

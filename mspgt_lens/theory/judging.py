@@ -83,14 +83,28 @@ class Prediction:
             )
 
     def verdicts(self, results: Sequence[ModelResults]) -> tuple[Verdict, ...]:
-        """One verdict for every finding."""
+        """One verdict for every finding.
+
+        Args:
+            results: Measured models; those that lack what is needed are left out.
+
+        Returns:
+            The verdicts, in the order of the findings.
+        """
         measured = [r for r in results if all(_holds(getattr(r, name)) for name in self.needs)]
         found = self.find(measured)
         findings = (found,) if isinstance(found, Finding) else tuple(found)
         return tuple(self.judge(finding) for finding in findings)
 
     def judge(self, finding: Finding) -> Verdict:
-        """The verdict of a finding: supported or refuted only by the whole interval."""
+        """The verdict of a finding: supported or refuted only by the whole interval.
+
+        Args:
+            finding: What was found.
+
+        Returns:
+            The verdict.
+        """
         judged: Judgment = "inconclusive"
         if finding.short or not isinstance(finding.estimate, tuple):
             reason = f"{finding.words}; {finding.short}" if finding.short else finding.words
@@ -142,7 +156,14 @@ def by_family(results: Sequence[ModelResults]) -> dict[str, list[ModelResults]]:
 
 
 def over_models(values: Float[np.ndarray, " model"]) -> Interval:
-    """Mean over models with its 95% t interval."""
+    """Mean over models with its 95% t interval.
+
+    Args:
+        values: One value per model, shape ``[model]``.
+
+    Returns:
+        ``(mean, low, high)``.
+    """
     mean = float(values.mean())
     reach = stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return mean, mean - float(reach), mean + float(reach)
