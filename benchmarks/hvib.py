@@ -16,6 +16,7 @@ import time
 import numpy as np
 
 import mspgt_lens as ml
+from mspgt_lens.hvib.probe import HVIB_BETAS
 
 N_SITES = 31
 # What the demo model's passages give, in the coordinates that the probe sees by default.
@@ -44,13 +45,13 @@ def compare(n_steps: int, every: bool) -> None:
     start = time.perf_counter()
     together = ml.fit_hvib_arrays(z, targets, groups, **settings)
     batched = time.perf_counter() - start
-    n_cells = N_SITES * len(ml.HVIB_BETAS)
+    n_cells = N_SITES * len(HVIB_BETAS)
     print(f"{n_cells} cells, {n_steps} steps: all at once {batched:.1f} s", flush=True)
-    cells = [(site, b) for site in range(N_SITES) for b in range(len(ml.HVIB_BETAS))]
+    cells = [(site, b) for site in range(N_SITES) for b in range(len(HVIB_BETAS))]
     chosen = cells if every else cells[:: len(cells) // 8]
     start, worst = time.perf_counter(), 0.0
     for site, b in chosen:
-        betas = ml.HVIB_BETAS[b : b + 1]
+        betas = HVIB_BETAS[b : b + 1]
         alone = ml.fit_hvib_arrays(z[site : site + 1], targets, groups, betas=betas, **settings)
         for (_, _, grid), (_, _, shared) in zip(alone.grids(), together.grids(), strict=True):
             worst = max(worst, abs(grid.values[0, 0] - shared.values[site, b]))

@@ -4,10 +4,11 @@ Prompts and models
     PromptDataset, PromptPairs, load_passages, load_model, load_demo_model, tasks
 
 Measure
-    profile_layers, profile_cache, recording, needed_hooks; detect_scales, segment_blocks; fit_hvib
+    profile_layers, profile_cache, recording, needed_hooks; detect_scales, boundary_signals;
+    fit_hvib
 
 Measure on arrays
-    mutual_information, bottleneck_frontier, channel_rate, fit_hvib_arrays
+    segment_blocks, mutual_information, bottleneck_frontier, channel_rate, fit_hvib_arrays
 
 Intervene
     patch_layers, patch_scales; Perturbation, perturb_scales, measure_brittleness,
@@ -20,7 +21,7 @@ See and keep
     plot_profile, plot_boundaries and all others in plots; write_report; load_result, results
 
 Add your own
-    perturbations, predictions and signals: extending
+    perturbations and predictions: extending
 """
 
 from mspgt_lens import extending, plots, results, studies, synthetic, theory
@@ -50,7 +51,7 @@ from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import PromptDataset, load_passages
 from mspgt_lens.report.writing import write_report
 from mspgt_lens.results import load_result
-from mspgt_lens.scales.detection import detect_scales
+from mspgt_lens.scales.detection import boundary_signals, detect_scales
 from mspgt_lens.scales.segments import segment_blocks
 from mspgt_lens.studies import analyze, compare_models
 from mspgt_lens.targets import DEFAULT_BANDS, OFFSET_BANDS
@@ -71,6 +72,7 @@ __all__ = [
     "ScalePartition",
     "analyze",
     "bottleneck_frontier",
+    "boundary_signals",
     "channel_rate",
     "classify_tokens",
     "compare_models",
