@@ -200,6 +200,7 @@ CALLS = {
     "load_demo_model": None,  # Of the real model: below.
     "load_model": lambda t: [p.detach() for p in ml.load_model(str(t.folder)).parameters()],
     "load_passages": lambda t: ml.load_passages(),
+    "load_result": lambda t: ml.load_result(t["profile_layers"].save(t.folder / "profile")),
     "log_brittleness": lambda t: ml.theory.log_brittleness(t["measure_brittleness"]),
     "measure_brittleness": lambda t: ml.measure_brittleness(
         t.model, t.few, PART, levels=(0.1, 0.2), **QUIET
@@ -215,6 +216,8 @@ CALLS = {
     ),
     "patch_scales": lambda t: ml.patch_scales(t.model, t["pairs"], t["detect_scales"], **QUIET),
     "perturb_scales": lambda t: ml.perturb_scales(t.model, t.few, PART, n_controls=2, **QUIET),
+    "plot_class_counts": lambda t: ml.plots.plot_class_counts(t["classify_tokens"]),
+    "plot_table": lambda t: ml.plots.plot_table(t["fit_water_filling"]),
     "plot_boundaries": lambda t: ml.plot_boundaries(t["detect_scales"]),
     "plot_brittleness": lambda t: ml.plots.plot_brittleness(t["measure_brittleness"]),
     "plot_comparison": lambda t: ml.plots.plot_comparison(t["compare_models"]),
@@ -237,7 +240,12 @@ CALLS = {
     ),
     "residual_statistics": lambda t: ml.residual_statistics(t.model, t.few),
     "measure_dissociation": lambda t: ml.measure_dissociation(
-        t.model, t.prompts, PART, t["token_classes"], perturbation=ml.Perturbation("skip"), **QUIET
+        t.model,
+        t.prompts,
+        PART,
+        t["classify_tokens"],
+        perturbation=ml.Perturbation("skip"),
+        **QUIET,
     ),
     "segment_blocks": lambda t: ml.segment_blocks(t["synthetic_signals"].signals, **DRAWS),
     "stability": lambda t: ml.studies.stability(
@@ -246,7 +254,7 @@ CALLS = {
     "synthetic_models": lambda t: ml.synthetic.synthetic_models(2, 4),
     "synthetic_signals": lambda t: ml.synthetic.synthetic_signals(12),
     "tasks.induction": lambda t: ml.tasks.induction(t.model, 4),
-    "token_classes": lambda t: ml.classify_tokens(
+    "classify_tokens": lambda t: ml.classify_tokens(
         t.model, t.prompts, bands=FAR, threshold=0.1, **QUIET
     ),
     "variance_shares": lambda t: ml.theory.variance_shares(

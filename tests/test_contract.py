@@ -22,13 +22,23 @@ from markupsafe import Markup, escape
 import mspgt_lens as ml
 from mspgt_lens.contract import COLUMNS, Result
 from mspgt_lens.partition import Support
+from mspgt_lens.perturbation.registry import PerturbationKind
 from mspgt_lens.profile.recording import Recording
 from mspgt_lens.prompts import Passage, Prompt
 from mspgt_lens.report.registry import KINDS, Kind
 
 # What functions take rather than find, and parts that never stand alone.
 # What is given, and what handles a model, finds nothing itself.
-INPUTS = {Passage, Prompt, ml.PromptDataset, ml.PromptPairs, ml.Perturbation, Recording, Support}
+INPUTS = {
+    Passage,
+    PerturbationKind,
+    Prompt,
+    ml.PromptDataset,
+    ml.PromptPairs,
+    ml.Perturbation,
+    Recording,
+    Support,
+}
 
 
 def classes_in(hint):

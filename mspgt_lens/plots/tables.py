@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.plots.look import (
@@ -25,6 +26,7 @@ _NAMES = ("quantity", "prediction", "scale", "segment", "class", "site")
 _ROW_HEIGHT = 26
 
 
+@in_own_state
 def plot_table(result: Result) -> go.Figure:
     """A result's table: a line for every quantity along its axis, or one interval per row.
 
@@ -53,6 +55,7 @@ def plot_table(result: Result) -> go.Figure:
     return figure
 
 
+@in_own_state
 def plot_class_counts(classes: TokenClasses) -> go.Figure:
     """How many tokens depend on each band of context.
 
