@@ -26,10 +26,10 @@ def existence(
 ) -> Verdict:
     """P1: most models have two boundaries beyond drift, and not for their architecture alone.
 
-    A model counts if its partition has p below ``significance`` for two jumps, two boundaries
-    chosen, stages that describe left-out blocks better than drift, and a twin with random weights
-    of which not all of this holds. A model that passes without such a twin may count or not: the
-    interval (Clopper & Pearson 1934) takes in both.
+    A model counts if its partition has p below ``significance`` for two boundaries, two
+    chosen, stages that describe left-out blocks better than drift does (alone or beside it), and a
+    twin with random weights of which not all of this holds. A model that passes without such a twin
+    may count or not: the interval (Clopper & Pearson 1934) takes in both.
 
     Args:
         results: One or many models.
@@ -42,7 +42,7 @@ def existence(
         return (
             partition.p_value < significance
             and partition.n_boundaries == 2
-            and sharpness["stages"] < sharpness["drift"]
+            and min(sharpness["stages"], sharpness["both"]) < sharpness["drift"]
         )
 
     passed = [r for r in results if shows(r.partition)]
