@@ -369,7 +369,7 @@ def test_models_made_in_inference_mode_are_read_and_what_cannot_be_says_so(thing
     other, things.model = things.model, model
     try:
         reading = ("profile_layers", "profile_cache", "fit_hvib", "patch_layers", "perturb_scales")
-        for name in (*reading, "measure_brittleness", "generation_effects", "token_classes"):
+        for name in (*reading, "measure_brittleness", "generation_effects", "classify_tokens"):
             assert same(CALLS[name](things), things[name]), name
         for name in ("profile_layers random", "patch_layers attribution"):
             with pytest.raises(ml.CannotMeasure, match=r"was made under torch\.inference_mode"):
