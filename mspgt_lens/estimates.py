@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from mspgt_lens.contract import Result, interval, tidy
+from mspgt_lens.statistics import jackknife_interval
 
 Unit = Literal["nats", "bits"]
 NATS_PER_BIT = float(np.log(2.0))
@@ -117,6 +118,35 @@ class Curve(Result):
             None if self.by_fold is None else self.by_fold * factor,
         )
 
+    def half_depth(self) -> Estimate | None:
+        """The relative depth at which the curve first reaches half its maximum.
+
+        Between points by straight lines; 0 where the first point has reached it. The interval is
+        the jackknife over folds of groups, kept within 0 and 1.
+
+        Returns:
+            The depth as a share of the curve's length, or None where the curve cannot be told from
+            0 or has no values per fold.
+        """
+        if self.by_fold is None or (self.low <= 0).all():
+            return None
+        value = _first_half(self.values)
+        # Folds shift the curve as a whole, so that their weights do not matter here.
+        moved = self.values - self.by_fold.mean(axis=0)
+        n_folds = len(self.by_fold)
+        without = [np.delete(self.by_fold, k, axis=0).mean(axis=0) + moved for k in range(n_folds)]
+        if any(curve.max() <= 0 for curve in without):
+            return None
+        folds = np.array([[_first_half(curve)] for curve in without])
+        (low,), (high,) = jackknife_interval(np.array([value]), folds)
+        return Estimate(
+            value,
+            float(min(max(low, 0.0), value)),
+            float(max(min(high, 1.0), value)),
+            "share of depth",
+            "Relative depth at which the curve first reaches half its maximum.",
+        )
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Estimate(Result):
@@ -164,3 +194,12 @@ class Estimate(Result):
         names = ("value", "low", "high", "unit", "p_value")
         table = tidy({name: getattr(self, name) for name in names}, 1)
         return table.astype({"p_value": "float64"})
+
+
+def _first_half(values: Float[np.ndarray, " point"]) -> float:
+    half = values.max() / 2
+    point = int(np.argmax(values >= half))
+    if point == 0:
+        return 0.0
+    before, after = values[point - 1], values[point]
+    return float(point - 1 + (half - before) / (after - before)) / (len(values) - 1)

@@ -195,13 +195,11 @@ CALLS = {
         n_controls=1,
         **QUIET,
     ),
-    "half_depth": lambda t: ml.theory.half_depth(t["profile_layers"].predicted["intermediate"]),
     "held_out_errors": lambda t: ml.theory.held_out_errors(t.depths, t.n_layers),
     "load_demo_model": None,  # Of the real model: below.
     "load_model": lambda t: [p.detach() for p in ml.load_model(str(t.folder)).parameters()],
     "load_passages": lambda t: ml.load_passages(),
     "load_result": lambda t: ml.load_result(t["profile_layers"].save(t.folder / "profile")),
-    "log_brittleness": lambda t: ml.theory.log_brittleness(t["measure_brittleness"]),
     "measure_brittleness": lambda t: ml.measure_brittleness(
         t.model, t.few, PART, levels=(0.1, 0.2), **QUIET
     ),
@@ -279,6 +277,8 @@ CALLS = {
     "pairs texts": lambda t: ml.PromptPairs.from_texts(
         t.model, ["w5 w6", "w7 w8"], ["w5 w9", "w7 w9"], ["w10", "w11"], ["w12", "w13"]
     ),
+    "half_depth": lambda t: t["profile_layers"].predicted["intermediate"].half_depth(),
+    "log_brittleness": lambda t: t["measure_brittleness"].log_brittleness(),
     "half_level": lambda t: t["measure_brittleness"].half_level("local", "isotropic"),
     "ratios": lambda t: t["measure_brittleness"].ratios(),
     "frontier": lambda t: t["profile_layers"].frontier(2, "intermediate").to_dataframe(),

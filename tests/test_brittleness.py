@@ -166,3 +166,36 @@ def test_wrong_arguments_are_named(tiny):
         made().slope("local", "diagonal")
     with pytest.raises(ValueError, match="have no ratio"):
         made(slopes=(0,) * 9).ratios()
+
+
+def made_known(slopes, n_groups=40, seed=0):
+    """Responses whose slopes are known, with noise over groups, for one block per segment."""
+    rng = np.random.default_rng(seed)
+    by_group = np.zeros((2, 2, 6, n_groups, 3))
+    levels = (0.1, 0.2)
+    for shape in range(2):
+        for target in range(6):
+            drawn = slopes[target % 3] * 10**shape * rng.lognormal(-0.045, 0.3, n_groups)
+            by_group[shape, :, target, :, 0] = np.outer(np.square(levels), drawn)
+    segments = {"local": (0,), "intermediate": (1,), "global": (2,)}
+    return ml.results.Brittleness(
+        "made", 3, segments, ("covariance", "isotropic"), levels, by_group
+    )
+
+
+@pytest.mark.parametrize("mode", ["per_block", "equal_energy"])
+def test_logarithms_of_brittleness_have_their_intervals(mode):
+    slopes, inside = (5.0, 2.0, 0.5), 0
+    for seed in range(100):
+        brittle = made_known(slopes, seed=seed)
+        logarithms = brittle.log_brittleness(mode)
+        for shape, factor in (("covariance", 1.0), ("isotropic", 10.0)):
+            estimate = logarithms[shape]["intermediate"]
+            assert estimate.value == pytest.approx(
+                np.log(brittle.slope("intermediate", shape, mode).value)
+            )
+            inside += estimate.low <= np.log(2.0 * factor) <= estimate.high
+    assert 0.9 < inside / 200 < 0.99
+    silent = made_known((5.0, 0.0, 0.5))
+    with pytest.raises(ValueError, match="'intermediate' of made does not respond"):
+        silent.log_brittleness(mode)

@@ -204,3 +204,38 @@ def test_a_curve_is_a_copy_and_converts_between_units() -> None:
         curve.to("hartleys")
     with pytest.raises(ValueError, match="in 'tokens'"):
         dataclasses.replace(curve, unit="tokens").to("bits")
+
+
+def made_curve(values: Any, folds: Any = None) -> Curve:
+    values = np.array(values, dtype=float)
+    folds = np.tile(values, (5, 1)) if folds is None else folds
+    return Curve(values, values - 0.01, values + 0.01, "nats", "Made up.", folds)
+
+
+def test_half_depth_of_simple_curves() -> None:
+    assert made_curve([0, 0, 1, 2, 4]).half_depth().value == pytest.approx(0.75)
+    assert made_curve([0, 0, 0, 4, 4]).half_depth().value == pytest.approx(2.5 / 4)
+    assert made_curve([3, 3, 4, 4, 4]).half_depth().value == 0.0
+    # The first time that it reaches half, whatever it does later.
+    assert made_curve([0, 4, 0, 0, 2]).half_depth().value == pytest.approx(0.5 / 4)
+
+
+def test_half_depth_has_an_interval_from_folds() -> None:
+    rng = np.random.default_rng(0)
+    sites = np.linspace(0, 1, 25)
+    risen = 1 / (1 + np.exp(-12 * (sites - 0.5)))
+    folds = np.array(
+        [1 / (1 + np.exp(-12 * (sites - 0.5 + d))) for d in 0.05 * rng.standard_normal(5)]
+    )
+    mean = folds.mean(axis=0)
+    estimate = made_curve(mean, folds).half_depth()
+    assert estimate.low < 0.5 < estimate.high
+    assert 0.01 < estimate.high - estimate.low < 0.3
+    same = made_curve(risen).half_depth()
+    assert same.low == pytest.approx(same.high)
+
+
+def test_half_depth_of_nothing_is_not_defined() -> None:
+    assert made_curve([0.0, 0.005, 0.005]).half_depth() is None
+    flat = Curve(np.ones(3), np.ones(3), np.ones(3), "nats", "Made up.")
+    assert flat.half_depth() is None

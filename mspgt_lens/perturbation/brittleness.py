@@ -36,6 +36,7 @@ _SLOPE = (
     "KL from the clean prediction, less that of rounding alone, over the squared noise level, at "
     "the lowest level"
 )
+_LOG_SLOPE = "Logarithm of the initial slope of KL over the squared noise level."
 _SLOPES = "Initial slopes of KL at equal energy, nats per squared level; 95% intervals."
 _HALF = "Noise level at which half of the positions keep their most likely token, interpolated."
 
@@ -145,6 +146,37 @@ class Brittleness(Result):
         """
         values: np.ndarray = self._beyond_rounding(segment, shape, mode)[0] / self.levels[0] ** 2
         return values
+
+    def log_brittleness(self, mode: Mode = "per_block") -> dict[str, dict[str, Estimate]]:
+        """Logarithms of every segment's initial slope, as ``ModelResults.brittleness`` holds them.
+
+        Intervals are jackknifed over groups, in logarithms, so that they stay above 0 as slopes do.
+
+        Args:
+            mode: ``"per_block"`` or ``"equal_energy"``.
+
+        Returns:
+            Noise shape to segment to its estimate, in logarithms of nats per squared level.
+
+        Raises:
+            ValueError: If a segment does not respond to noise beyond rounding.
+        """
+        logarithms: dict[str, dict[str, Estimate]] = {shape: {} for shape in self.shapes}
+        for shape, segment in itertools.product(self.shapes, self.segments):
+            slopes = self.slopes(segment, shape, mode)
+            without = (slopes.sum() - slopes) / (len(slopes) - 1)
+            if not (without > 0).all():
+                raise ValueError(
+                    f"segment {segment!r} of {self.model_name} does not respond to {shape} noise "
+                    f"at level {self.levels[0]:g} beyond rounding, so its brittleness has no "
+                    "logarithm; measure from a higher level on"
+                )
+            value = np.log(slopes.mean())
+            (low,), (high,) = jackknife_interval(np.array([value]), np.log(without)[:, None])
+            logarithms[shape][segment] = Estimate(
+                float(value), float(low), float(high), "log nats per squared level", _LOG_SLOPE
+            )
+        return logarithms
 
     def half_level(self, segment: str, shape: Shape, mode: Mode = "per_block") -> Estimate | None:
         """The level at which agreement of the most likely token falls to one half.

@@ -35,7 +35,6 @@ from mspgt_lens.prompts import (
 )
 from mspgt_lens.scales.detection import detect_scales
 from mspgt_lens.storage import read_result, write_result
-from mspgt_lens.theory.effect_predictions import log_brittleness
 from mspgt_lens.theory.verdicts import ModelResults
 
 # What interventions run on: the first tokens of a document's first window.
@@ -138,7 +137,7 @@ class Analysis(Result):
             n_parameters=self.n_parameters,
             random_weights=self.random_weights,
             shuffled_tokens=self.shuffled_tokens,
-            brittleness={} if self.brittleness is None else log_brittleness(self.brittleness),
+            brittleness={} if self.brittleness is None else self.brittleness.log_brittleness(),
             dissociation=None if self.dissociation is None else self.dissociation.interaction,
         )
 

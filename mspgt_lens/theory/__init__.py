@@ -1,7 +1,6 @@
 """The theory tested: predictions, verdicts, and what explains where boundaries are."""
 
 from mspgt_lens.theory.dominance import depth_variation, variance_shares
-from mspgt_lens.theory.effect_predictions import half_depth, log_brittleness
 from mspgt_lens.theory.evaluation import evaluate_predictions
 from mspgt_lens.theory.verdicts import ModelResults
 from mspgt_lens.theory.waterfilling import (
@@ -16,9 +15,7 @@ __all__ = [
     "depth_variation",
     "evaluate_predictions",
     "fit_water_filling",
-    "half_depth",
     "held_out_errors",
-    "log_brittleness",
     "variance_shares",
     "water_fill",
     "water_fill_whole",

@@ -6,14 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
 from scipy import stats
 
-from mspgt_lens.ambient import in_own_state
-from mspgt_lens.estimates import Curve, Estimate
 from mspgt_lens.partition import SCALES
-from mspgt_lens.perturbation.brittleness import Brittleness, Mode
-from mspgt_lens.statistics import LEVEL, jackknife_interval
+from mspgt_lens.statistics import LEVEL
 from mspgt_lens.theory.dominance import MIN_FAMILY
 from mspgt_lens.theory.judging import (
     MIN_MODELS,
@@ -28,7 +24,6 @@ from mspgt_lens.theory.judging import (
 from mspgt_lens.theory.verdicts import ModelResults
 
 SHAPES = ("covariance", "isotropic")
-_LOG_SLOPE = "Logarithm of the initial slope of KL over the squared noise level."
 
 
 def brittleness_between_families(shape: str, *, ratio: float = 10.0) -> Prediction:
@@ -169,8 +164,13 @@ def order(*, gap: float = 0.05) -> Prediction:
     """
 
     def find(results: Sequence[ModelResults]) -> Finding:
-        found = [[half_depth(r.profile.predicted[s]) for s in SCALES] for r in results if _bands(r)]
-        known = np.array([[e.value for e in row if e] for row in found if all(row)]).reshape(-1, 3)
+        halves = [
+            [r.profile.predicted[scale].half_depth() for scale in SCALES]
+            for r in results
+            if _bands(r)
+        ]
+        known = np.array([[e.value for e in row if e] for row in halves if all(row)])
+        known = known.reshape(-1, len(SCALES))
         estimate: Interval | float | None = None
         words = f"{len(known)} of {len(results)} models have all three curves above 0"
         short = too_few(len(known), MIN_MODELS, "models with all three curves above 0")
@@ -208,77 +208,6 @@ def order(*, gap: float = 0.05) -> Prediction:
     )
 
 
-@in_own_state
-def log_brittleness(
-    brittle: Brittleness, mode: Mode = "per_block"
-) -> dict[str, dict[str, Estimate]]:
-    """Logarithms of every segment's initial slope, for ``ModelResults.brittleness``.
-
-    Intervals are jackknifed over groups, in logarithms, so that they stay above 0 as slopes do.
-
-    Args:
-        brittle: From :func:`~mspgt_lens.measure_brittleness`.
-        mode: Noise in one block at a time, or in the whole segment at equal energy.
-
-    Returns:
-        Noise shape to segment to its estimate.
-
-    Raises:
-        ValueError: If a segment does not respond to noise at all.
-    """
-    found: dict[str, dict[str, Estimate]] = {}
-    for shape in brittle.shapes:
-        for segment in brittle.segments:
-            slopes = brittle.slopes(segment, shape, mode)
-            without = (slopes.sum() - slopes) / (len(slopes) - 1)
-            if not (without > 0).all():
-                raise ValueError(
-                    f"brittle: segment {segment!r} of {brittle.model_name} does not respond to "
-                    f"{shape} noise at level {brittle.levels[0]:g} beyond rounding, so its "
-                    "brittleness has no logarithm; measure from a higher level on"
-                )
-            value = np.log(slopes.mean())
-            (low,), (high,) = jackknife_interval(np.array([value]), np.log(without)[:, None])
-            found.setdefault(shape, {})[segment] = Estimate(
-                float(value), float(low), float(high), "log nats per squared level", _LOG_SLOPE
-            )
-    return found
-
-
-@in_own_state
-def half_depth(curve: Curve) -> Estimate | None:
-    """The relative depth at which a curve over sites first reaches half its maximum.
-
-    Between sites by straight lines; 0 where the first site has reached it. The interval is the
-    jackknife over folds of groups, kept within 0 and 1.
-
-    Args:
-        curve: Of a profile, over sites, such as ``profile.relevance``.
-
-    Returns:
-        The depth as a share of the model's, or None where the curve cannot be told from 0 or has
-        no values per fold.
-    """
-    if curve.by_fold is None or (curve.low <= 0).all():
-        return None
-    value = _first_half(curve.values)
-    # Folds shift the curve as a whole, so that their weights do not matter here.
-    moved = curve.values - curve.by_fold.mean(axis=0)
-    n_folds = len(curve.by_fold)
-    without = [np.delete(curve.by_fold, k, axis=0).mean(axis=0) + moved for k in range(n_folds)]
-    if any(w.max() <= 0 for w in without):
-        return None
-    folds = np.array([[_first_half(w)] for w in without])
-    (low,), (high,) = jackknife_interval(np.array([value]), folds)
-    return Estimate(
-        value,
-        float(min(max(low, 0.0), value)),
-        float(max(min(high, 1.0), value)),
-        "share of depth",
-        "Relative depth at which the curve first reaches half its maximum.",
-    )
-
-
 def _largest_ratio(logs: Mapping[str, np.ndarray]) -> tuple[str, str, Interval]:
     """The two families farthest apart, and their ratio with an interval for all pairs at once."""
     freedom = sum(len(v) for v in logs.values()) - len(logs)
@@ -300,12 +229,3 @@ def _largest_ratio(logs: Mapping[str, np.ndarray]) -> tuple[str, str, Interval]:
 
 def _bands(results: ModelResults) -> bool:
     return set(SCALES) <= set(results.profile.predicted)
-
-
-def _first_half(values: Float[np.ndarray, " site"]) -> float:
-    half = values.max() / 2
-    site = int(np.argmax(values >= half))
-    if site == 0:
-        return 0.0
-    before, after = values[site - 1], values[site]
-    return float(site - 1 + (half - before) / (after - before)) / (len(values) - 1)

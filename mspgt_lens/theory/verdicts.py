@@ -30,7 +30,7 @@ class ModelResults(Result):
         shuffled_tokens: The partition from shuffled text, or None.
         brittleness: Noise shape (``"covariance"``, ``"isotropic"``) to segment to the logarithm of
             the segment's brittleness with its interval, in the same units for all models (see
-            :func:`~mspgt_lens.theory.log_brittleness`).
+            ``Brittleness.log_brittleness``).
         dissociation: How much more the diagonal of its table of segments by token classes holds
             than both on their own explain (``Dissociation.interaction``), or None.
     """
