@@ -43,7 +43,7 @@ def compare(n_steps: int, every: bool) -> None:
     z, targets, groups = made_data()
     settings = {"n_steps": n_steps, "progress": False}
     start = time.perf_counter()
-    together = ml.fit_hvib_arrays(z, targets, groups, **settings)
+    together = ml.arrays.fit_hvib_arrays(z, targets, groups, **settings)
     batched = time.perf_counter() - start
     n_cells = N_SITES * len(HVIB_BETAS)
     print(f"{n_cells} cells, {n_steps} steps: all at once {batched:.1f} s", flush=True)
@@ -52,7 +52,9 @@ def compare(n_steps: int, every: bool) -> None:
     start, worst = time.perf_counter(), 0.0
     for site, b in chosen:
         betas = HVIB_BETAS[b : b + 1]
-        alone = ml.fit_hvib_arrays(z[site : site + 1], targets, groups, betas=betas, **settings)
+        alone = ml.arrays.fit_hvib_arrays(
+            z[site : site + 1], targets, groups, betas=betas, **settings
+        )
         for (_, _, grid), (_, _, shared) in zip(alone.grids(), together.grids(), strict=True):
             worst = max(worst, abs(grid.values[0, 0] - shared.values[site, b]))
     each = (time.perf_counter() - start) / len(chosen)

@@ -103,7 +103,9 @@ def with_evidence(
 ) -> list[ml.results.ModelResults]:
     """Models whose partitions, and whose twins', say what the boundary test said of some draw."""
 
-    def tested(pool: list[dict[str, Any]], partition: ml.ScalePartition) -> ml.ScalePartition:
+    def tested(
+        pool: list[dict[str, Any]], partition: ml.results.ScalePartition
+    ) -> ml.results.ScalePartition:
         return replace(partition, **pool[rng.integers(len(pool))])
 
     return [

@@ -31,7 +31,7 @@ INK = {"light": ("#ffffff", "#4a4a4e"), "dark": ("#0d1117", "#b4b4ba")}
 
 
 def draw_profile(saved: str) -> None:
-    figure = ml.plot_profile(ml.LayerProfile.load(saved))
+    figure = ml.plot_profile(ml.results.LayerProfile.load(saved))
     height = figure.layout.height
     all_rows = len({axis.domain for axis in figure.select_yaxes()})
     # The README shows the first rows; what scales add and the signals are below the cut.

@@ -1,39 +1,39 @@
 """Multi-Scale Probabilistic Generation Theory for TransformerLens: how layers divide the work.
 
-Prompts and models
-    PromptDataset, PromptPairs, load_passages, load_model, load_demo_model, tasks
+Load a model and text
+    load_model, load_demo_model; PromptDataset, load_passages; PromptPairs (ready-made ones: tasks)
 
-Measure
-    profile_layers, profile_cache, recording, needed_hooks; detect_scales, boundary_signals;
-    fit_hvib
+Measure what layers hold
+    profile_layers, with OFFSET_BANDS for single offsets; profile_cache with needed_hooks, and
+    recording, where you run the model; fit_hvib; mutual_information (more on your own arrays:
+    arrays)
 
-Measure on arrays
-    segment_blocks, mutual_information, bottleneck_frontier, channel_rate, fit_hvib_arrays
+Find the scales
+    detect_scales in a model, segment_blocks in signals of your own
 
 Intervene
-    patch_layers, patch_scales; Perturbation, perturb_scales, measure_brittleness,
-    residual_statistics; classify_tokens, measure_dissociation; generation_effects
+    patch_layers, patch_scales; perturb_scales by a Perturbation, measure_brittleness,
+    residual_statistics for both; classify_tokens, measure_dissociation; generation_effects
 
-Test the theory
-    analyze, evaluate_predictions, compare_models; the rest in studies, theory and synthetic
+Judge the theory
+    analyze one model whole, evaluate_predictions on several; more in studies and theory, and
+    made-up data with known answers in synthetic
 
 See and keep
-    plot_profile, plot_boundaries and all others in plots; write_report; load_result, results
+    plot_profile, plot_boundaries (all others: plots), write_report; load_result (all kinds:
+    results). CannotMeasure is raised where nothing is wrong with the call
 
 Add your own
-    perturbations and predictions: extending
+    perturbations, predictions: extending
 """
 
-from mspgt_lens import extending, plots, results, studies, synthetic, theory
-from mspgt_lens.estimates import CannotMeasure, Curve, Estimate
+from mspgt_lens import arrays, extending, plots, results, studies, synthetic, theory
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.estimators.interface import mutual_information
 from mspgt_lens.generation.writing import generation_effects
-from mspgt_lens.hvib.probe import fit_hvib, fit_hvib_arrays
-from mspgt_lens.information.bottleneck import bottleneck_frontier
-from mspgt_lens.information.channel import channel_rate
+from mspgt_lens.hvib.probe import fit_hvib
 from mspgt_lens.models import needed_hooks
 from mspgt_lens.models.loading import load_demo_model, load_model
-from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching import tasks
 from mspgt_lens.patching.layers import patch_layers
 from mspgt_lens.patching.pairs import PromptPairs
@@ -47,40 +47,30 @@ from mspgt_lens.perturbation.residuals import residual_statistics
 from mspgt_lens.plots import plot_boundaries, plot_profile
 from mspgt_lens.profile.layers import profile_cache, profile_layers
 from mspgt_lens.profile.recording import recording
-from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import PromptDataset, load_passages
 from mspgt_lens.report.writing import write_report
 from mspgt_lens.results import load_result
-from mspgt_lens.scales.detection import boundary_signals, detect_scales
+from mspgt_lens.scales.detection import detect_scales
 from mspgt_lens.scales.segments import segment_blocks
-from mspgt_lens.studies import analyze, compare_models
-from mspgt_lens.targets import DEFAULT_BANDS, OFFSET_BANDS
+from mspgt_lens.studies import analyze
+from mspgt_lens.targets import OFFSET_BANDS
 from mspgt_lens.theory import evaluate_predictions
 
 __version__ = "0.3.0"
 
 __all__ = [
-    "DEFAULT_BANDS",
     "OFFSET_BANDS",
     "CannotMeasure",
-    "Curve",
-    "Estimate",
-    "LayerProfile",
     "Perturbation",
     "PromptDataset",
     "PromptPairs",
-    "ScalePartition",
     "analyze",
-    "bottleneck_frontier",
-    "boundary_signals",
-    "channel_rate",
+    "arrays",
     "classify_tokens",
-    "compare_models",
     "detect_scales",
     "evaluate_predictions",
     "extending",
     "fit_hvib",
-    "fit_hvib_arrays",
     "generation_effects",
     "load_demo_model",
     "load_model",

@@ -1,5 +1,6 @@
 """What of one's own can be added, and what it is made of; CONTRIBUTING.md shows how."""
 
+from mspgt_lens.estimates import Estimate
 from mspgt_lens.models import Edit
 from mspgt_lens.perturbation.draws import Ask, Draws
 from mspgt_lens.perturbation.registry import PerturbationKind, register_perturbation
@@ -9,6 +10,7 @@ __all__ = [
     "Ask",
     "Draws",
     "Edit",
+    "Estimate",
     "Finding",
     "PerturbationKind",
     "Prediction",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mspgt_lens import Curve, LayerProfile
+from mspgt_lens.results import Curve, LayerProfile
 from mspgt_lens.targets import DEFAULT_BANDS
 
 

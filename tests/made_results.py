@@ -32,7 +32,7 @@ def made_results() -> dict[str, Result]:
         for number, one in enumerate(ml.synthetic.synthetic_models(2, 4))
     ]
     verdicts = ml.evaluate_predictions(models)
-    comparison = ml.compare_models(models)
+    comparison = ml.studies.compare_models(models)
     depths = np.array([one.partition.n_layers for one in models])
     placed = np.array([one.partition.boundaries for one in models])
     assert comparison.shares is not None
@@ -41,7 +41,7 @@ def made_results() -> dict[str, Result]:
     classes = made_classes(rng)
     made = [
         profile.compression,
-        ml.Estimate(1.0, 0.5, float("inf"), "nats", f"What {HOSTILE} is.", 0.04, NOTES),
+        ml.results.Estimate(1.0, 0.5, float("inf"), "nats", f"What {HOSTILE} is.", 0.04, NOTES),
         profile.frontier(3, "local"),
         made_fit(rng),
         made_fit(rng).distortion,
@@ -82,7 +82,7 @@ def made_results() -> dict[str, Result]:
     return {type(one).__name__: one for one in made}
 
 
-def made_partition() -> ml.ScalePartition:
+def made_partition() -> ml.results.ScalePartition:
     """Of 12 blocks, in a deviation of 1."""
     signals = ml.synthetic.synthetic_signals(12, 3, seed=1).signals
     found = ml.segment_blocks(signals, names=["a", "b", HOSTILE], n_draws=99, n_bootstraps=20)

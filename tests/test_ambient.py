@@ -168,10 +168,10 @@ CALLS = {
             progress=False,
         ).profile
     ),
-    "bottleneck_frontier": lambda t: ml.bottleneck_frontier(*t.rows),
-    "boundary_signals": lambda t: ml.boundary_signals(t["profile_layers"]),
-    "channel_rate": lambda t: ml.channel_rate(np.cov(t.rows[0].T)),
-    "compare_models": lambda t: ml.compare_models(t["synthetic_models"]),
+    "bottleneck_frontier": lambda t: ml.arrays.bottleneck_frontier(*t.rows),
+    "boundary_signals": lambda t: ml.arrays.boundary_signals(t["profile_layers"]),
+    "channel_rate": lambda t: ml.arrays.channel_rate(np.cov(t.rows[0].T)),
+    "compare_models": lambda t: ml.studies.compare_models(t["synthetic_models"]),
     "depth_variation": lambda t: ml.theory.depth_variation(t.depths / t.n_layers[:, None]),
     "detect_scales": lambda t: ml.detect_scales(profile=t["profile_layers"], **DRAWS),
     "emergence": lambda t: ml.studies.emergence(
@@ -181,7 +181,7 @@ CALLS = {
     "fit_hvib": lambda t: ml.fit_hvib(
         t.model, t.prompts, betas=(3.0, 12.0), bands=BANDS, sites=(1, 3), n_steps=20, **QUIET
     ),
-    "fit_hvib_arrays": lambda t: ml.fit_hvib_arrays(
+    "fit_hvib_arrays": lambda t: ml.arrays.fit_hvib_arrays(
         t.rows[:1], {"y": t.rows[1]}, betas=(3.0, 12.0), n_steps=20, **QUIET
     ),
     "fit_water_filling": lambda t: ml.theory.fit_water_filling(t.depths, t.n_layers),
@@ -329,7 +329,7 @@ def test_the_numbers_are_the_same_and_the_state_is_left(things, name, names):
 
 
 def test_every_public_function_is_called_here_and_has_its_own_state():
-    spaces = (ml, ml.plots, ml.results, ml.studies, ml.synthetic, ml.theory)
+    spaces = (ml, ml.arrays, ml.plots, ml.results, ml.studies, ml.synthetic, ml.theory)
     public = {name: getattr(space, name) for space in spaces for name in space.__all__}
     public |= {f"tasks.{name}": getattr(ml.tasks, name) for name in TASKS}
     functions = {name for name, value in public.items() if isinstance(value, FunctionType)}

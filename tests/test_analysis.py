@@ -195,7 +195,7 @@ def test_the_report_of_an_analysis_holds_everything(found, tmp_path):
 def test_models_side_by_side_in_one_report(found, tmp_path):
     other = replace(found, profile=replace(found.profile, model_name="other"))
     results = [found.results, other.results]
-    compared, verdicts = ml.compare_models(results), ml.evaluate_predictions(results)
+    compared, verdicts = ml.studies.compare_models(results), ml.evaluate_predictions(results)
     html = ml.write_report(tmp_path / "report.html", compared, verdicts).read_text()
     assert "2 models: the theory&#39;s predictions, measured" in html
     assert "Models side by side" in html

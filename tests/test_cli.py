@@ -70,7 +70,7 @@ def test_profile_writes_report_and_profile(tiny_by_name, texts, tmp_path, capsys
     assert str(out) in shown
     assert "predicted global" in shown
     assert out.read_text().startswith("<!DOCTYPE html>")
-    profile = ml.LayerProfile.load(saved)
+    profile = ml.results.LayerProfile.load(saved)
     assert (profile.n_groups, profile.n_layers) == (30, 4)
 
 
@@ -88,7 +88,7 @@ def test_scales_prints_the_partition_and_writes_its_figures(tmp_path, capsys):
     ):
         assert words in shown
     assert "Scale boundaries" in out.read_text()
-    assert ml.ScalePartition.load(found).boundaries == (3, 7)
+    assert ml.results.ScalePartition.load(found).boundaries == (3, 7)
     assert cli.main(["scales", "made/up", *files, "--control", "random_weights"]) == 2
     assert "leave out --control" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ def results():
 
 @pytest.fixture(scope="module")
 def comparison(results):
-    return ml.compare_models(results)
+    return ml.studies.compare_models(results)
 
 
 def test_tables_hold_what_was_measured(results, comparison):
@@ -91,7 +91,7 @@ def test_saved_and_loaded(comparison, tmp_path):
 def test_one_bare_model_is_enough(tmp_path):
     (one,) = ml.synthetic.synthetic_models(1, 1)
     bare = replace(one, family=None, n_parameters=None, brittleness={})
-    compared = ml.compare_models([bare])
+    compared = ml.studies.compare_models([bare])
     assert compared.shares is None
     assert compared.families.empty
     assert compared.brittleness.empty
@@ -100,14 +100,14 @@ def test_one_bare_model_is_enough(tmp_path):
     ).data
     assert len(compared.findings()) == 1
     with pytest.raises(ValueError, match="different names"):
-        ml.compare_models([one, one])
+        ml.studies.compare_models([one, one])
     with pytest.raises(ValueError, match="at least one"):
-        ml.compare_models([])
+        ml.studies.compare_models([])
 
 
 def test_the_summary_says_what_is_not_supported(results):
     unsure = replace(results[0], partition=replace(results[0].partition, n_boundaries=0))
-    first, second = ml.compare_models([unsure, results[1]]).findings()[:2]
+    first, second = ml.studies.compare_models([unsure, results[1]]).findings()[:2]
     assert "not supported" in first
     assert "not supported" not in second
 
@@ -132,7 +132,7 @@ def test_hostile_names_are_shown_as_text(results):
     name = "<script>alert('x')</script>"
     profile = replace(results[0].profile, model_name=name)
     figure = ml.plots.plot_comparison(
-        ml.compare_models([replace(results[0], profile=profile, family=name), *results[1:]])
+        ml.studies.compare_models([replace(results[0], profile=profile, family=name), *results[1:]])
     )
     assert "<script>" not in figure.to_plotly_json()["layout"]["title"]["text"]
     assert not any("<script>" in str(t.name) or "<script>" in str(t.y) for t in figure.data)

@@ -66,7 +66,7 @@ def functions_of(thing):
 
 def returned():
     """Classes of this package that public functions and methods of public classes return."""
-    spaces = (ml, ml.plots, ml.results, ml.studies, ml.synthetic, ml.theory)
+    spaces = (ml, ml.arrays, ml.plots, ml.results, ml.studies, ml.synthetic, ml.theory)
     found, left = set(), [getattr(space, name) for space in spaces for name in space.__all__]
     while left:
         thing = left.pop()
@@ -191,7 +191,7 @@ def test_computing_does_not_import_plotting():
 
 def test_a_long_finding_says_where_the_rest_is():
     @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-    class Long(ml.Estimate):
+    class Long(ml.results.Estimate):
         def findings(self):
             return [f"finding {i} " + "word " * 30 for i in range(40)]
 
@@ -217,7 +217,7 @@ def test_a_report_treats_a_kind_by_its_entry(monkeypatch, tmp_path):
     """A kind from elsewhere is shown by what it says; one entry makes it a section of its own."""
 
     @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-    class Mine(ml.Estimate):
+    class Mine(ml.results.Estimate):
         def heading(self):
             return "My <finding>"
 

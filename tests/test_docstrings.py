@@ -19,6 +19,8 @@ import re
 import textwrap
 import warnings
 from dataclasses import fields, is_dataclass
+from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,8 +39,14 @@ SHOWN = (
     *("patch_layers", "patch_scales"),
     *("Perturbation", "perturb_scales", "measure_brittleness", "classify_tokens"),
     *("measure_dissociation", "residual_statistics", "generation_effects"),
-    *("fit_hvib", "fit_hvib_arrays", "mutual_information", "channel_rate", "bottleneck_frontier"),
-    *("analyze", "compare_models", "evaluate_predictions"),
+    *(
+        "fit_hvib",
+        "arrays.fit_hvib_arrays",
+        "mutual_information",
+        "arrays.channel_rate",
+        "arrays.bottleneck_frontier",
+    ),
+    *("analyze", "studies.compare_models", "evaluate_predictions"),
     *("synthetic.synthetic_models", "theory.fit_water_filling"),
     *("theory.water_fill", "theory.water_fill_whole"),
     *("plot_profile", "plot_boundaries", "write_report"),
@@ -130,7 +138,7 @@ def lacking(function, kind=None):
 
 def test_what_is_public_is_found():
     assert {"profile_layers", "tasks.induction", "theory.water_fill"} <= set(FUNCTIONS)
-    assert {"Curve.to", "results.Analysis.load", "PromptDataset.from_texts"} <= set(METHODS)
+    assert {"results.Curve.to", "results.Analysis.load", "PromptDataset.from_texts"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -159,6 +167,23 @@ def test_what_is_lacking_is_found():
         raise KeyError(second)
 
     assert lacking(silent) == ["second", "Returns", "KeyError"]
+
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = [
+    page
+    for pattern in ("*.md", "docs/*.md", "tutorials/*.ipynb", "benchmarks/*.py")
+    for page in sorted(REPOSITORY.glob(pattern))
+    # It tells of names that are gone.
+    if page.name != "CHANGELOG.md"
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_that_pages_use_exist(page):
+    used = set(re.findall(r"(?<![\w.])ml\.(\w+(?:\.[a-z_]\w*)?)", page.read_text("utf-8")))
+    for name in sorted(used):
+        attrgetter(name)(ml)
 
 
 EXAMPLES = {

@@ -191,7 +191,7 @@ def correlation(z, y, *, groups, seed, reach=0.0):
     """Information of two jointly Gaussian columns, from their correlation."""
     value = -0.5 * np.log(1 - np.corrcoef(z[:, 0], y[:, 0])[0, 1] ** 2)
     warnings = (f"seed {seed}, {len(set(groups.tolist()))} groups",)
-    return ml.Estimate(
+    return ml.results.Estimate(
         value, value - reach, value + reach, "nats", "Of Gaussians.", warnings=warnings
     )
 
@@ -210,7 +210,7 @@ def test_an_estimator_is_a_function():
 def test_an_estimator_gets_labels_and_a_checked_input():
     def labels(z, y, *, groups, seed):
         assert (y == np.arange(60) % 3).all()
-        return ml.Estimate(0.5, 0.4, 0.6, "nats", "Made up.")
+        return ml.results.Estimate(0.5, 0.4, 0.6, "nats", "Made up.")
 
     z = np.random.default_rng(0).standard_normal((60, 2))
     assert ml.mutual_information(z, 10 + np.arange(60) % 3, estimator=labels).value == 0.5

@@ -63,7 +63,7 @@ def gaussian_rows(n: int, correlations: np.ndarray, seed: int) -> tuple[np.ndarr
 def test_frontier_of_rows_is_the_true_one():
     correlations = np.array([0.95, 0.8, 0.5, 0.3])
     betas = np.array([1.0, 1.5, 3.0, 10.0, 100.0])
-    frontier = ml.bottleneck_frontier(*gaussian_rows(10_000, correlations, 0), betas)
+    frontier = ml.arrays.bottleneck_frontier(*gaussian_rows(10_000, correlations, 0), betas)
     rate, relevance = gaussian_frontier(correlations, betas)
     np.testing.assert_allclose(frontier.relevance.values, relevance, rtol=0.05, atol=0.005)
     np.testing.assert_allclose(frontier.rate.values, rate, rtol=0.05, atol=0.02)
@@ -82,14 +82,16 @@ def test_intervals_of_the_frontier_cover():
     _, relevance = gaussian_frontier(correlations, betas)
     told = []
     for seed in range(40):
-        curve = ml.bottleneck_frontier(*gaussian_rows(3000, correlations, seed), betas).relevance
+        curve = ml.arrays.bottleneck_frontier(
+            *gaussian_rows(3000, correlations, seed), betas
+        ).relevance
         told.append((curve.low <= relevance) & (relevance <= curve.high))
     assert np.mean(told) >= 0.9
 
 
 def test_unrelated_rows_have_nothing_to_keep():
     rng = np.random.default_rng(3)
-    frontier = ml.bottleneck_frontier(
+    frontier = ml.arrays.bottleneck_frontier(
         rng.standard_normal((2000, 8)), rng.standard_normal((2000, 4)), [1.0, 10.0, 1000.0]
     )
     assert frontier.relevance.low[-1] <= 0.0
@@ -102,7 +104,7 @@ def test_directions_that_fit_by_chance_keep_nothing():
     z, y = rng.standard_normal((400, 60)), rng.standard_normal((400, 8))
     y[:, 0] = 0.95 * z[:, 0] + np.sqrt(1 - 0.95**2) * y[:, 0]
     truth = -0.5 * np.log1p(-(0.95**2))
-    frontier = ml.bottleneck_frontier(z, y, [1e4])
+    frontier = ml.arrays.bottleneck_frontier(z, y, [1e4])
     assert 0.7 * truth < frontier.relevance.values[0] < 1.1 * truth
 
 
@@ -121,7 +123,7 @@ def test_directions_that_fit_by_chance_keep_nothing():
 )
 def test_wrong_arrays_are_named(z, y, options, message):
     with pytest.raises(ValueError, match=message):
-        ml.bottleneck_frontier(z, y, **options)
+        ml.arrays.bottleneck_frontier(z, y, **options)
 
 
 def test_what_scales_add_sums_to_what_they_tell_together():

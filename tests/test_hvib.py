@@ -53,7 +53,7 @@ def gaussian():
     y = y[:, :6]
     y[:, :4] = RHO * z[:, :4] + np.sqrt(1 - RHO**2) * y[:, :4]
     z, y = z @ rng.standard_normal((8, 8)), y @ rng.standard_normal((6, 6))
-    return ml.fit_hvib_arrays(
+    return ml.arrays.fit_hvib_arrays(
         z[None], {"y": y}, betas=BETAS, batch_size=128, progress=False, seed=1
     )
 
@@ -77,7 +77,9 @@ def test_below_the_first_critical_beta_nothing_is_kept(gaussian):
 
 def test_a_cell_that_finds_nothing_reads_exactly_nothing(signs):
     z, y = signs
-    fit = ml.fit_hvib_arrays(z[None], {"y": y}, betas=(0.5, 1.0), n_steps=200, progress=False)
+    fit = ml.arrays.fit_hvib_arrays(
+        z[None], {"y": y}, betas=(0.5, 1.0), n_steps=200, progress=False
+    )
     assert (fit.best_step == 0).all()
     for name in ("rate", "relevance", "information"):
         np.testing.assert_allclose(getattr(fit, name)["y"].values, 0, atol=1e-6)
@@ -114,7 +116,7 @@ def test_a_product_of_signs_is_found(signs):
     z, y = signs
     linear = np.corrcoef(np.concatenate([z, y], axis=1).T)[-1, :-1]
     assert np.abs(linear).max() < 0.03
-    fit = ml.fit_hvib_arrays(z[None], {"y": y}, betas=(8.0, 50.0), progress=False)
+    fit = ml.arrays.fit_hvib_arrays(z[None], {"y": y}, betas=(8.0, 50.0), progress=False)
     best = fit.information["y"].values.max()
     assert best > 0.8 * sign_information()
     assert (fit.information["y"].low < sign_information()).all()
@@ -126,7 +128,9 @@ def test_shuffled_pairs_tell_nothing(signs):
     z, y = signs
     y = np.random.default_rng(1).permutation(y)
     with pytest.warns(UserWarning, match="relevance at scale 'y' cannot be told from 0"):
-        fit = ml.fit_hvib_arrays(z[None], {"y": y}, betas=(2.0, 50.0), n_steps=300, progress=False)
+        fit = ml.arrays.fit_hvib_arrays(
+            z[None], {"y": y}, betas=(2.0, 50.0), n_steps=300, progress=False
+        )
     assert (fit.relevance["y"].low <= 0).all()
     assert (fit.information["y"].low <= 0).all()
     assert (fit.relevance["y"].values < 0.01).all()
@@ -139,10 +143,10 @@ def test_what_a_group_shares_is_no_information():
     z = rng.standard_normal((60, 4))[group] + 0.01 * rng.standard_normal((2400, 4))
     y = rng.standard_normal((60, 2))[group] + 0.01 * rng.standard_normal((2400, 2))
     settings = {**QUICK, "n_steps": 600, "progress": False}
-    fit = ml.fit_hvib_arrays(z[None], {"y": y}, group, **settings)
+    fit = ml.arrays.fit_hvib_arrays(z[None], {"y": y}, group, **settings)
     assert (fit.relevance["y"].low <= 0).all()
     assert fit.relevance["y"].values.max() < 0.1
-    alone = ml.fit_hvib_arrays(z[None], {"y": y}, **settings)
+    alone = ml.arrays.fit_hvib_arrays(z[None], {"y": y}, **settings)
     assert alone.relevance["y"].values.max() > 0.2
 
 
@@ -438,13 +442,13 @@ def test_wrong_arguments_are_named(tiny, change, message):
 )
 def test_wrong_arrays_are_named(z, y, message):
     with pytest.raises(ValueError, match=message):
-        ml.fit_hvib_arrays(z, {"y": y}, progress=False)
+        ml.arrays.fit_hvib_arrays(z, {"y": y}, progress=False)
 
 
 def test_divergence_is_an_error(signs):
     z, y = signs
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        ml.fit_hvib_arrays(
+        ml.arrays.fit_hvib_arrays(
             z[None, :200],
             {"y": y[:200]},
             **QUICK,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gaussian import N_FOLDS, moments_of
 
-from mspgt_lens import channel_rate
+from mspgt_lens.arrays import channel_rate
 from mspgt_lens.information.channel import pooled_scale, site_statistics
 from mspgt_lens.information.ridge import FoldSums
 

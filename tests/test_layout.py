@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import typing
 from pathlib import Path
 
@@ -38,12 +39,15 @@ ORDER = [
     "theory",
     "studies",
     "synthetic",
+    "arrays",
     "extending",
     "plots",
     "report",
     "results",
     "cli",
 ]
+# What one takes in at a glance.
+MOST_NAMES = 36
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -91,6 +95,16 @@ def test_every_name_that_is_exported_is_listed():
     }
     assert names == set(mspgt_lens.__all__)
     assert not [name for name in names if name.startswith("test_")]
+
+
+def test_the_top_level_can_be_surveyed():
+    """Few names, each grouped in the docstring by what one wants to do."""
+    rooms = {name for name in mspgt_lens.__all__ if inspect.ismodule(getattr(mspgt_lens, name))}
+    names = set(mspgt_lens.__all__) - rooms
+    assert len(names) <= MOST_NAMES
+    assert mspgt_lens.__doc__ is not None
+    grouped = set(re.findall(r"\w+", mspgt_lens.__doc__))
+    assert set(mspgt_lens.__all__) - grouped == set()
 
 
 def annotated(module):

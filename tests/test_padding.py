@@ -67,7 +67,7 @@ def cache_of(model: Any, tokens: Tensor, mask: Tensor | None = None) -> Any:
     return cache
 
 
-def assert_same(one: ml.LayerProfile, other: ml.LayerProfile) -> None:
+def assert_same(one: ml.results.LayerProfile, other: ml.results.LayerProfile) -> None:
     for name in ("compression", "relevance"):
         a, b = getattr(one, name).values, getattr(other, name).values
         assert np.allclose(a, b, rtol=1e-3, atol=1e-3), name

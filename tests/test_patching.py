@@ -272,9 +272,9 @@ def test_patching_every_position_of_the_residual_gives_the_clean_run(
     np.testing.assert_allclose(noise.effect, 0.0, atol=1e-4)
 
 
-def three_segments(n_layers: int = N_LAYERS) -> ml.ScalePartition:
+def three_segments(n_layers: int = N_LAYERS) -> ml.results.ScalePartition:
     quarter = n_layers // 4
-    return ml.ScalePartition(
+    return ml.results.ScalePartition(
         model_name="made up",
         n_layers=n_layers,
         boundaries=(quarter, n_layers - quarter),

@@ -256,8 +256,8 @@ def test_a_missing_group_is_named_wherever_arrays_are_given(label: Any) -> None:
     groups = [*range(39), label]
     given: list[Callable[[], Any]] = [
         lambda: ml.mutual_information(z, z, groups=groups),
-        lambda: ml.bottleneck_frontier(z, z, groups=groups),
-        lambda: ml.fit_hvib_arrays(z[None], {"local": z}, groups, progress=False),
+        lambda: ml.arrays.bottleneck_frontier(z, z, groups=groups),
+        lambda: ml.arrays.fit_hvib_arrays(z[None], {"local": z}, groups, progress=False),
     ]
     for make in given:
         with pytest.raises(ValueError, match=r"groups must label.*index 39 has"):

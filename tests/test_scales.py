@@ -77,7 +77,7 @@ def test_steps_in_a_profile_are_found(partition):
 
 
 def test_signals_are_changes_of_curves_and_the_block_signals(stepped):
-    table = ml.boundary_signals(stepped)
+    table = ml.arrays.boundary_signals(stepped)
     assert table.shape == (24, 14)
     assert np.allclose(table["compression, change"], np.diff(stepped.compression.values))
     assert np.allclose(
@@ -108,7 +108,7 @@ def test_curves_that_touch_zero_enter_without_a_logarithm(stepped):
     shift = low.values.min() + 0.01
     crossing = replace(low, values=low.values - shift, low=low.low - shift, high=low.high - shift)
     changed = replace(stepped, retained=dict(stepped.retained) | {"local": crossing})
-    assert "retained local, change" in ml.boundary_signals(changed)
+    assert "retained local, change" in ml.arrays.boundary_signals(changed)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -174,15 +174,15 @@ def test_profiles_without_folds_say_what_is_missing():
 
 def test_partitions_survive_saving(partition, tmp_path):
     path = partition.save(tmp_path / "folder" / "found")
-    assert ml.ScalePartition.load(path) == partition
+    assert ml.results.ScalePartition.load(path) == partition
     with pytest.raises(ValueError, match="must hold a LayerProfile"):
-        ml.LayerProfile.load(path)
+        ml.results.LayerProfile.load(path)
     with pytest.raises(FileNotFoundError, match="no saved ScalePartition"):
-        ml.ScalePartition.load(tmp_path / "other")
+        ml.results.ScalePartition.load(tmp_path / "other")
     other = tmp_path / "x.npz"
     other.write_bytes(b"something else")
     with pytest.raises(ValueError, match="not a saved ScalePartition"):
-        ml.ScalePartition.load(other)
+        ml.results.ScalePartition.load(other)
 
 
 def test_partition_as_a_table(partition):
@@ -302,4 +302,4 @@ def test_controls_are_told_by_a_field_not_by_a_name(stepped, partition, tmp_path
     assert ml.detect_scales(profile=profile, n_draws=99, n_bootstraps=20).control == (
         "shuffled_tokens"
     )
-    assert ml.LayerProfile.load(profile.save(tmp_path / "p")).control == "shuffled_tokens"
+    assert ml.results.LayerProfile.load(profile.save(tmp_path / "p")).control == "shuffled_tokens"

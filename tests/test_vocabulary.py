@@ -13,7 +13,17 @@ import pytest
 import mspgt_lens as ml
 
 ROOT = Path(ml.__file__).parent
-NAMESPACES = (ml, ml.extending, ml.plots, ml.results, ml.studies, ml.synthetic, ml.tasks, ml.theory)
+NAMESPACES = (
+    ml,
+    ml.arrays,
+    ml.extending,
+    ml.plots,
+    ml.results,
+    ml.studies,
+    ml.synthetic,
+    ml.tasks,
+    ml.theory,
+)
 # What comes first, in this order, where a function takes it.
 LEADING = (
     ("model",),

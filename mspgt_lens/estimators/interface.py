@@ -71,7 +71,7 @@ def mutual_information(
             another. Folds, intervals and nulls keep groups whole. Each sample is its own by
             default.
         estimator: One of the names above, or a function of one's own: called as ``(z, y, *,
-            groups, seed, **options)``, it returns an :class:`~mspgt_lens.Estimate` in nats. Its z
+            groups, seed, **options)``, it returns an ``extending.Estimate`` in nats. Its z
             ``[sample, d_z]`` and y ``[sample, d_y]`` are checked, with columns of zero mean and
             unit variance; labels (y) and groups are whole numbers from 0, ``[sample]``.
         seed: Decides folds, initial weights and batches.

@@ -177,7 +177,7 @@ def fit_hvib_arrays(
 
     Example:
         >>> z = np.random.default_rng(0).standard_normal((1, 300, 4))
-        >>> fit = ml.fit_hvib_arrays(z, {"local": z[0, :, :1]}, betas=[50.0], n_steps=20)
+        >>> fit = ml.arrays.fit_hvib_arrays(z, {"local": z[0, :, :1]}, betas=[50.0], n_steps=20)
         >>> fit.total_rate["local"].values.shape  # site, beta
         (1, 1)
     """

@@ -51,7 +51,7 @@ def bottleneck_frontier(
     Example:
         >>> rng = np.random.default_rng(0)
         >>> z = rng.standard_normal((500, 2))
-        >>> frontier = ml.bottleneck_frontier(z, z[:, :1] + rng.standard_normal((500, 1)))
+        >>> frontier = ml.arrays.bottleneck_frontier(z, z[:, :1] + rng.standard_normal((500, 1)))
         >>> frontier.relevance_at(1.0)  # nats that one nat about z keeps of y
         Estimate: ... nats (... to ...)
         ...

@@ -35,7 +35,7 @@ def channel_rate(covariance: Float[np.ndarray, "d d"], noise: float = 0.1) -> fl
         ValueError: If the covariance is not a covariance, or the noise is not positive.
 
     Example:
-        >>> float(round(ml.channel_rate(np.eye(2), noise=1.0), 4))  # log 2
+        >>> float(round(ml.arrays.channel_rate(np.eye(2), noise=1.0), 4))  # log 2
         0.6931
     """
     matrix = np.asarray(covariance, dtype=np.float64)

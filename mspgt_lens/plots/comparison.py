@@ -36,7 +36,7 @@ def plot_comparison(comparison: Comparison) -> go.Figure:
     model's data do not support as such. Shaded bands and bars are 95% intervals.
 
     Args:
-        comparison: From :func:`~mspgt_lens.compare_models`.
+        comparison: From :func:`~mspgt_lens.studies.compare_models`.
 
     Returns:
         The figure; nothing is shown.

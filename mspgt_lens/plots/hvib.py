@@ -35,7 +35,7 @@ def plot_hvib(fit: HvibFit, *, unit: Unit = "nats") -> go.Figure:
     the probe read each scale at its own tap, there is one path per panel.
 
     Args:
-        fit: From :func:`~mspgt_lens.fit_hvib` or :func:`~mspgt_lens.fit_hvib_arrays`.
+        fit: From :func:`~mspgt_lens.fit_hvib` or :func:`~mspgt_lens.arrays.fit_hvib_arrays`.
         unit: ``"nats"`` or ``"bits"``, of both axes.
 
     Returns:

@@ -143,7 +143,7 @@ def compare_models(results: Iterable[ModelResults]) -> Comparison:
         ValueError: If there are none, or two of the same name.
 
     Example:
-        >>> comparison = ml.compare_models(ml.synthetic.synthetic_models(2, 3))
+        >>> comparison = ml.studies.compare_models(ml.synthetic.synthetic_models(2, 3))
         >>> len(comparison.models)
         6
     """

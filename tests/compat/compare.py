@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mspgt_lens import Curve, LayerProfile
+from mspgt_lens.results import Curve, LayerProfile
 
 # Relative to the curve's largest absolute value; float32 forward passes differ by less.
 TOLERANCE = 1e-3

@@ -25,7 +25,7 @@ TASK = {task.name: task for task in TASKS}
 TRAINED = ("vib", "infonce")
 
 
-def estimate(estimator: str, z, y, *, groups=None, seed: int = 0) -> ml.Estimate:
+def estimate(estimator: str, z, y, *, groups=None, seed: int = 0) -> ml.results.Estimate:
     """The estimate, whose warnings the caller reads from the result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -266,10 +266,10 @@ def test_the_channel_rate_is_not_below_what_gets_through():
     rng = np.random.default_rng(0)
     source = np.sign(rng.standard_normal(2000))
     received = source + np.sqrt(0.1) * rng.standard_normal(2000)
-    rate = ml.channel_rate(np.array([[source.var()]]), 0.1)
+    rate = ml.arrays.channel_rate(np.array([[source.var()]]), 0.1)
     labels = (source > 0).astype(int)
     assert estimate("ksg", received, labels).high < rate
-    assert task.truth < ml.channel_rate(np.eye(1), 1.0)
+    assert task.truth < ml.arrays.channel_rate(np.eye(1), 1.0)
 
 
 def test_student_truths_agree_with_scipy():
