@@ -36,6 +36,9 @@ class Curve(Result):
         guarantee: One sentence: what the number is, and what it bounds.
         by_fold: What each fold of groups says on its own (a jackknife pseudo-value where the
             quantity is not a mean), shape ``[fold, point]``; None where that is not known.
+
+    Raises:
+        ValueError: If an array is no finite vector, lengths differ, or an interval lacks its value.
     """
 
     values: Float[np.ndarray, " point"]
