@@ -24,7 +24,7 @@ See and keep
     results). CannotMeasure is raised where nothing is wrong with the call
 
 Add your own
-    perturbations, predictions: extending
+    signals, perturbations, predictions, estimators: extending
 """
 
 from mspgt_lens import arrays, extending, plots, results, studies, synthetic, theory

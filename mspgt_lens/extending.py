@@ -4,16 +4,20 @@ from mspgt_lens.estimates import Estimate
 from mspgt_lens.models import Edit
 from mspgt_lens.perturbation.draws import Ask, Draws
 from mspgt_lens.perturbation.registry import PerturbationKind, register_perturbation
+from mspgt_lens.signals import SIGNALS, BlockRows, Signal
 from mspgt_lens.theory.judging import Finding, Prediction, over_models
 
 __all__ = [
+    "SIGNALS",
     "Ask",
+    "BlockRows",
     "Draws",
     "Edit",
     "Estimate",
     "Finding",
     "PerturbationKind",
     "Prediction",
+    "Signal",
     "over_models",
     "register_perturbation",
 ]

@@ -7,7 +7,7 @@ grow with the number of prompts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from mspgt_lens.moments import (
     merge_samples,
 )
 from mspgt_lens.prompts import Prompt, stack_rows
+from mspgt_lens.signals import BlockRows, Signal
 from mspgt_lens.targets import BatchTargets, batch_targets, masked_targets
 
 # Share of an encoder's ordinary tokens that are hidden from it, as in its training.
@@ -118,7 +119,7 @@ def calibrate(plan: MomentPlan, adapter: ModelAdapter, batch: FoldBatch) -> Refe
     Raises:
         ValueError: If the batch has no valid position.
     """
-    reader = BatchReader(plan, adapter, batch, None)
+    reader = BatchReader(replace(plan, signals=()), adapter, batch, None)
     if not reader.n_valid:
         raise CannotMeasure(
             "the first prompts have no valid position to calibrate on: they are shorter than "
@@ -145,8 +146,8 @@ class BatchReader:
         # Rows in one order everywhere: first those that are read, then the rest.
         self.index = torch.cat([torch.nonzero(self.targets.read), torch.nonzero(rest)])
         self.n_read, self.n_valid = int(self.targets.read.sum()), len(self.index)
-        self.prompt, position = self.index.to(device).unbind(dim=1)
-        self.flat = self.prompt * batch.tokens.shape[1] + position
+        self.prompt, self.position = self.index.to(device).unbind(dim=1)
+        self.flat = self.prompt * batch.tokens.shape[1] + self.position
         self.valid = self.targets.valid.to(device)
         special = torch.tensor(sorted(adapter.special_ids), dtype=torch.long)
         self.ordinary = (batch.mask & ~torch.isin(batch.tokens, special)).to(device)
@@ -156,6 +157,8 @@ class BatchReader:
         self.priority = np.zeros(0, dtype=np.uint64)
         self.previous: tuple[Tensor, Tensor] | None = None
         self.span, self.entropy, self.n_attended, self.update = np.zeros((4, adapter.n_layers))
+        self.per_row = np.zeros((len(plan.per_row), adapter.n_layers))
+        self.attended: Tensor | None = None
 
     def choose_sample(self, so_far: Sample) -> None:
         """Choose the rows whose priority can still enter the sample."""
@@ -177,7 +180,8 @@ class BatchReader:
     def run(self) -> None:
         """Take everything from the model."""
         if self.n_valid:
-            self.adapter.run(self.tokens, self.batch.mask, self.on_site, self.on_pattern)
+            on_pattern = self.on_pattern if self.plan.needs_patterns else None
+            self.adapter.run(self.tokens, self.batch.mask, self.on_site, on_pattern)
 
     def sample(self) -> Sample:
         """The chosen rows, once they are read."""
@@ -206,6 +210,9 @@ class BatchReader:
             before, length_before = self.previous
             change = (raw - before).norm(dim=1) / length_before
             self.update[site - 1] = float(change.double().sum())
+            for index, signal in enumerate(self.plan.per_row.values()):
+                values = self._values(signal, site - 1, before, raw)
+                self.per_row[index, site - 1] = float(values.double().sum())
         self.previous = raw, length
         rows = self.adapter.normalize(raw)
         self.sampled.append(rows[torch.from_numpy(self.chosen).to(rows.device)].cpu())
@@ -217,11 +224,13 @@ class BatchReader:
         self.rows.append(rows)
 
     def on_pattern(self, block: int, pattern: Float[Tensor, "prompt head query key"]) -> None:
-        """Add the span and the entropy of every query of one block."""
+        """Add the span and the entropy of every query of one block; before the site after it."""
         if not self.n_valid:
             return
         n_keys = pattern.shape[3]
         pattern = pattern.detach()
+        if any(signal.patterns for signal in self.plan.per_row.values()):
+            self.attended = _at_least_float32(pattern[self.prompt, :, self.position])
         keys = torch.arange(n_keys, device=pattern.device, dtype=torch.float32)
         keys = keys.to(_at_least_float32(pattern[:0]).dtype)
         apart = (keys[:, None] - keys).abs() if self.plan.masked else None
@@ -244,6 +253,35 @@ class BatchReader:
         self.span[block] += float(distance[counted].double().sum())
         self.entropy[block] += float(entropy[counted].double().sum())
         self.n_attended[block] += int(counted.sum())
+
+    def _values(
+        self, signal: Signal, block: int, before: Tensor, after: Tensor
+    ) -> Float[Tensor, " row"]:
+        """What a signal of rows says of each of one block's."""
+        assert callable(signal.of)
+        attended = self.attended if signal.patterns else None
+        # Copies: whatever the function does, other signals are computed from what the model gave.
+        rows = BlockRows(
+            block=block,
+            before=before.clone(),
+            after=after.clone(),
+            position=self.position.clone(),
+            pattern=None if attended is None else attended.clone(),
+        )
+        values: object = signal.of(rows)
+        if not isinstance(values, Tensor) or values.shape != self.position.shape:
+            given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"signal {signal.name!r} must give one number per row, a tensor of shape "
+                f"{tuple(self.position.shape)}, got {given}"
+            )
+        if not bool(torch.isfinite(values).all()):
+            bad = int(self.prompt[~torch.isfinite(values)][0])
+            raise FloatingPointError(
+                f"signal {signal.name!r} is NaN or infinite at block {block}, first in prompt "
+                f"{self.batch.numbers[bad]}; let its function give a number at every position"
+            )
+        return values
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -332,6 +370,7 @@ def _reduce(moments: Moments, reference: Reference, reader: BatchReader) -> None
     moments.entropy[fold] += reader.entropy
     moments.n_attended[fold] += reader.n_attended
     moments.update[fold] += reader.update
+    moments.per_row[fold] += reader.per_row
     moments.sample = merge_samples(moments.sample, reader.sample(), in_place=True)
 
 

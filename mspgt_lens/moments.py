@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt
 from torch import Tensor
 
 from mspgt_lens.models import ModelAdapter
+from mspgt_lens.signals import SIGNALS, Signal
 from mspgt_lens.targets import token_features
 
 Coordinates = Literal["standardized", "raw"]
@@ -38,6 +39,7 @@ class MomentPlan:
         features: Features of every token, shape ``[vocab, feature]``.
         masked: Whether the model predicts hidden tokens, not the next one: then only hidden
             positions are read, and the lens is fitted on them alone.
+        signals: The signals of blocks.
     """
 
     bands: Mapping[str, tuple[int, int]]
@@ -48,6 +50,17 @@ class MomentPlan:
     coordinates: Coordinates
     features: Float[Tensor, "vocab feature"]
     masked: bool = False
+    signals: tuple[Signal, ...] = tuple(SIGNALS.values())
+
+    @property
+    def needs_patterns(self) -> bool:
+        """Whether a signal is computed from attention patterns."""
+        return any(signal.needs_patterns for signal in self.signals)
+
+    @property
+    def per_row(self) -> dict[str, Signal]:
+        """Signals that are means of a function of rows, by name."""
+        return {signal.name: signal for signal in self.signals if callable(signal.of)}
 
     @property
     def n_columns(self) -> int:
@@ -136,6 +149,7 @@ class Moments:
         self.entropy = np.zeros((n_folds, n_layers))
         self.n_attended = np.zeros((n_folds, n_layers))
         self.update = np.zeros((n_folds, n_layers))
+        self.per_row = np.zeros((n_folds, len(plan.per_row), n_layers))
         self.sample = Sample(
             priority=np.zeros(0, dtype=np.uint64),
             rows=(),
@@ -166,6 +180,7 @@ class Moments:
         "entropy",
         "n_attended",
         "update",
+        "per_row",
     )
 
     @property
@@ -205,13 +220,14 @@ def plan_moments(
     seed: int,
     max_width: int = MAX_WIDTH,
     coordinates: Coordinates = "standardized",
+    signals: Sequence[Signal] = tuple(SIGNALS.values()),
 ) -> MomentPlan:
     """The plan for one model and data set.
 
     Args:
         adapter: The model.
         counts: How often each token occurs in the data set as ordinary text.
-        bands, n_folds, skip_first, seed, coordinates: See :class:`MomentPlan`.
+        bands, n_folds, skip_first, seed, coordinates, signals: See :class:`MomentPlan`.
         max_width: Residuals wider than this are projected.
     """
     return MomentPlan(
@@ -223,6 +239,7 @@ def plan_moments(
         coordinates=coordinates,
         features=token_features(adapter.embedding(), counts, N_FEATURES),
         masked=adapter.mask_id is not None,
+        signals=tuple(signals),
     )
 
 

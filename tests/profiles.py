@@ -17,6 +17,7 @@ from mspgt_lens.models import as_adapter
 from mspgt_lens.moments import Moments, plan_moments
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Prompt
+from mspgt_lens.signals import SIGNALS, BlockRows, Signal
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*more groups of text are needed:UserWarning"),
@@ -141,6 +142,21 @@ def broken_late(value: float, index: int) -> tuple[Any, list[list[int]]]:
     return model, prompts
 
 
+def lengths(rows: BlockRows) -> Tensor:
+    """A signal of one's own: how long the residual is after the block."""
+    return rows.after.norm(dim=1)
+
+
+LENGTH = Signal(
+    name="length",
+    unit="lengths",
+    guarantee="Length of the residual after the block.",
+    title="Length",
+    sentence="{value}",
+    of=lengths,
+)
+
+
 def gather(
     model: Any, tokens: Any, first: Moments | None = None, max_width: int = 1024, seed: int = 0
 ) -> Moments:
@@ -156,6 +172,7 @@ def gather(
             skip_first=4,
             seed=seed,
             max_width=max_width,
+            signals=(*SIGNALS.values(), LENGTH),
         )
     else:
         plan = first.plan

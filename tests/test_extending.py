@@ -22,9 +22,6 @@ from mspgt_lens.extending import (
 )
 from mspgt_lens.perturbation import registry
 from mspgt_lens.perturbation.matching import match_strengths
-from mspgt_lens.plots import profile as profile_plot
-from mspgt_lens.profile import curves
-from mspgt_lens.profile.signals import SIGNALS, Signal
 
 
 class Shrink(PerturbationKind):
@@ -274,28 +271,3 @@ def test_a_method_that_places_no_boundaries_says_why():
             ml.detect_scales(profile=profile, method=lambda signals: places, **DRAWS)  # noqa: B023
     with pytest.raises(ValueError, match=r"one of fused, .*, or a function, got 'jumps'"):
         ml.detect_scales(profile=profile, method="jumps")
-
-
-@pytest.mark.filterwarnings("ignore:predicted information")
-def test_a_signal_in_the_table_is_gathered_drawn_and_explained(tiny, monkeypatch):
-    again = Signal(
-        name="update_again",
-        unit="times",
-        guarantee="The update ratio under another name.",
-        title="Update, again",
-        sentence="the update is {value} the residual, again",
-        of="update",
-        over="n_valid",
-    )
-    for module in (curves, profile_plot):
-        monkeypatch.setattr(module, "SIGNALS", {**SIGNALS, again.name: again})
-    prompts = ml.PromptDataset.from_tokens(random_tokens(20, 40), groups=list(range(20)))
-    profile = ml.profile_layers(tiny("llama"), prompts, bands={"near": (1, 4)}, progress=False)
-    assert list(profile.signals) == [*SIGNALS, "update_again"]
-    found, ratio = profile.signals["update_again"], profile.signals["update_ratio"]
-    assert np.array_equal(found.values, ratio.values)
-    assert np.array_equal(found.by_fold, ratio.by_fold)
-    assert (found.unit, found.guarantee) == (again.unit, again.guarantee)
-    drawn = ml.plot_profile(profile).to_json()
-    assert "Update, again" in drawn
-    assert "times the residual, again" in drawn

@@ -26,6 +26,7 @@ ORDER = [
     "padding",
     "prompts",
     "targets",
+    "signals",
     "moments",
     "gathering",
     "information",

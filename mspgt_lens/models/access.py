@@ -26,7 +26,7 @@ def as_adapter(model: Any) -> ModelAdapter:
 
 
 def cache_reader(
-    adapter: ModelAdapter, cache: Mapping[str, Any]
+    adapter: ModelAdapter, cache: Mapping[str, Any], *, patterns: bool = True
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Residuals of every site and patterns of every block from an ``ActivationCache``.
 
@@ -34,14 +34,15 @@ def cache_reader(
 
     Returns:
         ``(sites, patterns)``: ``L + 1`` tensors ``[prompt, pos, d_model]`` and ``L`` tensors
-        ``[prompt, head, query, key]``.
+        ``[prompt, head, query, key]``; none where ``patterns`` is False.
 
     Raises:
         KeyError: If the cache lacks a needed hook; the message gives the ``names_filter`` to use.
         TypeError: If an entry holds no real numbers.
         ValueError: If an entry's shape is not that of whole prompts, all positions and all heads.
     """
-    needed = adapter.site_hooks + adapter.pattern_hooks
+    pattern_hooks = adapter.pattern_hooks if patterns else []
+    needed = adapter.site_hooks + pattern_hooks
     absent = [name for name in needed if name not in cache]
     if absent:
         raise KeyError(
@@ -67,7 +68,7 @@ def cache_reader(
             )
     return (
         [entries[name] for name in adapter.site_hooks],
-        [entries[name] for name in adapter.pattern_hooks],
+        [entries[name] for name in pattern_hooks],
     )
 
 
@@ -79,11 +80,12 @@ def _entry(name: str, value: Any) -> Tensor:
 
 
 @in_own_state
-def needed_hooks(model: Any) -> list[str]:
+def needed_hooks(model: Any, *, patterns: bool = True) -> list[str]:
     """Hook names that :func:`~mspgt_lens.profile_cache` reads, for ``names_filter``.
 
     Args:
         model: A ``HookedTransformer`` or a ``TransformerBridge``.
+        patterns: Also those of attention patterns, which signals of attention are computed from.
 
     Returns:
         Names of the residual stream at the L + 1 sites, then of the attention patterns of the L
@@ -98,4 +100,4 @@ def needed_hooks(model: Any) -> list[str]:
         ('blocks.0.hook_resid_pre', 'blocks.7.attn.hook_pattern')
     """
     adapter = as_adapter(model)
-    return adapter.site_hooks + adapter.pattern_hooks
+    return adapter.site_hooks + (adapter.pattern_hooks if patterns else [])

@@ -17,7 +17,10 @@ TokensHook = Callable[[Int[Tensor, "prompt pos"]], None]
 
 @contextmanager
 def listening(
-    adapter: ModelAdapter, on_tokens: TokensHook, on_site: SiteHook, on_pattern: PatternHook
+    adapter: ModelAdapter,
+    on_tokens: TokensHook,
+    on_site: SiteHook,
+    on_pattern: PatternHook | None = None,
 ) -> Iterator[None]:
     """Watch whatever runs of the model for the time of a ``with`` block, and change nothing.
 
@@ -28,7 +31,8 @@ def listening(
         adapter: The model.
         on_tokens: Called with the token ids as each forward pass begins.
         on_site: Called with each site's number and residual stream, in order.
-        on_pattern: Called with each block's number and attention pattern.
+        on_pattern: Called with each block's number and attention pattern, before the site after it;
+            None leaves patterns alone.
     """
     points = adapter.model.hook_dict
 
@@ -36,7 +40,9 @@ def listening(
         return lambda activation, hook: on_site(site, activation)
 
     def pattern_hook(block: int) -> Callable[..., None]:
-        return lambda activation, hook: on_pattern(block, activation)
+        assert on_pattern is not None
+        hear = on_pattern
+        return lambda activation, hook: hear(block, activation)
 
     with ExitStack() as outer:
         hooks = outer.enter_context(ExitStack())
@@ -49,7 +55,7 @@ def listening(
             hooks.close()
             for site, name in enumerate(adapter.site_hooks):
                 install_hook(hooks, points[name], site_hook(site))
-            for block, name in enumerate(adapter.pattern_hooks):
+            for block, name in enumerate(adapter.pattern_hooks if on_pattern else ()):
                 install_hook(hooks, points[name], pattern_hook(block))
 
         handle = adapter.model.embed.register_forward_pre_hook(begin, with_kwargs=True)

@@ -33,7 +33,7 @@ from mspgt_lens.plots.wording import (
     scale_color,
 )
 from mspgt_lens.profile.results import LayerProfile
-from mspgt_lens.profile.signals import SIGNALS
+from mspgt_lens.signals import SIGNALS, SignalWords
 
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _COLUMNS = 3
@@ -76,7 +76,6 @@ def plot_profile(
         >>> figure.write_html("profile.html")
     """
     profiles = _as_list(profile)
-    first = profiles[0]
     if partition is not None and {p.n_layers for p in profiles} != {partition.n_layers}:
         raise ValueError(
             f"partition is of {partition.n_layers} blocks, but the profiles have "
@@ -87,7 +86,7 @@ def plot_profile(
     figure = make_subplots(
         rows=n_rows,
         cols=_COLUMNS,
-        subplot_titles=["" if p is None else _panel_title(first, *p) for p in panels],
+        subplot_titles=["" if p is None else _panel_title(profiles, *p) for p in panels],
         vertical_spacing=0.32 / n_rows,
         horizontal_spacing=0.075,
     )
@@ -159,7 +158,7 @@ def _draw_panel(
         # Block l lies between sites l and l + 1.
         draw_segments(figure, partition, 0.0 if axis == "site" else -0.5, **cell)
     figure.update_xaxes(title_text=f"relative depth ({axis})" if relative else axis, **cell)
-    signal = SIGNALS.get(quantity)
+    signal = _words(profiles, quantity)
     # The changes of compression with depth are small against its size.
     from_zero = quantity != "compression" if signal is None else signal.from_zero
     logarithmic = signal is not None and signal.logarithmic
@@ -242,9 +241,16 @@ def _axis_unit(unit: str) -> str:
     return f"{unit} per token" if unit in ("nats", "bits") else unit
 
 
-def _panel_title(profile: LayerProfile, quantity: str, scale: str) -> str:
-    if quantity in SIGNALS:
-        return SIGNALS[quantity].title
+def _words(profiles: Sequence[LayerProfile], signal: str) -> SignalWords | None:
+    """What is said of a signal: the package's own words, or those that came with it."""
+    own = (p.signal_words[signal] for p in profiles if signal in p.signal_words)
+    return SIGNALS.get(signal) or next(own, None)
+
+
+def _panel_title(profiles: Sequence[LayerProfile], quantity: str, scale: str) -> str:
+    profile, words_of_signal = profiles[0], _words(profiles, quantity)
+    if words_of_signal is not None:
+        return escape(words_of_signal.title, quote=False)
     if not scale:
         return _TITLES.get(quantity, escape(quantity.replace("_", " ").capitalize()))
     if quantity == "added":
@@ -256,8 +262,8 @@ def _panel_title(profile: LayerProfile, quantity: str, scale: str) -> str:
 def _sentence(profile: LayerProfile, quantity: str, scale: str, curve: Curve, point: int) -> str:
     number = digits(curve.values[point])
     value = f"{number} {curve.unit}"
-    if quantity in SIGNALS:
-        return SIGNALS[quantity].sentence.format(number=number, value=value)
+    if (signal := _words([profile], quantity)) is not None:
+        return escape(signal.sentence.format(number=number, value=value), quote=False)
     if quantity == "retained":
         return f"keeps {value} of {past_words(profile, scale)}"
     if quantity == "predicted":

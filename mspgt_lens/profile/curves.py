@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float
 
 from mspgt_lens.estimates import CannotMeasure, Curve
 from mspgt_lens.information.channel import site_statistics
 from mspgt_lens.information.lens import TokenRelevance
 from mspgt_lens.information.readers import Reading
 from mspgt_lens.moments import Coordinates, Moments
-from mspgt_lens.profile.signals import SIGNALS, Signal
+from mspgt_lens.signals import Signal
 from mspgt_lens.statistics import fold_interval, jackknife_interval, pseudo_values
 
 GUARANTEES = {
@@ -76,22 +77,31 @@ def site_curves(
         return Curve(values, low, high, unit, guarantee, sums / counts)
 
     valid = np.repeat(moments.n_valid[:, None], n_layers, axis=1).astype(float)
-    attended = moments.n_attended
-    if not attended.all():
-        raise CannotMeasure(
-            f"block {int(np.argmin(attended.min(0)))} attends to nothing but the first token "
-            "in at least one fold, so its attention span is undefined"
-        )
-    counts = {"n_attended": attended, "n_valid": valid}
 
     def gathered(signal: Signal) -> Curve:
-        if signal.over is None:
-            return jackknifed(signal.of, signal.unit, signal.guarantee)
-        sums = getattr(moments, signal.of)
-        return averaged(sums, counts[signal.over], signal.unit, signal.guarantee)
+        said = signal.unit, signal.guarantee
+        if callable(signal.of):
+            index = list(moments.plan.per_row).index(signal.name)
+            return averaged(moments.per_row[:, index], valid, *said)
+        if signal.of == "update":
+            return averaged(moments.update, valid, *said)
+        if signal.of in ("span", "entropy"):
+            return averaged(getattr(moments, signal.of), _attended(moments), *said)
+        return jackknifed(signal.of, *said)
 
-    signals = {name: gathered(signal) for name, signal in SIGNALS.items()}
+    signals = {signal.name: gathered(signal) for signal in moments.plan.signals}
     return jackknifed("compression", "nats", GUARANTEES["compression"]), signals
+
+
+def _attended(moments: Moments) -> Float[np.ndarray, "fold block"]:
+    """How many queries of each block attend to more than the first key."""
+    if not moments.n_attended.all():
+        raise CannotMeasure(
+            f"block {int(np.argmin(moments.n_attended.min(0)))} attends to nothing but the first "
+            "token in at least one fold, so its attention span is undefined; leave "
+            "'attention_span' and 'attention_entropy' out of signals="
+        )
+    return moments.n_attended
 
 
 def by_scale(reading: Reading, scales: list[str], first: int, guarantee: str) -> dict[str, Curve]:

@@ -127,8 +127,13 @@ class Intake:
                 part.reader.on_site(site, part.take(residual.detach(), (0,)))
         self._n_sites += 1
 
+    @property
+    def needs_patterns(self) -> bool:
+        """Whether a pass must bring attention patterns."""
+        return self.run.moments.plan.needs_patterns
+
     def on_pattern(self, block: int, pattern: Float[Tensor, "prompt head query key"]) -> None:
-        """One block's attention pattern of the pass."""
+        """One block's attention pattern of the pass; before the site after the block."""
         with torch.no_grad():
             for part in self._parts:
                 _check_padding(block, pattern, part)
@@ -140,14 +145,15 @@ class Intake:
 
         Raises:
             ValueError: If it did not bring every site.
-            RuntimeError: If it did not bring every attention pattern.
+            RuntimeError: If it did not bring every attention pattern, where they are needed.
         """
         if self._n_sites <= self.adapter.n_layers:
             self.require_whole()
-        if self._n_patterns < self.adapter.n_layers:
+        if self.needs_patterns and self._n_patterns < self.adapter.n_layers:
             raise RuntimeError(
                 f"model: {self.adapter.name} formed {self._n_patterns} of {self.adapter.n_layers} "
-                "attention patterns under their hooks; load it with attn_implementation='eager'"
+                "attention patterns under their hooks; load it with attn_implementation='eager', "
+                "or leave signals of attention out of signals="
             )
         with torch.no_grad():
             for part in self._parts:

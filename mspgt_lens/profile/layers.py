@@ -19,6 +19,7 @@ from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import ProfileRun
 from mspgt_lens.profile.settings import Control, ProfileSettings
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset
+from mspgt_lens.signals import Signal, choose_signals
 from mspgt_lens.targets import DEFAULT_BANDS
 
 
@@ -34,6 +35,7 @@ def profile_layers(
     skip_first: int = 4,
     batch_size: int | None = None,
     logit_lens: bool = False,
+    signals: Sequence[str | Signal] | None = None,
     control: Control | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -52,6 +54,9 @@ def profile_layers(
             massive activations sit there.
         batch_size: Prompts per forward pass; by default as many as fill a fixed number of tokens.
         logit_lens: Also decode the raw logit lens; about as much work again as relevance.
+        signals: Names of the signals of blocks to gather, and ``extending.Signal`` objects of your
+            own; by default all of the package's. Attention patterns are gathered only where one of
+            them is of attention.
         control: A null to compare with. ``"random_weights"`` draws all weights anew for the time of
             the profile, as large as trained ones of the same kind but the same in every block;
             ``"shuffled_tokens"`` puts each prompt's tokens in random order.
@@ -66,7 +71,8 @@ def profile_layers(
         ValueError: If there are no prompts, fewer groups than folds, too few positions, prompts
             longer than the context, or tokens outside the vocabulary.
         FloatingPointError: If an activation is NaN or infinite.
-        TypeError: If the model is none of TransformerLens's, or lacks a hook.
+        TypeError: If the model is none of TransformerLens's, or lacks a hook; or signals are no
+            sequence of names and ``Signal`` objects.
 
     Example:
         >>> profile = ml.profile_layers(model, prompts)
@@ -77,7 +83,9 @@ def profile_layers(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 or None, got {batch_size}")
-    settings = ProfileSettings(bands, noise, coordinates, n_folds, skip_first, seed, control)
+    settings = ProfileSettings(
+        bands, noise, coordinates, n_folds, skip_first, seed, control, choose_signals(signals)
+    )
     adapter = as_adapter(model)
     dataset = as_dataset(prompts, adapter)
     if control == "shuffled_tokens":
@@ -105,6 +113,7 @@ def profile_cache(
     n_folds: int = 5,
     skip_first: int = 4,
     logit_lens: bool = False,
+    signals: Sequence[str | Signal] | None = None,
     seed: int = 0,
 ) -> LayerProfile:
     """The same curves from an ``ActivationCache`` that is already there, or from many.
@@ -122,8 +131,9 @@ def profile_cache(
             what the tokenizer pads with, at the ends.
         groups: One label per prompt; by default every prompt is a group of its own. With
             ``prompts``, these bring their groups.
-        bands, noise, coordinates, n_folds, skip_first, logit_lens, seed: As in
-            :func:`profile_layers`.
+        bands, noise, coordinates, n_folds, skip_first, logit_lens, signals, seed: As in
+            :func:`profile_layers`. Without signals of attention, the cache needs no patterns
+            (``needed_hooks(model, patterns=False)``), and attention to padding is not noticed.
 
     Returns:
         The profile that :func:`profile_layers` gives for these prompts.
@@ -144,7 +154,8 @@ def profile_cache(
     adapter = as_adapter(model)
     # An encoder is profiled on masked tokens, which a cache of plain ones does not hold.
     adapter.require_causal("profile_cache (profile_layers does not)")
-    settings = ProfileSettings(bands, noise, coordinates, n_folds, skip_first, seed)
+    chosen = choose_signals(signals)
+    settings = ProfileSettings(bands, noise, coordinates, n_folds, skip_first, seed, signals=chosen)
     run = ProfileRun(adapter, settings)
     if hasattr(cache, "keys"):
         if tokens is None:
@@ -162,7 +173,7 @@ def profile_cache(
         intake = Intake(run, promised)
         intake.calibrate(promised)
         for entries, ids, real_tokens in pairs:
-            sites, patterns = cache_reader(adapter, entries)
+            sites, patterns = cache_reader(adapter, entries, patterns=intake.needs_patterns)
             if sites[0].shape[:2] != ids.shape:
                 raise ValueError(
                     f"tokens must be those that the cache was made from, of shape "
@@ -171,8 +182,8 @@ def profile_cache(
             intake.begin(ids, real_tokens)
             for site, residual in enumerate(sites):
                 intake.on_site(site, residual.to(adapter.device))
-            for block, pattern in enumerate(patterns):
-                intake.on_pattern(block, pattern.to(adapter.device))
+                if site < len(patterns):
+                    intake.on_pattern(site, patterns[site].to(adapter.device))
             intake.end()
         return _warned(run.finish(logit_lens, intake.notes()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import ProfileRun
 from mspgt_lens.profile.settings import ProfileSettings
 from mspgt_lens.prompts import PromptDataset, as_dataset
+from mspgt_lens.signals import Signal, choose_signals
 from mspgt_lens.targets import DEFAULT_BANDS
 
 
@@ -84,6 +85,7 @@ def recording(
     n_folds: int = 5,
     skip_first: int = 4,
     logit_lens: bool = False,
+    signals: Sequence[str | Signal] | None = None,
     seed: int = 0,
 ) -> Iterator[Recording]:
     """Gather a profile while your own code runs the model, hooks and edits included.
@@ -97,7 +99,7 @@ def recording(
         prompts: All prompts that will be run, in any order and in batches of any size, padded at
             either end (with ``attention_mask`` where on the left). They decide the folds and what
             is read for before the first pass.
-        bands, noise, coordinates, n_folds, skip_first, logit_lens, seed: As in
+        bands, noise, coordinates, n_folds, skip_first, logit_lens, signals, seed: As in
             :func:`~mspgt_lens.profile_layers`.
 
     Yields:
@@ -122,11 +124,15 @@ def recording(
         # An encoder is profiled on masked tokens, which only profile_layers hides.
         adapter.require_causal("recording (profile_layers does not)")
         promised = list(as_dataset(prompts, adapter))
-        settings = ProfileSettings(bands, noise, coordinates, n_folds, skip_first, seed)
+        chosen = choose_signals(signals)
+        settings = ProfileSettings(
+            bands, noise, coordinates, n_folds, skip_first, seed, signals=chosen
+        )
         run = ProfileRun(adapter, settings)
         with adapter.inference():
             intake = Intake(run, promised)
             intake.calibrate(promised)
     record = Recording(intake, logit_lens)
-    with listening(adapter, record._on_tokens, record._on_site, record._on_pattern):
+    on_pattern = record._on_pattern if intake.needs_patterns else None
+    with listening(adapter, record._on_tokens, record._on_site, on_pattern):
         yield record

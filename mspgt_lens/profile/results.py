@@ -13,6 +13,7 @@ from jaxtyping import Float
 from mspgt_lens.contract import Result, Rows, counted, interval, named
 from mspgt_lens.estimates import Curve, Unit
 from mspgt_lens.information.frontier import DEFAULT_BETAS, Frontier
+from mspgt_lens.signals import SignalWords
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +47,7 @@ class LayerProfile(Result):
         settings: Everything that decides the numbers: bands, noise, folds, seed and so on.
         versions: Package versions it was made with.
         warnings: What a reader has to know before trusting the curves.
+        signal_words: Name to what figures say of a signal that is not the package's own.
     """
 
     model_name: str
@@ -68,6 +70,7 @@ class LayerProfile(Result):
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    signal_words: Mapping[str, SignalWords] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()

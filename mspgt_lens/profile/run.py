@@ -41,6 +41,7 @@ from mspgt_lens.prompts import (
     count_tokens,
     n_ordinary,
 )
+from mspgt_lens.signals import SIGNALS
 from mspgt_lens.storage import package_versions
 
 # Windows looked at before the pass: they decide the folds and the target features.
@@ -117,6 +118,7 @@ class ProfileRun:
             seed=settings.seed,
             max_width=MAX_WIDTH,
             coordinates=settings.coordinates,
+            signals=settings.signals,
         )
         self.moments = Moments(plan, self.adapter)
         if len(prompts) < LOOKAHEAD:
@@ -186,6 +188,7 @@ class ProfileRun:
             correlations=dict(zip(scales, reading.correlations.swapaxes(0, 1), strict=True)),
             fold_weights=tuple(moments.n_read.astype(float).tolist()),
             signals=signals,
+            signal_words={s.name: s.words for s in settings.signals if s.name not in SIGNALS},
             control=settings.control,
             logit_lens=None if raw_lens is None else token_curve(raw_lens, said("logit_lens")),
             settings={

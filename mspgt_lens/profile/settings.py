@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from mspgt_lens.information.channel import check_noise
 from mspgt_lens.moments import Coordinates
+from mspgt_lens.signals import SIGNALS, Signal
 from mspgt_lens.targets import check_bands
 
 Control = Literal["random_weights", "shuffled_tokens"]
@@ -28,6 +29,7 @@ class ProfileSettings:
     skip_first: int
     seed: int
     control: Control | None = None
+    signals: tuple[Signal, ...] = tuple(SIGNALS.values())
 
     def __post_init__(self) -> None:
         if self.control not in (None, *get_args(Control)):

@@ -340,6 +340,8 @@ def _default_thresholds(profile: LayerProfile) -> tuple[float, float]:
 def _attention_span(
     profile: LayerProfile, thresholds: tuple[float, float]
 ) -> tuple[int, ...] | None:
+    if "attention_span" not in profile.signals:
+        return None
     span = profile.signals["attention_span"].values
     reached = [np.flatnonzero(span >= threshold) for threshold in thresholds]
     if not all(len(r) for r in reached):
@@ -348,6 +350,8 @@ def _attention_span(
 
 
 def _mi_peaks(profile: LayerProfile, thresholds: tuple[float, float]) -> tuple[int, ...] | None:
+    if "inter_layer_information" not in profile.signals:
+        return None
     shared = profile.signals["inter_layer_information"].values
     found: list[tuple[float, int]] = []
     for series in (shared, -shared):
@@ -409,9 +413,10 @@ _DETECTORS: Mapping[str, Callable[[LayerProfile, tuple[float, float]], tuple[int
     "quarters": _quarters,
 }
 _WHY_NONE = {
-    "attention_span": "its mean attention span does not pass both thresholds at two blocks after "
-    "the first; give other span_thresholds=",
-    "mi_peaks": "the information between neighboring sites has fewer than two peaks and troughs",
+    "attention_span": "its mean attention span was not profiled, or does not pass both thresholds "
+    "at two blocks after the first; give other span_thresholds=",
+    "mi_peaks": "the information between neighboring sites was not profiled, or has fewer than two "
+    "peaks and troughs",
     "hvib": "it needs three bands",
 }
 
