@@ -5,7 +5,7 @@ Load a model and text
 
 Measure what layers hold
     profile_layers, with OFFSET_BANDS for single offsets; profile_cache with needed_hooks, and
-    recording, where you run the model; fit_hvib; mutual_information (more on your own arrays:
+    recording, where you run the model; fit_hvib; fit_lens; mutual_information (more on your own arrays:
     arrays)
 
 Find the scales
@@ -20,7 +20,7 @@ Judge the theory
     made-up data with known answers in synthetic
 
 See and keep
-    plot_profile, plot_boundaries (all others: plots), write_report; load_result (all kinds:
+    plot_profile, plot_boundaries, plot_lens (all others: plots), write_report; load_result (all kinds:
     results). CannotMeasure is raised where nothing is wrong with the call
 
 Add your own
@@ -32,6 +32,7 @@ from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.estimators.interface import mutual_information
 from mspgt_lens.generation.writing import generation_effects
 from mspgt_lens.hvib.probe import fit_hvib
+from mspgt_lens.lens.fitting import fit_lens
 from mspgt_lens.models import needed_hooks
 from mspgt_lens.models.loading import load_demo_model, load_model
 from mspgt_lens.patching import tasks
@@ -44,7 +45,7 @@ from mspgt_lens.perturbation.dissociation import measure_dissociation
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.perturbing import perturb_scales
 from mspgt_lens.perturbation.residuals import residual_statistics
-from mspgt_lens.plots import plot_boundaries, plot_profile
+from mspgt_lens.plots import plot_boundaries, plot_lens, plot_profile
 from mspgt_lens.profile.layers import profile_cache, profile_layers
 from mspgt_lens.profile.recording import recording
 from mspgt_lens.prompts import PromptDataset, load_passages
@@ -71,6 +72,7 @@ __all__ = [
     "evaluate_predictions",
     "extending",
     "fit_hvib",
+    "fit_lens",
     "generation_effects",
     "load_demo_model",
     "load_model",
@@ -84,6 +86,7 @@ __all__ = [
     "patch_scales",
     "perturb_scales",
     "plot_boundaries",
+    "plot_lens",
     "plot_profile",
     "plots",
     "profile_cache",

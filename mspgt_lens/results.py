@@ -11,6 +11,8 @@ from mspgt_lens.estimates import Curve, Estimate
 from mspgt_lens.generation.results import GenerationEffects
 from mspgt_lens.hvib.results import Grid, HvibFit
 from mspgt_lens.information.frontier import Frontier
+from mspgt_lens.lens.reading import LensReading
+from mspgt_lens.lens.ridge_lens import RidgeLens
 from mspgt_lens.partition import ScalePartition, Support
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
@@ -42,12 +44,14 @@ __all__ = [
     "Grid",
     "HvibFit",
     "LayerProfile",
+    "LensReading",
     "ModelResults",
     "PatchSweep",
     "PerturbationEffects",
     "Power",
     "ResidualStatistics",
     "Result",
+    "RidgeLens",
     "ScalePartition",
     "ScalePatch",
     "Stability",

@@ -58,6 +58,8 @@ def made_results() -> dict[str, Result]:
         made_perturbations(HOSTILE),
         made_effects(HOSTILE),
         made_statistics(),
+        made_lens(rng),
+        made_reading(rng),
         models[0],
         verdicts["P1 existence"],
         verdicts,
@@ -181,6 +183,59 @@ def made_classes(rng: np.random.Generator) -> ml.results.TokenClasses:
         tokens=np.arange(30),
         groups=np.arange(30, dtype=np.uint64) // 10 + 2**63,
         settings={"seed": 0},
+    )
+
+
+def made_lens(rng: np.random.Generator) -> ml.results.RidgeLens:
+    """Four blocks of width 6, projected on three directions."""
+
+    def curve(end: float) -> ml.Curve:
+        values = np.linspace(4.0, end, 5)
+        return ml.Curve(values, values - 0.1, values + 0.1, "nats", "Made up.")
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.standard_normal(shape))
+
+    return ml.results.RidgeLens(
+        model_name=HOSTILE,
+        n_tokens=1000,
+        n_groups=10,
+        n_decoded=300,
+        cross_entropy=curve(3.0),
+        kl=curve(0.0),
+        relevance=curve(5.0),
+        unigram=7.0,
+        strength=0.01,
+        weights=drawn(4, 3, 6),
+        bias=drawn(4, 6),
+        center=drawn(4, 6),
+        spread=drawn(4, 6).abs(),
+        axes=drawn(6, 3),
+        weights_digest="abc",
+        settings={"seed": 0, "skip_first": 4},
+        versions={"numpy": "2"},
+        warnings=NOTES,
+    )
+
+
+def made_reading(rng: np.random.Generator) -> ml.results.LensReading:
+    """Three sites, four tokens; nothing follows the last."""
+    texts = {0: "a", 1: HOSTILE, 2: "<b>", 3: "\n", 4: " "}
+    share = np.sort(rng.dirichlet(np.ones(5), size=(3, 4)), axis=-1)[..., ::-1]
+    order = np.array([rng.permutation(5) for _ in range(12)]).reshape(3, 4, 5)
+    rank = 1 + (order == np.array([1, 2, 3, 0])[:, None]).argmax(axis=-1)
+    rank[:, -1] = 0
+    return ml.results.LensReading(
+        model_name=HOSTILE,
+        tokens=("a", HOSTILE, "<b>", "\n"),
+        positions=np.arange(4),
+        answers=np.array([1, 2, 3, -1]),
+        top=order[..., :2],
+        probability=share[..., :2],
+        entropy=-(share * np.log(share)).sum(axis=-1),
+        rank=rank,
+        texts=texts,
+        warnings=NOTES,
     )
 
 

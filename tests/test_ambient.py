@@ -184,6 +184,7 @@ CALLS = {
     "fit_hvib_arrays": lambda t: ml.arrays.fit_hvib_arrays(
         t.rows[:1], {"y": t.rows[1]}, betas=(3.0, 12.0), n_steps=20, **QUIET
     ),
+    "fit_lens": lambda t: ml.fit_lens(t.model, t.prompts, n_folds=3, **QUIET),
     "fit_water_filling": lambda t: ml.theory.fit_water_filling(t.depths, t.n_layers),
     "generation_effects": lambda t: ml.generation_effects(
         t.model,
@@ -224,6 +225,9 @@ CALLS = {
     "plot_emergence": lambda t: ml.plots.plot_emergence(t["emergence"]),
     "plot_hvib": lambda t: ml.plots.plot_hvib(t["fit_hvib"]),
     "plot_information_plane": lambda t: ml.plots.plot_information_plane(t["profile_layers"]),
+    "plot_lens": lambda t: ml.plot_lens(t["fit_lens"], t.model, t.texts[0]),
+    "plot_lens_reading": lambda t: ml.plots.plot_lens_reading(t["lens read"], color="rank"),
+    "plot_lens_scores": lambda t: ml.plots.plot_lens_scores(t["fit_lens"]),
     "plot_patching": lambda t: ml.plots.plot_patching(t["patch_layers"]),
     "plot_profile": lambda t: ml.plot_profile(t["profile_layers"]),
     "plot_scale_map": lambda t: ml.plots.plot_scale_map(t["profile_layers"]),
@@ -279,6 +283,12 @@ CALLS = {
     ),
     "half_depth": lambda t: t["profile_layers"].predicted["intermediate"].half_depth(),
     "log_brittleness": lambda t: t["measure_brittleness"].log_brittleness(),
+    "lens attach": lambda t: (
+        ml.load_result(t["fit_lens"].save(t.folder / "lens"))
+        .attach(t.model)
+        .logits(2, t.cache["blocks.2.hook_resid_pre"])
+    ),
+    "lens read": lambda t: t["fit_lens"].read(t.texts[0]),
     "half_level": lambda t: t["measure_brittleness"].half_level("local", "isotropic"),
     "ratios": lambda t: t["measure_brittleness"].ratios(),
     "frontier": lambda t: t["profile_layers"].frontier(2, "intermediate").to_dataframe(),
@@ -368,7 +378,14 @@ def test_models_made_in_inference_mode_are_read_and_what_cannot_be_says_so(thing
     model.tokenizer = things.model.tokenizer
     other, things.model = things.model, model
     try:
-        reading = ("profile_layers", "profile_cache", "fit_hvib", "patch_layers", "perturb_scales")
+        reading = (
+            "profile_layers",
+            "fit_lens",
+            "profile_cache",
+            "fit_hvib",
+            "patch_layers",
+            "perturb_scales",
+        )
         for name in (*reading, "measure_brittleness", "generation_effects", "classify_tokens"):
             assert same(CALLS[name](things), things[name]), name
         for name in ("profile_layers random", "patch_layers attribution"):

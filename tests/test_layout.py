@@ -32,6 +32,7 @@ ORDER = [
     "information",
     "estimators",
     "profile",
+    "lens",
     "scales",
     "hvib",
     "perturbation",

@@ -1,7 +1,8 @@
-"""Relevance in tokens: the ridge lens, an affine map to the final residual in closed form."""
+"""The ridge lens, an affine map to the final residual in closed form: its fit and its scores."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,60 @@ class TokenRelevance:
     unigram: float
 
 
+@dataclass(frozen=True)
+class LensMaps:
+    """From the normalized residual at each site but the last to the final normalized residual.
+
+    Attributes:
+        center: What is taken off the normalized residual, shape ``[site, d_model]``.
+        weights: The linear part, shape ``[site, width, d_model]``.
+        bias: What is added, shape ``[site, d_model]``.
+        spread: Where the residual is wider than ``width``: what each coordinate is divided by
+            before it is projected, shape ``[site, d_model]``; else None.
+        axes: The directions projected on, shape ``[d_model, width]``; else None.
+    """
+
+    center: Float[Tensor, "site d_model"]
+    weights: Float[Tensor, "site width d_model"]
+    bias: Float[Tensor, "site d_model"]
+    spread: Float[Tensor, "site d_model"] | None
+    axes: Float[Tensor, "d_model width"] | None
+
+    def final(
+        self, site: int, normalized: Float[Tensor, "row d_model"]
+    ) -> Float[Tensor, "row d_model"]:
+        """The final normalized residual as predicted from a site's; the last site's is its own."""
+        if site == len(self.weights):
+            return normalized
+        rows = normalized.to(self.weights.dtype) - self.center[site]
+        if self.axes is not None and self.spread is not None:
+            rows = (rows / self.spread[site]) @ self.axes
+        return rows @ self.weights[site] + self.bias[site]
+
+    def to(self, device: torch.device) -> LensMaps:
+        """The same maps on a device."""
+        return LensMaps(
+            self.center.to(device),
+            self.weights.to(device),
+            self.bias.to(device),
+            None if self.spread is None else self.spread.to(device),
+            None if self.axes is None else self.axes.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class LensScores:
+    """How well the ridge lens predicts at sampled held-out positions, in nats.
+
+    Attributes:
+        log_likelihood: Of the token to be predicted, shape ``[position, site]``.
+        kl: Divergence of the lens from the model's own prediction, shape ``[position, site]``.
+    """
+
+    log_likelihood: Float[np.ndarray, "position site"]
+    kl: Float[np.ndarray, "position site"]
+
+
 def ridge_lens_relevance(
     moments: Moments, adapter: ModelAdapter, coordinates: Coordinates
 ) -> TokenRelevance:
@@ -60,28 +115,12 @@ def ridge_lens_relevance(
     on inner folds, one for all sites.
     """
     count = _positions_to_decode(moments, adapter)
-    sample, reference = moments.sample, moments.reference
-    assert reference is not None
-    rows, folds = torch.stack(sample.rows[:count]), sample.fold[:count]
-    n_sites = moments.z_read.shape[1]
-    device = moments.zz_read.device
+    tokens = moments.sample.next_token[:count]
     strengths = _choose_strength(moments, coordinates)
-    log_likelihood = np.zeros((count, n_sites))
-    for site in range(n_sites):
-        if site == n_sites - 1:
-            predicted = rows[:, site]
-        else:
-            predicted = torch.zeros(count, adapter.d_model, dtype=rows.dtype)
-            scale = pooled_scale(moments, site, coordinates)
-            sums = _lens_sums(moments, site, scale)
-            for k in sorted(set(folds.tolist())):
-                fit = sums.fit([k])
-                mine = torch.from_numpy(folds == k)
-                z = reference.apply(site, rows[mine, site].to(adapter.device)).to(device)
-                out = fit.predict(strengths[k], z / scale)
-                predicted[mine] = out.to(rows.dtype).cpu() + reference.center[-1].cpu()
-        log_likelihood[:, site] = _log_likelihood(adapter, predicted, sample.next_token[:count])
-    return _relevance(moments, log_likelihood)
+    finals = _held_out_finals(moments, adapter, coordinates, strengths, count)
+    return lens_relevance(
+        moments, np.stack([_log_likelihood(adapter, final, tokens) for final in finals], axis=1)
+    )
 
 
 def logit_lens_relevance(moments: Moments, adapter: ModelAdapter) -> TokenRelevance:
@@ -89,7 +128,109 @@ def logit_lens_relevance(moments: Moments, adapter: ModelAdapter) -> TokenReleva
     count = _positions_to_decode(moments, adapter)
     rows, tokens = torch.stack(moments.sample.rows[:count]), moments.sample.next_token[:count]
     scores = [_log_likelihood(adapter, rows[:, site], tokens) for site in range(rows.shape[1])]
-    return _relevance(moments, np.stack(scores, axis=1))
+    return lens_relevance(moments, np.stack(scores, axis=1))
+
+
+def fit_lens_maps(moments: Moments, coordinates: Coordinates) -> tuple[LensMaps, float]:
+    """The lens fitted on all folds, and the strength of its penalty.
+
+    The strength has the least squared error over all inner folds together.
+    """
+    reference = moments.reference
+    assert reference is not None
+    strength = LENS_GRID[int(_strength_costs(moments, coordinates).sum(axis=0).argmin())]
+    center = reference.center[:-1]
+    weights, bias = [], []
+    for site in range(len(center)):
+        scale = pooled_scale(moments, site, coordinates)
+        fit = _lens_sums(moments, site, scale).fit([])
+        solved = fit.weights(strength)
+        bias.append(fit.mean_t + reference.center[-1].to(fit.mean_t) - fit.mean_z @ solved)
+        weights.append((solved / scale[:, None]).to(center.dtype))
+    maps = LensMaps(
+        center,
+        torch.stack(weights).to(center),
+        torch.stack(bias).to(center),
+        None if reference.spread is None else reference.spread[:-1],
+        reference.axes,
+    )
+    return maps, strength
+
+
+def score_lens(moments: Moments, adapter: ModelAdapter, coordinates: Coordinates) -> LensScores:
+    """Scores at every sampled position, each by the lens of the other folds."""
+    tokens = moments.sample.next_token
+    count = len(tokens)
+    strengths = _choose_strength(moments, coordinates)
+    finals = list(_held_out_finals(moments, adapter, coordinates, strengths, count))
+    log_likelihood, kl = np.zeros((2, count, len(finals)))
+    for at in _chunks(count, adapter):
+        wanted = torch.from_numpy(tokens[at]).to(adapter.device)[:, None]
+        own = adapter.decode(finals[-1][at]).log_softmax(dim=1)
+        share = own.exp()
+        for site, final in enumerate(finals):
+            told = adapter.decode(final[at]).log_softmax(dim=1)
+            log_likelihood[at, site] = told.gather(1, wanted)[:, 0].double().cpu().numpy()
+            kl[at, site] = (share * (own - told)).sum(dim=1).double().cpu().numpy()
+    return LensScores(log_likelihood, kl)
+
+
+def lens_relevance(
+    moments: Moments, log_likelihood: Float[np.ndarray, "position site"]
+) -> TokenRelevance:
+    """Gain over the unigram model of what a lens says at the first sampled positions."""
+    count, sample = len(log_likelihood), moments.sample
+    unigram = np.zeros(count)
+    for k in range(moments.plan.n_folds):
+        mine = sample.fold[:count] == k
+        unigram[mine] = _unigram(moments, k)[sample.next_token[:count][mine]]
+    mean = mean_over_sample(moments, log_likelihood - unigram[:, None])
+    return TokenRelevance(*mean, count, float(-unigram.mean()))
+
+
+def mean_over_sample(
+    moments: Moments, scores: Float[np.ndarray, "position site"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Mean over the first sampled positions, its 95% interval by groups, and each fold's mean.
+
+    The last is None where a fold has no position.
+    """
+    count = len(scores)
+    fold, folds = moments.sample.fold[:count], range(moments.plan.n_folds)
+    values, low, high = cluster_interval(scores, moments.sample.group[:count])
+    by_fold = (
+        np.stack([scores[fold == k].mean(axis=0) for k in folds])
+        if all((fold == k).any() for k in folds)
+        else None
+    )
+    return values, low, high, by_fold
+
+
+def _held_out_finals(
+    moments: Moments,
+    adapter: ModelAdapter,
+    coordinates: Coordinates,
+    strengths: Float[np.ndarray, " fold"],
+    count: int,
+) -> Iterator[Float[Tensor, "position d_model"]]:
+    """Site by site, the final residual at sampled positions as the lens of other folds has it."""
+    sample, reference = moments.sample, moments.reference
+    assert reference is not None
+    rows, folds = torch.stack(sample.rows[:count]), sample.fold[:count]
+    n_sites = moments.z_read.shape[1]
+    device = moments.zz_read.device
+    for site in range(n_sites - 1):
+        predicted = torch.zeros(count, adapter.d_model, dtype=rows.dtype)
+        scale = pooled_scale(moments, site, coordinates)
+        sums = _lens_sums(moments, site, scale)
+        for k in sorted(set(folds.tolist())):
+            fit = sums.fit([k])
+            mine = torch.from_numpy(folds == k)
+            z = reference.apply(site, rows[mine, site].to(adapter.device)).to(device)
+            out = fit.predict(strengths[k], z / scale)
+            predicted[mine] = out.to(rows.dtype).cpu() + reference.center[-1].cpu()
+        yield predicted
+    yield rows[:, -1]
 
 
 def _lens_sums(moments: Moments, site: int, scale: Float[Tensor, " width"]) -> FoldSums:
@@ -108,14 +249,23 @@ def _lens_sums(moments: Moments, site: int, scale: Float[Tensor, " width"]) -> F
 
 
 def _choose_strength(moments: Moments, coordinates: Coordinates) -> Float[np.ndarray, " fold"]:
-    """Per outer fold, the strength with the least inner held-out squared error.
+    """Per outer fold, the strength with the least inner held-out squared error."""
+    costs = _strength_costs(moments, coordinates)
+    chosen: np.ndarray = np.array(LENS_GRID)[costs.argmin(axis=1)]
+    return chosen
+
+
+def _strength_costs(
+    moments: Moments, coordinates: Coordinates
+) -> Float[np.ndarray, "fold strength"]:
+    """Per outer fold and strength, the inner held-out squared error, up to a constant.
 
     Each output counts in units of its own variance, so that massive coordinates do not decide.
     """
     n_folds, n_sites = moments.z_read.shape[:2]
     d_model = moments.final.shape[1]
     outputs = tuple(range(0, d_model, max(1, d_model // SELECTION_OUTPUTS)))
-    cost = np.zeros((n_folds, len(LENS_GRID)))
+    costs = np.zeros((n_folds, len(LENS_GRID)))
     for site in spread_sites(n_sites - 1, SELECTION_SITES):
         sums = _lens_sums(moments, site, pooled_scale(moments, site, coordinates))
         for pair in ring(n_folds):
@@ -130,9 +280,8 @@ def _choose_strength(moments: Moments, coordinates: Coordinates) -> Float[np.nda
                     weights = fit.weights(strength, outputs)
                     # The part of the squared error that depends on the weights.
                     change = (weights * (about.zz_times(weights) - 2 * zf)).sum(dim=0)
-                    cost[outer, index] += float((change / unit).mean())
-    chosen: np.ndarray = np.array(LENS_GRID)[cost.argmin(axis=1)]
-    return chosen
+                    costs[outer, index] += float((change / unit).mean())
+    return costs
 
 
 def _positions_to_decode(moments: Moments, adapter: ModelAdapter) -> int:
@@ -147,10 +296,9 @@ def _log_likelihood(
     adapter: ModelAdapter, final: Float[Tensor, "position d_model"], tokens: np.ndarray
 ) -> Float[np.ndarray, " position"]:
     scores = []
-    size = max(1, _LOGITS_PER_CHUNK // adapter.d_vocab)
-    for start in range(0, len(tokens), size):
-        logits = adapter.decode(final[start : start + size])
-        wanted = torch.from_numpy(tokens[start : start + size]).to(logits.device)
+    for at in _chunks(len(tokens), adapter):
+        logits = adapter.decode(final[at])
+        wanted = torch.from_numpy(tokens[at]).to(logits.device)
         chosen = logits.gather(1, wanted[:, None])[:, 0]
         # In place: as large a temporary again would cost more than the exponentials.
         highest = logits.amax(dim=1)
@@ -160,22 +308,9 @@ def _log_likelihood(
     return np.concatenate(scores)
 
 
-def _relevance(moments: Moments, log_likelihood: np.ndarray) -> TokenRelevance:
-    count = len(log_likelihood)
-    sample = moments.sample
-    unigram = np.zeros(count)
-    for k in range(moments.plan.n_folds):
-        mine = sample.fold[:count] == k
-        unigram[mine] = _unigram(moments, k)[sample.next_token[:count][mine]]
-    gain, fold = log_likelihood - unigram[:, None], sample.fold[:count]
-    values, low, high = cluster_interval(gain, sample.group[:count])
-    folds = range(moments.plan.n_folds)
-    by_fold = (
-        np.stack([gain[fold == k].mean(axis=0) for k in folds])
-        if all((fold == k).any() for k in folds)
-        else None
-    )
-    return TokenRelevance(values, low, high, by_fold, count, float(-unigram.mean()))
+def _chunks(count: int, adapter: ModelAdapter) -> list[slice]:
+    size = max(1, _LOGITS_PER_CHUNK // adapter.d_vocab)
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _unigram(moments: Moments, fold: int) -> Float[np.ndarray, " vocab"]:

@@ -45,17 +45,17 @@ class FoldSums:
         self._covariances: dict[int, tuple[Tensor, Tensor]] = {}
 
     def fit(self, left_out: Sequence[int]) -> RidgeFit:
-        """Ridge readers fitted on all folds but those left out, which are one at least."""
-        first, *others = left_out
+        """Ridge readers fitted on all folds but those left out."""
+        parts = (self.z, self.zz, self.t, self.zt)
+        # A copy without the first: these are large, and made for every fit.
         totals = [
-            total - part[first]
-            for total, part in zip(self._total, (self.z, self.zz, self.t, self.zt), strict=True)
+            total - part[left_out[0]] if left_out else total.clone()
+            for total, part in zip(self._total, parts, strict=True)
         ]
-        for k in others:
-            for sums, part in zip(totals, (self.z, self.zz, self.t, self.zt), strict=True):
+        for k in left_out[1:]:
+            for sums, part in zip(totals, parts, strict=True):
                 sums -= part[k]
         count = self.count.sum() - self.count[list(left_out)].sum()
-        # In place: these are large, and made for every fit.
         z, zz, t, zt = (sums.div_(count) for sums in totals)
         folds = [k for k in range(len(self.count)) if k not in left_out]
         return RidgeFit(self, folds, z, zz.addr_(z, z, alpha=-1), t, zt.addr_(z, t, alpha=-1))

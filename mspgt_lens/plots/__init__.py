@@ -5,6 +5,7 @@ from mspgt_lens.plots.comparison import plot_comparison
 from mspgt_lens.plots.emergence import plot_emergence
 from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
+from mspgt_lens.plots.lens import plot_lens, plot_lens_reading, plot_lens_scores
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
@@ -21,6 +22,9 @@ __all__ = [
     "plot_emergence",
     "plot_hvib",
     "plot_information_plane",
+    "plot_lens",
+    "plot_lens_reading",
+    "plot_lens_scores",
     "plot_patching",
     "plot_profile",
     "plot_scale_map",

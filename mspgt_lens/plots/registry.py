@@ -10,6 +10,8 @@ import plotly.graph_objects as go
 from mspgt_lens.contract import Result
 from mspgt_lens.generation.results import GenerationEffects
 from mspgt_lens.hvib.results import HvibFit
+from mspgt_lens.lens.reading import LensReading
+from mspgt_lens.lens.ridge_lens import RidgeLens
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
@@ -21,6 +23,7 @@ from mspgt_lens.plots.comparison import plot_comparison
 from mspgt_lens.plots.emergence import plot_emergence
 from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
+from mspgt_lens.plots.lens import plot_lens_reading, plot_lens_scores
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.profile import plot_profile
@@ -53,6 +56,8 @@ def _profile_with_segments(measured: Analysis | ModelResults, **options: Any) ->
 
 _FIGURES: dict[type[Result], Callable[..., go.Figure]] = {
     LayerProfile: plot_profile,
+    RidgeLens: plot_lens_scores,
+    LensReading: plot_lens_reading,
     ScalePartition: plot_boundaries,
     Stability: plot_stability,
     HvibFit: plot_hvib,

@@ -156,6 +156,10 @@ class ProfileRun:
             assigned.append((prompt, fold))
         return assigned
 
+    def require_enough(self) -> None:
+        """Raise :class:`CannotMeasure` if what was gathered does not suffice."""
+        self._check_enough(self.moments.n_read, int(self.moments.n_valid.sum()))
+
     def finish(self, logit_lens: bool, notes: Sequence[str] = ()) -> LayerProfile:
         """All curves from the moments.
 
@@ -164,7 +168,7 @@ class ProfileRun:
             notes: Warnings that the passes gave.
         """
         moments, settings = self.moments, self.settings
-        self._check_enough(moments.n_read, int(moments.n_valid.sum()))
+        self.require_enough()
         reading = read_targets(moments, settings.coordinates)
         relevance = ridge_lens_relevance(moments, self.adapter, settings.coordinates)
         raw_lens = logit_lens_relevance(moments, self.adapter) if logit_lens else None
