@@ -220,7 +220,7 @@ def made_lens(rng: np.random.Generator) -> ml.results.RidgeLens:
 
 def made_reading(rng: np.random.Generator) -> ml.results.LensReading:
     """Three sites, four tokens; nothing follows the last."""
-    texts = {0: "a", 1: HOSTILE, 2: "<b>", 3: "\n", 4: " "}
+    texts = {0: '"a"', 1: HOSTILE, 2: "<b>", 3: "\n", 4: " "}
     share = np.sort(rng.dirichlet(np.ones(5), size=(3, 4)), axis=-1)[..., ::-1]
     order = np.array([rng.permutation(5) for _ in range(12)]).reshape(3, 4, 5)
     rank = 1 + (order == np.array([1, 2, 3, 0])[:, None]).argmax(axis=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -21,9 +20,11 @@ def reading():
 @pytest.mark.parametrize("color", ["probability", "rank", "entropy"])
 def test_every_cell_shows_its_most_probable_token(reading, color):
     figure = ml.plots.plot_lens_reading(reading, color=color)
-    texts = {0: "a", 1: "&lt;script&gt;\u2026", 2: "&lt;b&gt;", 3: "\\n", 4: "\u2423"}
+    texts = {0: '"a"', 1: "&lt;script&gt;\u2026", 2: "&lt;b&gt;", 3: "\\n", 4: "\u2423"}
     shown = np.full((3, 4), None, dtype=object)
     for trace in figure.data:
+        # A gap answers to no mouse: below it is the cell of another trace.
+        assert trace.hoverongaps is False
         for site in range(3):
             for pos in range(4):
                 if trace.z[site][pos] is not None:
@@ -64,6 +65,9 @@ def test_hover_tells_the_best_tokens_the_entropy_and_what_came(reading):
     assert f"entropy {reading.entropy[1, 1]:.3g} nats" in hover[1][1]
     assert f"'&lt;b&gt;', which came, has rank {reading.rank[1, 1]}" in hover[1][1]
     assert "which came" not in hover[1][3]
+    # Figures decode no named quotes.
+    assert "&quot;" not in str(hover)
+    assert """'"a"'""" in str(hover).replace("\\'", "'")
 
 
 def test_cells_of_long_texts_keep_room_for_their_tokens(reading):
@@ -107,5 +111,5 @@ def test_both_figures_open_in_a_real_browser(tmp_path, reading, dark):
     assert page.console == []
     assert page.requests == []
     assert page.plots == page.drawn == page.hovered == 2
-    # Figures decode no named quotes.
-    assert "&quot;" not in json.dumps(reading.plot().to_plotly_json(), default=str)
+    # As text, with its quotes.
+    assert "'<script>alert(1)</script> & co' (1)" in page.said[1]
