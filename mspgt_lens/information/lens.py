@@ -145,7 +145,8 @@ def fit_lens_maps(moments: Moments, coordinates: Coordinates) -> tuple[LensMaps,
         scale = pooled_scale(moments, site, coordinates)
         fit = _lens_sums(moments, site, scale).fit([])
         solved = fit.weights(strength)
-        bias.append(fit.mean_t + reference.center[-1].to(fit.mean_t) - fit.mean_z @ solved)
+        shift = fit.mean_t + reference.center[-1].to(fit.mean_t) - fit.mean_z @ solved
+        bias.append(shift.to(center.dtype))
         weights.append((solved / scale[:, None]).to(center.dtype))
     maps = LensMaps(
         center,
