@@ -21,15 +21,33 @@ class Support(NamedTuple):
     """What the answer owes to one signal.
 
     Attributes:
-        weight: The signal's share of what the jumps explain; all shares add up to 1.
-        p_value: p-value of two jumps without this signal, from 200 draws of each reference; None
-            if it is the only one.
-        boundaries: The two best boundaries without it; None if it is the only one.
+        weight: The signal's share of the evidence for the boundaries; all shares add up to 1.
+        p_value: p-value of any boundary without this signal; None if it is the only one.
+        boundaries: The best boundaries without it; None if it is the only one.
     """
 
     weight: float
     p_value: float | None
     boundaries: tuple[int, ...] | None
+
+
+class Boundary(NamedTuple):
+    """One sharp change over depth.
+
+    Attributes:
+        block: The block that makes it: the first whose value, or whose rate of change, is new.
+        kind: ``"jump"`` (the level is new), ``"bend"`` (the rate of change is), or ``"edge"`` (what
+            the first or the last block changes).
+        signals: The signals that share it.
+        size: Its median size in them, in units of a typical block's change.
+        p_value: Of the test that found it; None at an edge, which is not tested.
+    """
+
+    block: int
+    kind: str
+    signals: tuple[str, ...]
+    size: float
+    p_value: float | None
 
 
 def segment_names(n_segments: int) -> tuple[str, ...]:
@@ -49,10 +67,11 @@ class ScalePartition(Result):
         boundaries: The index of the first block of every segment but the first. These are the best
             places; whether the data support any boundary is for the next fields to say.
         intervals: 95% interval of each boundary, in blocks, ends included.
-        p_values: Number of jumps to p-value: how often gradual drift alone gives as much.
-        n_boundaries: The number of jumps that the data ask for, step by step; 0 means that gradual
-            drift describes the depth as well.
-        explained: Share of what the drift leaves that the placed jumps take.
+        p_values: Number of boundaries to p-value: how often there is as much evidence for so many
+            where there are fewer. From the first that is not significant on, a lower bound.
+        n_boundaries: The number of boundaries that the data ask for, step by step; 0 means that
+            gradual change describes the depth as well. Changes of one signal alone do not count.
+        explained: Share of what is beyond a straight line that the placed boundaries take.
         probability: Per block, the share of bootstrap draws with a boundary there, shape
             ``[block]``.
         sharpness: Leave-one-block-out error of ``"stages"`` (jumps alone), ``"drift"`` (gradual
@@ -62,8 +81,12 @@ class ScalePartition(Result):
         by_signal: Signal to what the answer owes to it.
         signals: The signals, in their own units, shape ``[block, signal]``, in the order of
             ``by_signal``.
-        drift: The gradual drift in words.
-        autocorrelation: Lag-one autocorrelation of what the drift leaves.
+        drift: What is gradual, in a word.
+        autocorrelation: Lag-one autocorrelation of what is gradual, beyond a straight line.
+        found: The boundaries that the data support, in order of depth.
+        alone: Sharp changes that one signal shows alone.
+        edges: What the first and the last block change, with the signals in which no block between
+            them changes as much; never counted as boundaries.
         method: The method that placed ``boundaries``.
         control: What kind of null to compare with this is, as the profile says; None for a model.
         settings: Everything that decides the numbers.
@@ -85,6 +108,9 @@ class ScalePartition(Result):
     signals: Float[np.ndarray, "block signal"]
     drift: str
     autocorrelation: float
+    found: tuple[Boundary, ...] = ()
+    alone: tuple[Boundary, ...] = ()
+    edges: tuple[Boundary, ...] = ()
     method: str = "fused"
     control: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -102,8 +128,13 @@ class ScalePartition(Result):
 
     @property
     def p_value(self) -> float:
-        """p-value of two jumps against gradual drift."""
+        """p-value of two boundaries against gradual change."""
         return self.p_values[2]
+
+    @property
+    def supported(self) -> bool:
+        """Whether the data ask for as many boundaries as are placed, no more and no fewer."""
+        return self.n_boundaries == len(self.boundaries)
 
     @property
     def segments(self) -> dict[str, range]:
@@ -131,22 +162,20 @@ class ScalePartition(Result):
         return f"ScalePartition{named(self.model_name)}: {counted(self.n_layers, 'block')}"
 
     def findings(self) -> list[str]:
-        """How many boundaries, how sure, stages or drift, and the places."""
-        words = {0: "no boundary", 1: "one boundary", 2: "two boundaries", 3: "three boundaries"}
-        p = _p_words(self.p_value)
-        lines = [
-            f"{words[self.n_boundaries].capitalize()} beyond gradual drift with depth "
-            f"(two jumps: {p}; drift: {self.drift}).",
+        """Every sharp change, how sure; stages or drift; the best places."""
+        lines = self.changes_in_words()
+        lines.append(
             f"Left-out blocks are described best by {self._best_description()}: "
             + ", ".join(f"{name} {value:.2f}" for name, value in self.sharpness.items())
-            + " of the variance left.",
-        ]
+            + " of the variance left."
+        )
         places = "; ".join(
             f"block {b} ({low} to {high})"
             for b, (low, high) in zip(self.boundaries, self.intervals, strict=True)
         )
-        sure = self.n_boundaries == len(self.boundaries)
-        label = "Boundaries" if sure else "Best places, which the data do not support as such"
+        label = (
+            "Boundaries" if self.supported else "Best places, which the data do not support as such"
+        )
         method = "" if self.method == "fused" else f" by {self.method}"
         return [*lines, f"{label}{method}: {places}."]
 
@@ -156,6 +185,28 @@ class ScalePartition(Result):
             ("segment", "blocks", "first", "last"),
             *((n, str(len(b)), str(b[0]), str(b[-1])) for n, b in self.segments.items()),
         ]
+
+    def changes_in_words(self) -> list[str]:
+        """Every sharp change, shared or of one signal alone, then the first and the last block."""
+        number = {0: "No boundary", 1: "One boundary", 2: "Two boundaries", 3: "Three boundaries"}
+        count = number.get(self.n_boundaries, f"{self.n_boundaries} boundaries")
+        p = self.p_values[min(max(self.n_boundaries, 1), max(self.p_values))]
+        lines = [f"{count} beyond gradual change with depth ({_p_words(p)})."]
+        for one in self.found:
+            shared = f"shared by {len(one.signals)} of {len(self.by_signal)} signals"
+            lines.append(f"{_change(one)} at block {one.block}, {shared}, {_times(one)}.")
+        for one in self.alone:
+            lines.append(
+                f"{_change(one)} of {one.signals[0]} alone at block {one.block}, {_times(one)}."
+            )
+        for name, one in zip(("first", "last"), self.edges, strict=False):
+            if one.signals:
+                lines.append(
+                    f"The {name} block changes {len(one.signals)} of {len(self.by_signal)} signals "
+                    f"more than any gradual block ({one.size:.2g} times a typical block's change); "
+                    "it is not counted."
+                )
+        return lines
 
     def _best_description(self) -> str:
         words = {"stages": "stages", "drift": "gradual drift", "both": "stages and drift together"}
@@ -240,6 +291,15 @@ def _between(boundaries: list[int], n_layers: int) -> dict[str, range]:
         )
     names = segment_names(len(edges) - 1)
     return {name: range(edges[i], edges[i + 1]) for i, name in enumerate(names)}
+
+
+def _change(one: Boundary) -> str:
+    return "A sharp change" if one.kind == "jump" else "A bend"
+
+
+def _times(one: Boundary) -> str:
+    of = "" if one.kind == "jump" else ", in the change per block"
+    return f"{one.size:.2g} times a typical block's{of}"
 
 
 def _p_words(p_value: float) -> str:

@@ -76,13 +76,12 @@ def test_steps_in_a_profile_are_found(partition):
     assert "Two boundaries" in partition.summary()
 
 
-def test_signals_are_changes_of_curves_and_the_block_signals(stepped):
+def test_signals_are_levels_of_curves_and_the_block_signals(stepped):
     table = ml.arrays.boundary_signals(stepped)
     assert table.shape == (24, 14)
-    assert np.allclose(table["compression, change"], np.diff(stepped.compression.values))
-    assert np.allclose(
-        table["retained global, log change"], np.diff(np.log(stepped.retained["global"].values))
-    )
+    # After every block: a jump belongs to the block that makes it.
+    assert np.allclose(table["compression"], stepped.compression.values[1:])
+    assert np.allclose(table["retained global, log"], np.log(stepped.retained["global"].values[1:]))
     assert np.allclose(table["attention span"], stepped.signals["attention_span"].values)
 
 
@@ -98,7 +97,7 @@ def test_curves_that_say_nothing_are_left_out_and_named(stepped):
     )
     found = ml.detect_scales(profile=changed, **FAST)
     assert "novelty" not in found.by_signal
-    assert "predicted global, change" not in found.by_signal
+    assert "predicted global" not in found.by_signal
     assert any("predicted global (cannot be told from 0)" in note for note in found.warnings)
     assert any("novelty (constant)" in note for note in found.warnings)
 
@@ -108,7 +107,7 @@ def test_curves_that_touch_zero_enter_without_a_logarithm(stepped):
     shift = low.values.min() + 0.01
     crossing = replace(low, values=low.values - shift, low=low.low - shift, high=low.high - shift)
     changed = replace(stepped, retained=dict(stepped.retained) | {"local": crossing})
-    assert "retained local, change" in ml.arrays.boundary_signals(changed)
+    assert "retained local" in ml.arrays.boundary_signals(changed)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -257,7 +256,7 @@ def test_hostile_names_stay_text(partition):
 def test_the_report_tells_of_boundaries(stepped, partition, tmp_path):
     html = ml.write_report(tmp_path / "r.html", stepped, partition).read_text()
     assert "Scale boundaries" in html
-    assert "Two boundaries beyond gradual drift" in html
+    assert "Two boundaries beyond gradual change" in html
 
 
 def test_stability_on_a_tiny_model(tiny):

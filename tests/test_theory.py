@@ -122,7 +122,7 @@ def test_stages_that_random_weights_show_too_do_not_count():
     [
         {"p_values": {1: 0.01, 2: 0.06, 3: 0.01}},
         {"n_boundaries": 1},
-        {"sharpness": {"stages": 0.8, "drift": 0.7, "both": 0.5}},
+        {"sharpness": {"stages": 0.8, "drift": 0.7, "both": 0.75}},
     ],
 )
 def test_existence_needs_all_of_its_evidence(weaker):

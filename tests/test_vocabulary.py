@@ -37,8 +37,8 @@ TRAINED = ("fit_hvib", "fit_hvib_arrays")
 RETIRED = {
     "kinds": "perturbations",
     "dose": "target_kl",
-    "n_blocks": "n_layers",
-    "n_random": "n_controls",
+    "n_layers": "n_layers",
+    "n_controls": "n_controls",
 }
 MAX_POSITIONAL = 8
 MAX_CODE_LINES = 80

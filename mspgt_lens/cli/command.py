@@ -6,8 +6,11 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
+
+import pandas as pd
 
 from mspgt_lens.cli.analyze import add_analyze_command
 from mspgt_lens.cli.brittleness import add_brittleness_command
@@ -23,6 +26,7 @@ from mspgt_lens.prompts import PromptDataset, load_passages
 from mspgt_lens.report.tables import summary_rows
 from mspgt_lens.report.writing import write_report
 from mspgt_lens.scales.detection import METHODS, detect_scales
+from mspgt_lens.scales.segments import Rows, segment_blocks
 from mspgt_lens.targets import OFFSET_BANDS
 
 MODEL_HELP = "a hub name, a local folder or GGUF file, or 'demo' (SmolLM2-135M)"
@@ -89,12 +93,26 @@ def _parser() -> argparse.ArgumentParser:
         "that the data do not support any; print the partition and write its figures.",
         epilog="example: mspgt-lens scales gpt2 --prompts texts.jsonl --out scales.html",
     )
-    _add_model(scales)
+    _add_model(scales, required=False)
     scales.add_argument(
         "--profile",
         type=Path,
         metavar="PATH",
         help="a saved profile to start from, instead of a pass over the prompts",
+    )
+    scales.add_argument(
+        "--curves",
+        type=Path,
+        metavar="CSV",
+        help="a table of per-layer numbers to test instead of a model: one row per block, one "
+        "named column per curve",
+    )
+    scales.add_argument(
+        "--rows",
+        choices=get_args(Rows),
+        default="blocks",
+        help="what a row of --curves is: a block, or a site (one row more: before every "
+        "block, then after the last one); default: %(default)s",
     )
     scales.add_argument(
         "--method", choices=METHODS, default="fused", help="what places them (default: fused)"
@@ -116,8 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+def _add_model(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    command.add_argument("model", metavar="MODEL", nargs=None if required else "?", help=MODEL_HELP)
     _add_prompts(command)
 
 
@@ -176,6 +194,10 @@ def _profile(options: argparse.Namespace) -> int:
 
 
 def _scales(options: argparse.Namespace) -> int:
+    if options.curves is not None:
+        return _scales_of_curves(options)
+    if options.model is None:
+        raise ValueError("scales needs a MODEL, or --curves with a table")
     if options.profile is not None:
         superfluous = [n for n in ("prompts", "control") if getattr(options, n) is not None]
         if superfluous:
@@ -204,6 +226,28 @@ def _scales(options: argparse.Namespace) -> int:
         print(f"\npartition: {partition.save(options.save).resolve()}")
     path = write_report(options.out, profile, partition)
     print(f"\nreport: {path.resolve()}")
+    return 0
+
+
+def _scales_of_curves(options: argparse.Namespace) -> int:
+    given = [
+        n for n in ("model", "profile", "prompts", "control") if getattr(options, n) is not None
+    ]
+    if given:
+        names = ", ".join(n if n == "model" else f"--{n}" for n in given)
+        raise ValueError(f"--curves holds the numbers already: leave out {names}")
+    if options.method != "fused":
+        raise ValueError(f"--method {options.method} needs a model, not --curves")
+    if not options.curves.is_file():
+        raise FileNotFoundError(f"--curves: no file at {options.curves}")
+    table = pd.read_csv(options.curves)
+    partition = replace(
+        segment_blocks(table, rows=options.rows, seed=options.seed), model_name=options.curves.stem
+    )
+    print(f"\n{partition.summary()}\n")
+    if options.save is not None:
+        print(f"partition: {partition.save(options.save).resolve()}")
+    print(f"report: {write_report(options.out, partition).resolve()}")
     return 0
 
 

@@ -18,12 +18,12 @@ from mspgt_lens.contract import Result, Rows, counted, named, tidy
 from mspgt_lens.estimates import CannotMeasure, Curve
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import as_adapter
-from mspgt_lens.partition import ScalePartition
+from mspgt_lens.partition import Boundary, ScalePartition
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset
 from mspgt_lens.scales.normalizing import rank_normalize
-from mspgt_lens.scales.segments import MIN_BLOCKS, segment_blocks, summarize_places
+from mspgt_lens.scales.segments import MIN_BLOCKS, edge_changes, segment_blocks, summarize_places
 
 Method = Literal["fused", "stages", "attention_span", "mi_peaks", "hvib", "thirds", "quarters"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -52,10 +52,10 @@ def detect_scales(
     The signals are those of :func:`boundary_signals`; see :func:`~mspgt_lens.segment_blocks` for
     the test. Intervals and probabilities include the spread between folds of groups of prompts.
 
-    Methods: ``"fused"`` places the boundaries where jumps beyond drift explain most of all signals
-    together. ``"stages"`` fits constant stages to the same signals and no drift (it finds
-    boundaries in any smooth curve). ``"attention_span"`` takes the first blocks whose mean
-    attention span reaches two thresholds. ``"mi_peaks"`` takes the two most prominent peaks or
+    Methods: ``"fused"`` places the boundaries at the sharpest changes of all signals together.
+    ``"stages"`` fits constant stages to the same signals and no drift (it finds boundaries in any
+    smooth curve). ``"attention_span"`` takes the first blocks whose mean attention span reaches two
+    thresholds. ``"mi_peaks"`` takes the two most prominent peaks or
     troughs of the information between the sites around each block. ``"hvib"`` takes the partition
     whose segments together drop most of what their own scale retained and add most to what it
     predicts, each in units of that curve's range (the H-VIB objective with the weights that make
@@ -134,6 +134,7 @@ def detect_scales(
         model_name=profile.model_name,
         by_method=by_method,
         control=profile.control,
+        edges=_edges(profile, signals, fused.edges),
         settings={
             **fused.settings,
             "span_thresholds": list(thresholds),
@@ -215,9 +216,9 @@ def _placed(method: Any, table: pd.DataFrame, n_boundaries: int) -> tuple[int, .
 def boundary_signals(profile: LayerProfile) -> pd.DataFrame:
     """The signals that boundaries are sought in, one row per block.
 
-    The changes across each block of compression, relevance, and, per scale, retained information
-    (of its logarithm, where it is positive everywhere) and predicted information; and the profile's
-    block signals as they are. Curves that cannot be told from 0 at any site, and columns that never
+    Levels after each block of compression, relevance, and, per scale, retained information (its
+    logarithm, where it is positive everywhere) and predicted information; and the profile's block
+    signals as they are. Curves that cannot be told from 0 at any site, and columns that never
     change, are left out.
 
     Args:
@@ -230,8 +231,8 @@ def boundary_signals(profile: LayerProfile) -> pd.DataFrame:
     return pd.DataFrame(_matrix(profile, names), columns=list(names))
 
 
-# Quantity, scale, and whether the signal is the curve itself, its change, or its logarithm's.
-_Signal = tuple[str, str, Literal["value", "change", "log change"]]
+# Quantity, scale, and whether the signal is a block's, a curve's level, or the level's logarithm.
+_Signal = tuple[str, str, Literal["block", "level", "log"]]
 # These repeat what relevance and predicted information say, which would count twice.
 _NO_SIGNALS = ("logit_lens", "added")
 
@@ -242,21 +243,21 @@ def _choose_signals(profile: LayerProfile) -> tuple[dict[str, _Signal], list[str
     left_out = []
     for quantity, scale, curve in profile.curves():
         name = " ".join(filter(None, (quantity, scale))).replace("_", " ")
-        kind: Literal["value", "change", "log change"] = "change"
+        kind: Literal["block", "level", "log"] = "level"
         if quantity in _NO_SIGNALS:
             continue
         if quantity in profile.signals:
-            kind = "value"
+            kind = "block"
         elif scale and (curve.low <= 0).all():
             left_out.append(f"{name} (cannot be told from 0)")
             continue
         elif quantity == "retained" and (curve.values > 0).all():
-            kind = "log change"
+            kind = "log"
         signal = quantity, scale, kind
-        if np.ptp(_column(profile, signal)) == 0:
+        if np.ptp(_column(profile, signal)[1:-1]) == 0:
             left_out.append(f"{name} (constant)")
         else:
-            chosen[name if kind == "value" else f"{name}, {kind}"] = signal
+            chosen[f"{name}, log" if kind == "log" else name] = signal
     if not chosen:
         raise CannotMeasure(
             f"no signal of {profile.model_name} changes with depth, so there is nothing to segment"
@@ -264,19 +265,34 @@ def _choose_signals(profile: LayerProfile) -> tuple[dict[str, _Signal], list[str
     return chosen, [f"signals left out: {', '.join(left_out)}"] if left_out else []
 
 
-def _column(profile: LayerProfile, signal: _Signal) -> Float[np.ndarray, " block"]:
+def _levels(profile: LayerProfile, signal: _Signal) -> Float[np.ndarray, " row"]:
+    """Of every site, or of every block for a block's own signal."""
     quantity, scale, kind = signal
     values = next(c.values for q, s, c in profile.curves() if (q, s) == (quantity, scale))
-    if kind == "value":
-        return values
-    change: np.ndarray = np.diff(np.log(values) if kind == "log change" else values)
-    return change
+    return np.log(values) if kind == "log" else values
+
+
+def _column(profile: LayerProfile, signal: _Signal) -> Float[np.ndarray, " block"]:
+    # A jump of a curve belongs to the block that makes it: its level is new after that block.
+    levels = _levels(profile, signal)
+    return levels if signal[2] == "block" else levels[1:]
 
 
 def _matrix(
     profile: LayerProfile, signals: Mapping[str, _Signal]
 ) -> Float[np.ndarray, "block signal"]:
     return np.column_stack([_column(profile, signal) for signal in signals.values()])
+
+
+def _edges(
+    profile: LayerProfile, signals: Mapping[str, _Signal], edges: tuple[Boundary, ...]
+) -> tuple[Boundary, ...]:
+    """The first block's change of the curves over sites is seen from the site before it."""
+    curves = {name: signal for name, signal in signals.items() if signal[2] != "block"}
+    if not curves:
+        return edges
+    before = np.column_stack([_levels(profile, signal) for signal in curves.values()])
+    return edge_changes(before, list(curves), profile.n_layers)[0], *edges[1:]
 
 
 def _replicates(profile: LayerProfile, n_draws: int, seed: int) -> list[LayerProfile]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,17 @@ from scipy.stats import binomtest
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, tidy
-from mspgt_lens.scales.drift import steps
-from mspgt_lens.scales.segments import MIN_BLOCKS, compare_with_drift
+from mspgt_lens.scales.drift import hinges, steps
+from mspgt_lens.scales.seeking import seek_changes, standardized
+from mspgt_lens.scales.segments import MIN_BLOCKS
 from mspgt_lens.statistics import LEVEL, SIGNIFICANCE
 
 Drift = Literal["flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk"]
+_HEAVY = 3
+Planted = Literal["jumps", "bends", "both"]
+Noise = Literal["white", "random_walk"]
+Tails = Literal["normal", "heavy"]
+NoiseSize = Literal["even", "ends", "growing"]
 DRIFTS: tuple[Drift, ...] = ("flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk")
 
 
@@ -59,29 +65,39 @@ def synthetic_signals(
     *,
     n_boundaries: int = 2,
     effect: float = 2.0,
-    kind: Literal["levels", "slopes"] = "levels",
+    kind: Planted = "jumps",
+    share: float = 1.0,
     drift: Drift = "flat",
     drift_size: float = 4.0,
+    noise: Noise = "white",
+    tails: Tails = "normal",
+    noise_size: NoiseSize = "even",
     correlation: float = 0.0,
     autocorrelation: float = 0.0,
     seed: int = 0,
 ) -> SyntheticSignals:
-    """Signals over depth: drift, segments planted on top, and noise of variance 1.
+    """Signals over depth: drift, sharp changes planted on top, and noise of variance 1.
 
     Args:
         n_layers: Depth, at least 6.
         n_signals: Number of signals.
         n_boundaries: Planted boundaries, at random places that leave every segment at least a sixth
             of the depth (for two); 0 for a null.
-        effect: Size of every jump in units of the noise's deviation, its sign drawn for every
+        effect: Size of every change in units of the noise's deviation, its sign drawn for every
             signal; 2 is noise at half the jump.
-        kind: ``"levels"``: the signal jumps at a boundary. ``"slopes"``: its slope does, so that it
-            has gone ``effect`` astray a sixth of the depth later.
+        kind: ``"jumps"``: the level jumps at a boundary. ``"bends"``: the rate of change does, by
+            ``effect`` per block. ``"both"``: jumps and bends take turns.
+        share: The share of signals that show a boundary, drawn for each; at least one does.
         drift: What changes gradually underneath, with its sign and size drawn for every signal.
         drift_size: Typical rise of the drift over the whole depth, in units of the noise; for
             ``"random_walk"`` the deviation of its steps is ``drift_size / 4``.
+        noise: ``"white"``: new at every block. ``"random_walk"``: its steps are.
+        tails: ``"normal"``, or ``"heavy"``: Student's t with 3 degrees of freedom, of variance 1,
+            independent between signals.
+        noise_size: ``"even"``; ``"ends"``: four times larger in the first and last two blocks;
+            ``"growing"``: twentyfold with depth, like an exponential level's.
         correlation: Correlation of the noise between signals.
-        autocorrelation: Lag-one autocorrelation of the noise along depth.
+        autocorrelation: Lag-one autocorrelation of white noise along depth.
         seed: Decides everything.
 
     Returns:
@@ -89,8 +105,8 @@ def synthetic_signals(
         boundaries.
 
     Raises:
-        ValueError: If the depth cannot hold so many boundaries, or a correlation is outside
-            its range.
+        ValueError: If the depth cannot hold so many boundaries, or an argument is outside its
+            range.
 
     Example:
         >>> made = ml.synthetic.synthetic_signals(24, n_signals=3, effect=4.0)
@@ -107,15 +123,29 @@ def synthetic_signals(
             "correlation must be in [0, 1) and autocorrelation in (-1, 1), got "
             f"{correlation} and {autocorrelation}"
         )
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be above 0 and at most 1, got {share}")
+    for name, given, known in (
+        ("kind", kind, Planted),
+        ("noise", noise, Noise),
+        ("tails", tails, Tails),
+        ("noise_size", noise_size, NoiseSize),
+    ):
+        if given not in get_args(known):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {given!r}")
     rng = np.random.default_rng(seed)
     boundaries = _places(n_layers, n_boundaries, rng)
     signals = _drift(drift, n_layers, n_signals, drift_size, rng)
-    signals = signals + _noise(n_layers, n_signals, correlation, autocorrelation, rng)
-    jumps = effect * rng.choice([-1.0, 1.0], size=(n_boundaries, n_signals))
-    planted = steps(n_layers, boundaries)
-    if kind == "slopes":
-        planted = np.cumsum(planted, axis=0) / (n_layers / 6)
-    return SyntheticSignals(signals + planted @ jumps, boundaries)
+    varied = _noise(n_layers, n_signals, correlation, autocorrelation, tails, rng)
+    varied = varied * _sizes(noise_size, n_layers)[:, None]
+    signals = signals + (np.cumsum(varied, axis=0) if noise == "random_walk" else varied)
+    for number, boundary in enumerate(boundaries):
+        shows = np.zeros(n_signals)
+        shows[rng.permutation(n_signals)[: max(1, round(share * n_signals))]] = effect
+        bends = kind == "bends" or (kind == "both" and number % 2 == 1)
+        curve = (hinges if bends else steps)(n_layers, [boundary])
+        signals = signals + curve * shows * rng.choice([-1.0, 1.0], size=n_signals)
+    return SyntheticSignals(signals, boundaries)
 
 
 def _places(n_layers: int, n_boundaries: int, rng: np.random.Generator) -> tuple[int, ...]:
@@ -158,15 +188,28 @@ def _noise(
     n_signals: int,
     correlation: float,
     autocorrelation: float,
+    tails: Tails,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "block signal"]:
     shared = rng.standard_normal((n_layers, 1))
     own = rng.standard_normal((n_layers, n_signals))
     noise: np.ndarray = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+    if tails == "heavy":
+        # Their variance is 3.
+        noise /= np.sqrt(rng.chisquare(_HEAVY, noise.shape) / _HEAVY) * np.sqrt(_HEAVY)
     noise[1:] *= np.sqrt(1 - autocorrelation**2)
     for block in range(1, n_layers):
         noise[block] += autocorrelation * noise[block - 1]
     return noise
+
+
+def _sizes(noise_size: NoiseSize, n_layers: int) -> Float[np.ndarray, " block"]:
+    sizes = np.ones(n_layers)
+    if noise_size == "ends":
+        sizes[[0, 1, -2, -1]] = 4.0
+    elif noise_size == "growing":
+        sizes = np.exp(3 * np.linspace(-0.5, 0.5, n_layers))
+    return sizes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -174,10 +217,10 @@ class Power(Result):
     """What the boundary test makes of many synthetic draws; every field is a share of them.
 
     Attributes:
-        rejected: p < 0.05 for two jumps.
-        chosen: Number of boundaries, 0 to 3, to how often it was chosen.
-        located: Every boundary within one block, the right number of them being placed; 0 for a
-            null.
+        rejected: p < 0.05 for any sharp change.
+        chosen: Number of boundaries to how often it was found; changes of one signal alone count
+            where ``share`` leaves a single signal that shows any.
+        located: Exactly the planted boundaries were found, each within one block; 0 for a null.
         n_simulations: Draws; a share s has a standard error of ``sqrt(s (1 - s) / n)``.
     """
 
@@ -228,10 +271,13 @@ def power(
     *,
     n_boundaries: int = 2,
     drift: Drift = "flat",
+    noise: Noise = "white",
+    tails: Tails = "normal",
+    noise_size: NoiseSize = "even",
     correlation: float = 0.0,
     autocorrelation: float = 0.0,
-    kind: Literal["levels", "slopes"] = "levels",
-    min_size: int = 2,
+    kind: Planted = "jumps",
+    share: float = 1.0,
     n_simulations: int = 100,
     n_draws: int = 199,
     seed: int = 0,
@@ -239,9 +285,8 @@ def power(
     """How often the boundary test finds what is planted at this depth; with no boundary, errs.
 
     Args:
-        n_layers, n_signals, effect, n_boundaries, drift, correlation, autocorrelation, kind: As in
-            :func:`synthetic_signals`.
-        min_size: Fewest blocks of a segment.
+        n_layers, n_signals, effect, n_boundaries, drift, noise, tails, noise_size, correlation,
+            autocorrelation, kind, share: As in :func:`synthetic_signals`.
         n_simulations: Draws.
         n_draws: Series regenerated for each test, fewer where it is decided before.
         seed: Decides every draw.
@@ -254,6 +299,7 @@ def power(
         1.0
     """
     rejected, located, chosen = 0, 0, []
+    one_signal = round(share * n_signals) <= 1
     for number in range(n_simulations):
         made = synthetic_signals(
             n_layers,
@@ -261,18 +307,24 @@ def power(
             n_boundaries=n_boundaries,
             effect=effect,
             kind=kind,
+            share=share,
             drift=drift,
+            noise=noise,
+            tails=tails,
+            noise_size=noise_size,
             correlation=correlation,
             autocorrelation=autocorrelation,
             seed=seed + number,
         )
         rng = np.random.default_rng([seed, number])
-        tested = compare_with_drift(made.signals, min_size, n_draws, rng, decide_only=True)
-        rejected += tested.p_values[2] < SIGNIFICANCE
-        chosen.append(tested.n_boundaries)
-        if n_boundaries in tested.p_values:
-            found = np.array(tested.boundaries(n_boundaries))
-            located += bool((np.abs(found - made.boundaries) <= 1).all())
+        # The first and the last block are set apart.
+        search = seek_changes(standardized(made.signals[1:-1]), n_draws, rng, decide_only=True)
+        places = search.places if one_signal else search.shared
+        found = np.array([place.lead.row + 1 for place in places])
+        rejected += search.first.p_value < SIGNIFICANCE
+        chosen.append(len(found))
+        if n_boundaries == len(found):
+            located += bool(n_boundaries) and bool((np.abs(found - made.boundaries) <= 1).all())
     counts = np.bincount(chosen, minlength=4) / n_simulations
     return Power(
         rejected / n_simulations,

@@ -24,10 +24,10 @@ _RULES = ("water-filling", "thirds", "quarters", "same depth")
 def existence(*, significance: float = 0.05, share: float = 0.5) -> Prediction:
     """P1: most models have two boundaries beyond drift, and not for their architecture alone.
 
-    A model counts if its partition has p below ``significance`` for two jumps, two boundaries
-    chosen, stages that describe left-out blocks better than drift, and a twin with random weights
-    of which not all of this holds. A model that passes without such a twin may count or not: the
-    interval (Clopper & Pearson 1934) takes in both.
+    A model counts if its partition has p below ``significance`` for two boundaries, two
+    chosen, stages that describe left-out blocks better than drift does (alone or beside it), and a
+    twin with random weights of which not all of this holds. A model that passes without such a twin
+    may count or not: the interval (Clopper & Pearson 1934) takes in both.
 
     Args:
         significance: Level of each model's own test.
@@ -40,7 +40,7 @@ def existence(*, significance: float = 0.05, share: float = 0.5) -> Prediction:
             return (
                 partition.p_value < significance
                 and partition.n_boundaries == 2
-                and sharpness["stages"] < sharpness["drift"]
+                and min(sharpness["stages"], sharpness["both"]) < sharpness["drift"]
             )
 
         passed = [r for r in results if shows(r.partition)]

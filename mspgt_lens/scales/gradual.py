@@ -1,0 +1,113 @@
+"""What a curve over depth may be without any sharp change.
+
+Every kind is a straight line, free in level and slope, and what varies about it with some
+covariance: noise that is the same at every block, random walks, walks whose steps wander
+themselves, smooth curves of several lengths, exponentials, logistics and polynomials beneath noise.
+Noise and walks come in several sizes over depth: even, growing, shrinking, and larger at both ends.
+A series' own kind is weighed by its likelihood, so that none has to be chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float
+
+# Shares of noise, of its random walk, and of a walk of its slope.
+_WANDERING = {
+    "even": ((1, 0, 0),),
+    "smooth": ((1, 0, 2e-3), (1, 0, 0.05)),
+    "wandering": ((1, 0.1, 0), (1, 0.6, 0), (0, 1, 0), (0, 1, 0.1)),
+    "smoothly wandering": ((0, 0, 1),),
+}
+# A walk whose steps remember the last one.
+_PERSISTENCE = 0.6
+# Smooth curves: their length as a part of the depth, and their variance in units of the noise's.
+_LENGTHS = (2.0, 3.0, 5.0)
+_VARIANCES = (10.0, 1e3, 1e5)
+_RATES = (-6.0, -3.0, -1.5, 1.5, 3.0, 6.0)
+_CENTERS = (0.2, 0.35, 0.5, 0.65, 0.8)
+_WIDTHS = (0.07, 0.12)
+# The variance of a curve of known shape: moderate, or as large as it may be.
+_SHAPE_VARIANCES = (1e2, 1e8)
+_LARGER_AT_ENDS = 4.0
+# Keeps covariances of walks regular.
+_LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class Gradual:
+    """All kinds for series of so many rows.
+
+    Attributes:
+        covariances: Of each kind, shape ``[kind, row, row]``.
+        roots: Lower triangles that turn independent draws into them.
+        words: What each kind is.
+    """
+
+    covariances: Float[np.ndarray, "kind row row"]
+    roots: Float[np.ndarray, "kind row row"]
+    words: tuple[str, ...]
+
+    def autocorrelation(self, kind: int) -> float:
+        """Lag-one autocorrelation about a straight line, between neighboring rows."""
+        n = len(self.covariances[kind])
+        line, _ = np.linalg.qr(_line(n))
+        about = np.eye(n) - line @ line.T
+        left = about @ self.covariances[kind] @ about
+        return float(np.diag(left, 1).sum() / (n - 1) / (np.trace(left) / n))
+
+
+@lru_cache(maxsize=64)
+def gradual_kinds(n_rows: int) -> Gradual:
+    """All kinds for series of ``n_rows`` rows; see the module."""
+    made: list[tuple[str, np.ndarray]] = []
+    rows = np.arange(n_rows)
+    summed = np.tril(np.ones((n_rows, n_rows)))
+    for size in _sizes(n_rows):
+        noise = np.diag(size**2)
+        for word, shares in _WANDERING.items():
+            for level, walk, slope in shares:
+                covariance = level * noise + walk * summed @ noise @ summed.T
+                covariance += slope * summed @ summed @ noise @ summed.T @ summed.T
+                made.append((word, covariance))
+        persistent = _PERSISTENCE ** np.abs(np.subtract.outer(rows, rows))
+        steps = np.outer(size, size) * persistent
+        made.append(("smoothly wandering", summed @ steps @ summed.T))
+    apart = np.subtract.outer(rows, rows) ** 2
+    for part in _LENGTHS:
+        smooth = np.exp(-apart / 2 / (n_rows / part) ** 2)
+        made += [("smooth", np.eye(n_rows) + v * smooth) for v in _VARIANCES]
+    for word, shape in _shapes(n_rows):
+        made += [(word, np.eye(n_rows) + v * np.outer(shape, shape)) for v in _SHAPE_VARIANCES]
+    covariances = np.stack([c for _, c in made]) + _LEAST * np.eye(n_rows)
+    return Gradual(covariances, np.linalg.cholesky(covariances), tuple(word for word, _ in made))
+
+
+def _sizes(n_rows: int) -> list[np.ndarray]:
+    """Standard deviations over depth."""
+    depth = np.linspace(-0.5, 0.5, n_rows)
+    ends = np.ones(n_rows)
+    ends[[0, -1]] = _LARGER_AT_ENDS
+    return [*(np.exp(rate * depth) for rate in (0.0, 1.5, -1.5, 3.0, -3.0)), ends]
+
+
+def _shapes(n_rows: int) -> list[tuple[str, np.ndarray]]:
+    """Curves of known shape, beyond a straight line, with variance 1."""
+    depth = np.linspace(0.0, 1.0, n_rows)
+    curves = [("exponential", np.exp(rate * depth)) for rate in _RATES]
+    curves += [
+        ("logistic", 1 / (1 + np.exp(-(depth - center) / width)))
+        for center in _CENTERS
+        for width in _WIDTHS
+    ]
+    curves += [("polynomial", (depth - 0.5) ** order) for order in (2, 3)]
+    line, _ = np.linalg.qr(_line(n_rows))
+    beyond = [(word, curve - line @ (line.T @ curve)) for word, curve in curves]
+    return [(word, curve / curve.std()) for word, curve in beyond]
+
+
+def _line(n_rows: int) -> Float[np.ndarray, "row 2"]:
+    return np.column_stack([np.ones(n_rows), np.arange(n_rows)])
