@@ -26,12 +26,12 @@ _WANDERING = {
 _PERSISTENCE = 0.6
 # Smooth curves: their length as a part of the depth, and their variance in units of the noise's.
 _LENGTHS = (2.0, 3.0, 5.0)
-_VARIANCES = (10.0, 1e3, 1e5)
+_VARIANCES = (1.0, 10.0, 1e3, 1e5)
 _RATES = (-6.0, -3.0, -1.5, 1.5, 3.0, 6.0)
 _CENTERS = (0.2, 0.35, 0.5, 0.65, 0.8)
-_WIDTHS = (0.07, 0.12)
-# The variance of a curve of known shape: moderate, or as large as it may be.
-_SHAPE_VARIANCES = (1e2, 1e8)
+_WIDTHS = (0.06, 0.12)
+# The variance of a curve of known shape, from no more than the noise's to as large as it may be.
+_SHAPE_VARIANCES = (1.0, 30.0, 1e3, 1e8)
 _LARGER_AT_ENDS = 4.0
 # Keeps covariances of walks regular.
 _LEAST = 1e-6

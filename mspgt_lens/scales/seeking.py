@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mspgt_lens.scales.evidence import (
     LEAST_FREEDOM,
     Change,
+    Evidence,
+    Weighed,
     change_curves,
     evidence_for_change,
     votes,
 )
-from mspgt_lens.scales.regenerating import Regenerator, regenerator
+from mspgt_lens.scales.gradual import gradual_kinds
+from mspgt_lens.scales.regenerating import Regenerator, kind_weights, lightness, regenerator
 from mspgt_lens.statistics import SIGNIFICANCE
 
 # More changes than these are not told apart in a few dozen rows.
 MAX_CHANGES = 6
-# A signal shares a change if its own evidence there is more than this, in nats: what one in a
-# hundred reaches by chance at a given place.
-SHARES = 2.0
-_DRAWS_PER_LOOK = 33
 # Later tests take this part of the draws, but no fewer than a p-value of 0.05 needs.
 _PART_OF_DRAWS = 4
 _FEWEST_DRAWS = 99
+# Heavy tails are left out where the data's are lighter than this share of heavy-tailed series'.
+_TOO_LIGHT = 0.99
+# What is taken out of the series that regenerated ones are like leaves so many rows on either side:
+# what happens in the outermost rows may be noise that is larger there.
+_ROWS_BESIDE = 2
+# Gradual kinds that are less likely than this for every signal are not weighed.
+_LIKELY = 0.01
+# What single precision cannot tell apart.
+_EQUAL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -37,14 +46,18 @@ class ChangeTest:
         without: The same with each signal left out.
         best: The likeliest change.
         alone: Evidence that a single signal reaches in 5% of regenerated series.
-        own: Changes for which one signal has more than that, with the share of regenerated series
-            where a single signal has as much.
+        shares: Evidence that a signal has at a given change in 5% of regenerated series.
+        more_share: What any signal but one has there in 5% of them.
+        own: Changes for which one signal has more than ``alone``, with the share of regenerated
+            series where a single signal has as much.
     """
 
     p_value: float
     without: Float[np.ndarray, " signal"]
     best: Change
     alone: float
+    shares: float
+    more_share: float
     own: dict[Change, float]
 
 
@@ -80,6 +93,7 @@ class Search:
         places: Where changes are, by row.
         changes: All changes.
         first: The test of any change against none.
+        kinds: The gradual kinds that are weighed.
         last: p-value of one more change than were found.
         like: What series with these changes and no more may be.
     """
@@ -89,6 +103,7 @@ class Search:
     first: ChangeTest
     last: float
     like: Regenerator
+    kinds: Int[np.ndarray, " kind"]
 
     @property
     def shared(self) -> tuple[Place, ...]:
@@ -105,10 +120,10 @@ def seek_changes(
 ) -> Search:
     """Find sharp changes, the likeliest first, until one more is no likelier than by chance.
 
-    Each test compares the evidence of the likeliest change, given those found before, with the same
-    on series regenerated without it, with normal and with heavy-tailed noise. With ``decide_only``,
-    no more series are drawn once a test cannot be significant any more; its p-value is then a lower
-    bound.
+    Each test compares the evidence for the likeliest change, and for the likeliest two together,
+    given those found before, with the same in series regenerated without them, with normal and with
+    heavy-tailed noise. With ``decide_only``, heavy tails are not drawn once normal ones show that a
+    test cannot be significant; its p-value is then a lower bound.
     """
     n_rows = len(series)
     found: dict[Change, float] = {}
@@ -132,7 +147,18 @@ def seek_changes(
     changes = tuple(sorted(found))
     places = _places(series, found, set(apart), first)
     like = regenerator(evidence_for_change(n_rows, changes), series)
-    return Search(places, changes, first, last, like)
+    return Search(places, changes, first, last, like, likely_kinds(series, (), changes))
+
+
+def likely_kinds(
+    series: Float[np.ndarray, "row signal"], *given: tuple[Change, ...]
+) -> Int[np.ndarray, " kind"]:
+    """Gradual kinds that some signal may be of beside some of the given changes."""
+    likely = np.zeros(len(gradual_kinds(len(series)).words), dtype=bool)
+    for changes in given:
+        weights = kind_weights(evidence_for_change(len(series), changes).likelihoods(series))
+        likely |= weights.max(axis=1) > _LIKELY
+    return np.flatnonzero(likely)
 
 
 def standardized(series: Float[np.ndarray, "row signal"]) -> Float[np.ndarray, "row signal"]:
@@ -145,10 +171,23 @@ def gains_of(
     series: Float[np.ndarray, "row signal"], change: Change, others: tuple[Change, ...]
 ) -> Float[np.ndarray, " signal"]:
     """Evidence of every signal for one change beside others."""
-    evidence = evidence_for_change(len(series), others)
-    at = evidence.candidates.index(change)
-    gains: np.ndarray = evidence.gains(series[None])[at, :, 0]
-    return gains
+    evidence, gains = gains_beside(series, others, (change, *others))
+    own: np.ndarray = gains[evidence.candidates.index(change)]
+    return own
+
+
+def gains_beside(
+    series: Float[np.ndarray, "row signal"],
+    given: tuple[Change, ...],
+    changes: Iterable[Change] = (),
+) -> tuple[Evidence, Float[np.ndarray, "candidate signal"]]:
+    """Evidence of every signal for every change beside the given ones.
+
+    Gradual kinds are those that the signals may be of beside those, or beside all ``changes``.
+    """
+    kinds = likely_kinds(series, (), given, tuple(sorted({*given, *changes})))
+    evidence = evidence_for_change(len(series), given)
+    return evidence, evidence.gains(series[None], kinds)[..., 0]
 
 
 def sizes(
@@ -176,50 +215,112 @@ def _test(
     decide_only: bool,
 ) -> ChangeTest:
     evidence = evidence_for_change(len(series), given)
-    gains = evidence.gains(series[None])[..., 0]
-    each = votes(gains)
-    total = each.sum(axis=1)
-    best = int(total.argmax())
-    rest = (total[:, None] - each).max(axis=0)
-    like = regenerator(evidence, series)
-    reached, reached_rest, drawn = np.zeros(2), np.zeros((2, len(rest))), np.zeros(2)
-    alone: list[list[np.ndarray]] = [[], []]
-    enough = SIGNIFICANCE * (n_draws + 1)
-    for heavy in (0, 1):
-        while drawn[heavy] < n_draws:
-            number = int(n_draws - drawn[heavy])
-            if decide_only:
-                number = min(number, _DRAWS_PER_LOOK)
-            for part in evidence.chunks(like.draw(number, rng, heavy=bool(heavy))):
-                one = evidence.gains(part)
-                each = votes(one)
-                every = each.sum(axis=1)
-                others = (every[:, None] - each).max(axis=0)
-                # What single precision cannot tell apart counts as equal.
-                reached[heavy] += (every.max(axis=0) >= total[best] - 1e-4).sum()
-                reached_rest[heavy] += (others >= rest[:, None] - 1e-4).sum(axis=1)
-                alone[heavy].append(one.max(axis=(0, 1)))
-            drawn[heavy] += number
-            if decide_only and 1 + reached[heavy] >= enough:
+    without = evidence_for_change(len(series), _and_likeliest(series, given))
+    kinds = likely_kinds(series, given, without.given)
+    like = regenerator(without, series, correlated=evidence)
+    seen = evidence.weigh(series[None], kinds)
+    light = lightness(without, series[None], kinds)
+    drawn, p_values, p_without = [], [], []
+    for heavy in (False, True):
+        parts = evidence.chunks(like.draw(n_draws, rng, heavy=heavy))
+        reference = _Reference([evidence.weigh(part, kinds) for part in parts])
+        if heavy:
+            tails = np.concatenate([lightness(without, part, kinds) for part in parts])
+            if light > np.quantile(tails, _TOO_LIGHT):
                 break
-        if decide_only and 1 + reached[heavy] >= enough:
+        drawn.append(reference)
+        p_values.append(reference.p_value(seen))
+        p_without.append(reference.p_without(seen))
+        if decide_only and p_values[0] >= SIGNIFICANCE:
             break
-    tails = [heavy for heavy in (0, 1) if drawn[heavy]]
-    p_values = (1 + reached[tails]) / (1 + drawn[tails])
-    singles = [np.concatenate(alone[h]) for h in tails]
-    limit = max(float(np.quantile(one, 1 - SIGNIFICANCE)) for one in singles)
+    gains = seen.gains[..., 0]
+    alone = max(reference.highest(SIGNIFICANCE) for reference in drawn)
     own = {}
-    for signal in np.flatnonzero(gains.max(axis=0) > limit):
-        most = float(gains[:, signal].max())
-        share = max(float((1 + (one >= most).sum()) / (1 + len(one))) for one in singles)
-        own[evidence.candidates[int(gains[:, signal].argmax())]] = share
+    for signal in np.flatnonzero(gains.max(axis=0) > alone):
+        at = int(gains[:, signal].argmax())
+        most = float(gains[at, signal])
+        own[evidence.candidates[at]] = max(reference.p_alone(most) for reference in drawn)
+    others = max(series.shape[1] - 1, 1)
     return ChangeTest(
-        p_value=float(p_values.max()),
-        without=((1 + reached_rest[tails]) / (1 + drawn[tails, None])).max(axis=0),
-        best=evidence.candidates[best],
-        alone=limit,
+        p_value=max(p_values),
+        without=np.max(p_without, axis=0),
+        best=evidence.candidates[int(votes(gains).sum(axis=1).argmax())],
+        alone=alone,
+        shares=max(reference.anywhere(SIGNIFICANCE) for reference in drawn),
+        more_share=max(reference.anywhere(SIGNIFICANCE / others) for reference in drawn),
         own=own,
     )
+
+
+class _Reference:
+    """What regenerated series reach."""
+
+    def __init__(self, weighed: list[Weighed]) -> None:
+        gains = np.concatenate([part.gains for part in weighed], axis=2)
+        each = votes(gains)
+        total = each.sum(axis=1)
+        self._one = total.max(axis=0)
+        self._two = np.concatenate([part.pair for part in weighed])
+        self._rest = (total[:, None] - each).max(axis=0)
+        self._single = gains.max(axis=(0, 1))
+        self._gains = gains
+
+    def p_value(self, seen: Weighed) -> float:
+        """Share with as much evidence for one change, or for two, whichever is rarer.
+
+        Each is measured in units of its own spread among regenerated series.
+        """
+        one = np.append(self._one, votes(seen.gains).sum(axis=1).max())
+        two = np.append(self._two, seen.pair)
+        rarest = np.maximum(_spread(one), _spread(two))
+        return self._share(rarest[:-1] >= rarest[-1] - _EQUAL)
+
+    def p_without(self, seen: Weighed) -> Float[np.ndarray, " signal"]:
+        """Share with as much evidence for one change in all signals but each."""
+        each = votes(seen.gains[..., 0])
+        rest = (each.sum(axis=1)[:, None] - each).max(axis=0)
+        reached = (self._rest >= rest[:, None] - _EQUAL).sum(axis=1)
+        share: np.ndarray = (1 + reached) / (1 + len(self._one))
+        return share
+
+    def p_alone(self, gain: float) -> float:
+        """Share in which a single signal has so much evidence somewhere."""
+        return self._share(self._single >= gain - _EQUAL)
+
+    def highest(self, share: float) -> float:
+        """Evidence that a single signal has somewhere in such a share."""
+        return float(np.quantile(self._single, 1 - share))
+
+    def anywhere(self, share: float) -> float:
+        """Evidence that a given signal has at a given change in such a share."""
+        return float(np.quantile(self._gains, 1 - share))
+
+    def _share(self, reached: np.ndarray) -> float:
+        return float((1 + reached.sum()) / (1 + len(reached)))
+
+
+def _spread(evidence: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
+    """Evidence in units of how far the first draws' upper tenth lies above their middle."""
+    middle, high = np.quantile(evidence[:-1], [0.5, 0.9])
+    units: np.ndarray = (evidence - middle) / max(high - middle, _EQUAL)
+    return units
+
+
+def _and_likeliest(
+    series: Float[np.ndarray, "row signal"], given: tuple[Change, ...]
+) -> tuple[Change, ...]:
+    """The given changes and the likeliest further one, whose noise shows what is left without it.
+
+    Were it left in, a change would be taken for wandering, and its evidence held against itself.
+    """
+    n_rows = len(series)
+    evidence, gains = gains_beside(series, given)
+    if evidence.freedom <= max(2 * LEAST_FREEDOM, n_rows // 2):
+        return given
+    total = votes(gains).sum(axis=1)
+    within = [_ROWS_BESIDE <= c.row <= n_rows - _ROWS_BESIDE for c in evidence.candidates]
+    best = evidence.candidates[int(np.where(within, total, -np.inf).argmax())]
+    return tuple(sorted((*given, best)))
 
 
 def _settled(
@@ -230,8 +331,8 @@ def _settled(
         before = set(found)
         for change in sorted(found):
             others = tuple(sorted(c for c in found if c != change))
-            evidence = evidence_for_change(len(series), others)
-            total = votes(evidence.gains(series[None])[..., 0]).sum(axis=1)
+            evidence, gains = gains_beside(series, others, found)
+            total = votes(gains).sum(axis=1)
             p_value = found.pop(change)
             found[evidence.candidates[int(total.argmax())]] = p_value
         if set(found) == before:
@@ -260,7 +361,7 @@ def _places(
         lead = int(votes(gains).sum(axis=1).argmax())
         most = gains.max(axis=0)
         strongest = int(most.argmax())
-        own = most[strongest] > first.alone and (most > SHARES).sum() == 1
+        own = most[strongest] > first.alone and (most > first.more_share).sum() <= 1
         own = own or apart.issuperset(group)
         alone = strongest if own and series.shape[1] > 1 else None
         p_value = min(found[c] for c in group)

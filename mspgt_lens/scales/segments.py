@@ -18,10 +18,11 @@ from mspgt_lens.scales.gradual import gradual_kinds
 from mspgt_lens.scales.normalizing import rank_normalize
 from mspgt_lens.scales.regenerating import regenerator
 from mspgt_lens.scales.seeking import (
-    SHARES,
     Place,
     Search,
+    gains_beside,
     gains_of,
+    likely_kinds,
     seek_changes,
     sizes,
     standardized,
@@ -286,8 +287,8 @@ def _placed(
     start = end - len(inner) - 1
     taken = [change.row for place in search.places for change in place.members]
     while len(placed) < number:
-        evidence = evidence_for_change(len(inner), tuple(sorted({*search.changes, *placed})))
-        total = votes(evidence.gains(inner[None])[..., 0]).sum(axis=1)
+        evidence, gains = gains_beside(inner, tuple(sorted({*search.changes, *placed})))
+        total = votes(gains).sum(axis=1)
         ends = [start, end, *taken, *(change.row for change in placed)]
         apart = [min(abs(c.row - e) for e in ends) >= min_size for c in evidence.candidates]
         if not any(apart):
@@ -313,13 +314,14 @@ def _bootstrap(
         fitted + like.draw(n_bootstraps, rng) + spread[rng.integers(len(spread), size=n_bootstraps)]
     )
     places = np.zeros((n_bootstraps, len(placed)), dtype=int)
+    kinds = likely_kinds(inner, (), changes)
     for column, change in enumerate(placed):
         others = tuple(c for c in changes if c != change)
         evidence = evidence_for_change(n_rows, others)
         same = np.array([c.kind == change.kind for c in evidence.candidates])
         rows = np.array([c.row for c in evidence.candidates])[same]
         best = [
-            votes(evidence.gains(part)[same]).sum(axis=1).argmax(axis=0)
+            votes(evidence.gains(part, kinds)[same]).sum(axis=1).argmax(axis=0)
             for part in evidence.chunks(drawn)
         ]
         places[:, column] = rows[np.concatenate(best)]
@@ -381,8 +383,9 @@ def _places_without(
     rest = np.delete(inner, left_out, axis=1)
     rows = []
     for change in placed:
-        evidence = evidence_for_change(len(inner), tuple(sorted(everything - {change})))
-        total = votes(evidence.gains(rest[None])[..., 0]).sum(axis=1)
+        others = tuple(sorted(everything - {change}))
+        evidence, gains = gains_beside(rest, others, everything)
+        total = votes(gains).sum(axis=1)
         same = [c.kind == change.kind for c in evidence.candidates]
         rows.append(evidence.candidates[int(np.where(same, total, -np.inf).argmax())].row)
     return tuple(sorted(row + first_block for row in rows))
@@ -397,7 +400,7 @@ def _described(
 ) -> Boundary:
     """Its kind, who shares it, and its size in units of a typical block's change."""
     if place.alone is None:
-        shares = place.gains > SHARES
+        shares = place.gains > search.first.shares
         # Where all speak for it a little, the strongest are named.
         shares |= place.gains >= np.sort(place.gains)[-min(2, len(labels))]
     else:
