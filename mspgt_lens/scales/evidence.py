@@ -11,7 +11,7 @@ whatever the scale.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -91,6 +91,8 @@ class Evidence:
         self.whiteners = np.linalg.solve(
             roots, np.broadcast_to(beyond.T, roots.shape[:1] + beyond.T.shape)
         )
+        # Of the kinds that were asked for last.
+        self._made: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._base = -np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
 
     def likelihoods(
@@ -143,7 +145,7 @@ class Evidence:
         base = without.astype(np.float32).reshape(shape)
         plain = _under_common_kind(base)
         white /= np.maximum(np.linalg.norm(white, axis=1), np.finfo(float).tiny)[:, None]
-        units, price, length = (part[kinds] for part in self._curves)
+        units, price, length = self._curves(tuple(kinds.tolist()))
         along = (units @ white.astype(np.float32)).reshape(len(kinds), -1, n_signals, n_draws)
         with_it = self._fitted(along * along) + price[:, :, None, None] + base[:, None]
         gains = _under_common_kind(with_it.transpose(1, 0, 2, 3)) - plain
@@ -178,21 +180,20 @@ class Evidence:
         with_both = np.where(apart, self._fitted(taken) + price, -np.inf) + base[:, None]
         return _under_common_kind(with_both.transpose(1, 0, 2, 3))
 
-    @cached_property
-    def _curves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _curves(self, kinds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of every kind and candidate: its whitened unit curve, its price, and squared length."""
-        curves = self.whiteners @ change_curves(self.n_rows, self.candidates)
+        if kinds in self._made:
+            return self._made[kinds]
+        curves = self.whiteners[list(kinds)] @ change_curves(self.n_rows, self.candidates)
         length = np.linalg.norm(curves, axis=1)
         # Given changes can add up to a candidate, of which nothing is left then.
         new = length > 1e-4
         units = (curves / np.where(new, length, np.inf)[:, None]).transpose(0, 2, 1)
         price = np.where(new, -0.5 * np.log1p(_SIZE_VARIANCE * length**2), -np.inf)
         squared = np.where(new, length**2, 0.0)
-        return (
-            np.ascontiguousarray(units, dtype=np.float32),
-            price.astype(np.float32),
-            squared.astype(np.float32),
-        )
+        made = units.astype(np.float32), price.astype(np.float32), squared.astype(np.float32)
+        self._made = {kinds: made}
+        return made
 
     def _fitted(self, taken: np.ndarray) -> np.ndarray:
         """What is gained where so large a part of a series is taken."""

@@ -3,7 +3,8 @@
 Every kind is a straight line, free in level and slope, and what varies about it with some
 covariance: noise that is the same at every block, random walks, walks whose steps wander
 themselves, smooth curves of several lengths, exponentials, logistics and polynomials beneath noise.
-Noise and walks come in several sizes over depth: even, growing, shrinking, and larger at both ends.
+Noise and walks come in several sizes over depth: even, growing, shrinking, larger at both ends or
+in a part of it.
 A series' own kind is weighed by its likelihood, so that none has to be chosen.
 """
 
@@ -32,7 +33,14 @@ _CENTERS = (0.2, 0.35, 0.5, 0.65, 0.8)
 _WIDTHS = (0.06, 0.12)
 # The variance of a curve of known shape, from no more than the noise's to as large as it may be.
 _SHAPE_VARIANCES = (1.0, 30.0, 1e3, 1e8)
-_LARGER_AT_ENDS = 4.0
+# How the size of noise goes over depth: rates of growth, the rows at both ends and the parts of the
+# depth where it is larger, and by how much.
+_GROWTHS = (0.0, 1.5, -1.5, 3.0, -3.0, 5.0, -5.0)
+_ENDS = (1, 2, 3)
+_PARTS = (0.25, 0.33, 0.5)
+_MIDDLE = 0.3
+_MIDDLES = (-0.2, 0.0, 0.2)
+_LARGER = (4.0, 16.0)
 # Keeps covariances of walks regular.
 _LEAST = 1e-6
 
@@ -87,11 +95,16 @@ def gradual_kinds(n_rows: int) -> Gradual:
 
 
 def _sizes(n_rows: int) -> list[np.ndarray]:
-    """Standard deviations over depth."""
+    """Standard deviations over depth: even, growing or shrinking, larger in some part."""
     depth = np.linspace(-0.5, 0.5, n_rows)
-    ends = np.ones(n_rows)
-    ends[[0, -1]] = _LARGER_AT_ENDS
-    return [*(np.exp(rate * depth) for rate in (0.0, 1.5, -1.5, 3.0, -3.0)), ends]
+    sizes = [np.exp(rate * depth) for rate in _GROWTHS]
+    at_end = np.minimum(np.arange(n_rows), np.arange(n_rows)[::-1])
+    sizes += [np.where(at_end < width, _LARGER[0], 1.0) for width in _ENDS]
+    for part in _PARTS:
+        for larger in _LARGER:
+            sizes += [np.where(side <= part - 0.5, larger, 1.0) for side in (depth, -depth)]
+    sizes += [np.where(np.abs(depth - c) < _MIDDLE / 2, _LARGER[0], 1.0) for c in _MIDDLES]
+    return list({size.tobytes(): size for size in sizes}.values())
 
 
 def _shapes(n_rows: int) -> list[tuple[str, np.ndarray]]:

@@ -215,8 +215,9 @@ def _test(
     decide_only: bool,
 ) -> ChangeTest:
     evidence = evidence_for_change(len(series), given)
-    without = evidence_for_change(len(series), _and_likeliest(series, given))
-    kinds = likely_kinds(series, given, without.given)
+    changes = _and_likeliest(series, given)
+    without = evidence_for_change(len(series), _and_likeliest(series, given, _ROWS_BESIDE))
+    kinds = likely_kinds(series, given, changes, without.given)
     like = regenerator(without, series, correlated=evidence)
     seen = evidence.weigh(series[None], kinds)
     light = lightness(without, series[None], kinds)
@@ -307,18 +308,24 @@ def _spread(evidence: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
 
 
 def _and_likeliest(
-    series: Float[np.ndarray, "row signal"], given: tuple[Change, ...]
+    series: Float[np.ndarray, "row signal"], given: tuple[Change, ...], beside: int = 1
 ) -> tuple[Change, ...]:
     """The given changes and the likeliest further one, whose noise shows what is left without it.
 
     Were it left in, a change would be taken for wandering, and its evidence held against itself.
+
+    Args:
+        series: The series.
+        given: Changes that they hold.
+        beside: Fewest rows on either side of the further one.
     """
     n_rows = len(series)
-    evidence, gains = gains_beside(series, given)
+    evidence = evidence_for_change(n_rows, given)
     if evidence.freedom <= max(2 * LEAST_FREEDOM, n_rows // 2):
         return given
-    total = votes(gains).sum(axis=1)
-    within = [_ROWS_BESIDE <= c.row <= n_rows - _ROWS_BESIDE for c in evidence.candidates]
+    every_kind = np.arange(len(evidence.whiteners))
+    total = votes(evidence.gains(series[None], every_kind)[..., 0]).sum(axis=1)
+    within = [beside <= c.row <= n_rows - beside for c in evidence.candidates]
     best = evidence.candidates[int(np.where(within, total, -np.inf).argmax())]
     return tuple(sorted((*given, best)))
 
