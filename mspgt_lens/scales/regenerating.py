@@ -96,13 +96,13 @@ def kind_weights(
     likelihoods: Float[np.ndarray, "kind signal"],
 ) -> Float[np.ndarray, "kind signal"]:
     """How likely each signal is of each kind, given how often each occurs among all of them."""
-    relative: np.ndarray = np.exp(likelihoods - likelihoods.max(axis=0))
-    share = np.full(len(relative), 1 / len(relative))
-    weights = relative
+    relative = np.exp(likelihoods - likelihoods.max(axis=0))
+    n_kinds, n_signals = relative.shape
+    share = np.full(n_kinds, 1 / n_kinds)
     for _ in range(_ITERATIONS):
-        weights = share[:, None] * relative
-        weights /= weights.sum(axis=0)
-        share = weights.mean(axis=1)
+        share = share * (relative @ (1 / (share @ relative))) / n_signals
+    weights: np.ndarray = share[:, None] * relative
+    weights /= weights.sum(axis=0)
     return weights
 
 

@@ -439,7 +439,8 @@ def _cautions(n_layers: int, n_signals: int, correlation: float) -> list[str]:
     if n_layers < FEW_BLOCKS or n_layers * n_signals < FEW_VALUES:
         notes.append(
             f"{n_layers} blocks and {n_signals} signals leave little power for changes of a few "
-            "times the noise: not finding boundaries says little of those (see mspgt_lens.synthetic.power)"
+            "times the noise: not finding boundaries says little of those (see "
+            "mspgt_lens.synthetic.power)"
         )
     if correlation >= HIGH_CORRELATION:
         notes.append(
