@@ -52,10 +52,13 @@ class Weighed(NamedTuple):
 
     Attributes:
         gains: Of every signal for every change, in nats.
+        own: The same where every signal is of its own likeliest kind, whatever the others are: what
+            it says by itself.
         pair: All signals' votes for the likeliest two changes together.
     """
 
     gains: Float[np.ndarray, "candidate signal draw"]
+    own: Float[np.ndarray, "candidate signal draw"]
     pair: Float[np.ndarray, " draw"]
 
 
@@ -149,11 +152,12 @@ class Evidence:
         along = (units @ white.astype(np.float32)).reshape(len(kinds), -1, n_signals, n_draws)
         with_it = self._fitted(along * along) + price[:, :, None, None] + base[:, None]
         gains = _under_common_kind(with_it.transpose(1, 0, 2, 3)) - plain
+        own = with_it.max(axis=0) - base.max(axis=0)
         if not pairs:
-            return Weighed(gains, np.zeros(n_draws))
+            return Weighed(gains, own, np.zeros(n_draws))
         first = np.argsort(-votes(gains).sum(axis=1), axis=0)[:_FIRSTS]
         two = [self._beside(row, along, base, kinds, units, length) - plain for row in first]
-        return Weighed(gains, np.max([votes(g).sum(axis=1).max(axis=0) for g in two], axis=0))
+        return Weighed(gains, own, np.max([votes(g).sum(axis=1).max(axis=0) for g in two], axis=0))
 
     def _beside(
         self,

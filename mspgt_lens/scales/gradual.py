@@ -41,6 +41,8 @@ _PARTS = (0.25, 0.33, 0.5)
 _MIDDLE = 0.3
 _MIDDLES = (-0.2, 0.0, 0.2)
 _LARGER = (4.0, 16.0)
+# The variance of a walk of the curvature, whose noise is the least.
+_SMOOTHEST = 1e5
 # Keeps covariances of walks regular.
 _LEAST = 1e-6
 
@@ -84,6 +86,9 @@ def gradual_kinds(n_rows: int) -> Gradual:
         persistent = _PERSISTENCE ** np.abs(np.subtract.outer(rows, rows))
         steps = np.outer(size, size) * persistent
         made.append(("smoothly wandering", summed @ steps @ summed.T))
+        thrice = summed @ summed @ summed
+        bent = thrice @ noise @ thrice.T
+        made.append(("smooth", bent * (_SMOOTHEST / bent.max())))
     apart = np.subtract.outer(rows, rows) ** 2
     for part in _LENGTHS:
         smooth = np.exp(-apart / 2 / (n_rows / part) ** 2)

@@ -170,10 +170,11 @@ def standardized(series: Float[np.ndarray, "row signal"]) -> Float[np.ndarray, "
 def gains_of(
     series: Float[np.ndarray, "row signal"], change: Change, others: tuple[Change, ...]
 ) -> Float[np.ndarray, " signal"]:
-    """Evidence of every signal for one change beside others."""
-    evidence, gains = gains_beside(series, others, (change, *others))
-    own: np.ndarray = gains[evidence.candidates.index(change)]
-    return own
+    """Evidence of every signal by itself for one change beside others."""
+    kinds = likely_kinds(series, (), others, tuple(sorted({change, *others})))
+    evidence = evidence_for_change(len(series), others)
+    own: np.ndarray = evidence.weigh(series[None], kinds).own[..., 0]
+    return own[evidence.candidates.index(change)]
 
 
 def gains_beside(
@@ -218,11 +219,12 @@ def _test(
     changes = _and_likeliest(series, given)
     without = evidence_for_change(len(series), _and_likeliest(series, given, _ROWS_BESIDE))
     kinds = likely_kinds(series, given, changes, without.given)
-    like = regenerator(without, series, correlated=evidence)
+    # Heavy tails account for the likeliest change themselves.
+    likes = regenerator(without, series, correlated=evidence), regenerator(evidence, series)
     seen = evidence.weigh(series[None], kinds)
     light = lightness(without, series[None], kinds)
     drawn, p_values, p_without = [], [], []
-    for heavy in (False, True):
+    for heavy, like in zip((False, True), likes, strict=True):
         parts = evidence.chunks(like.draw(n_draws, rng, heavy=heavy))
         reference = _Reference([evidence.weigh(part, kinds) for part in parts])
         if heavy:
@@ -234,7 +236,8 @@ def _test(
         p_without.append(reference.p_without(seen))
         if decide_only and p_values[0] >= SIGNIFICANCE:
             break
-    gains = seen.gains[..., 0]
+    total = votes(seen.gains[..., 0]).sum(axis=1)
+    gains = seen.own[..., 0]
     alone = max(reference.highest(SIGNIFICANCE) for reference in drawn)
     own = {}
     for signal in np.flatnonzero(gains.max(axis=0) > alone):
@@ -245,7 +248,7 @@ def _test(
     return ChangeTest(
         p_value=max(p_values),
         without=np.max(p_without, axis=0),
-        best=evidence.candidates[int(votes(gains).sum(axis=1).argmax())],
+        best=evidence.candidates[int(total.argmax())],
         alone=alone,
         shares=max(reference.anywhere(SIGNIFICANCE) for reference in drawn),
         more_share=max(reference.anywhere(SIGNIFICANCE / others) for reference in drawn),
@@ -263,8 +266,8 @@ class _Reference:
         self._one = total.max(axis=0)
         self._two = np.concatenate([part.pair for part in weighed])
         self._rest = (total[:, None] - each).max(axis=0)
-        self._single = gains.max(axis=(0, 1))
-        self._gains = gains
+        self._own = np.concatenate([part.own for part in weighed], axis=2)
+        self._single = self._own.max(axis=(0, 1))
 
     def p_value(self, seen: Weighed) -> float:
         """Share with as much evidence for one change, or for two, whichever is rarer.
@@ -294,7 +297,7 @@ class _Reference:
 
     def anywhere(self, share: float) -> float:
         """Evidence that a given signal has at a given change in such a share."""
-        return float(np.quantile(self._gains, 1 - share))
+        return float(np.quantile(self._own, 1 - share))
 
     def _share(self, reached: np.ndarray) -> float:
         return float((1 + reached.sum()) / (1 + len(reached)))
