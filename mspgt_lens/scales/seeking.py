@@ -173,8 +173,9 @@ def gains_of(
     """Evidence of every signal by itself for one change beside others."""
     kinds = likely_kinds(series, (), others, tuple(sorted({change, *others})))
     evidence = evidence_for_change(len(series), others)
-    own: np.ndarray = evidence.weigh(series[None], kinds).own[..., 0]
-    return own[evidence.candidates.index(change)]
+    at = evidence.candidates.index(change)
+    own: np.ndarray = evidence.weigh(series[None], kinds).own[at, :, 0]
+    return own
 
 
 def gains_beside(
