@@ -191,7 +191,7 @@ def made_lens(rng: np.random.Generator) -> ml.results.RidgeLens:
 
     def curve(end: float) -> ml.Curve:
         values = np.linspace(4.0, end, 5)
-        return ml.Curve(values, values - 0.1, values + 0.1, "nats", "Made up.")
+        return ml.results.Curve(values, values - 0.1, values + 0.1, "nats", "Made up.")
 
     def drawn(*shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.standard_normal(shape))
