@@ -93,7 +93,6 @@ class Search:
         places: Where changes are, by row.
         changes: All changes.
         first: The test of any change against none.
-        kinds: The gradual kinds that are weighed.
         last: p-value of one more change than were found.
         like: What series with these changes and no more may be.
     """
@@ -103,7 +102,6 @@ class Search:
     first: ChangeTest
     last: float
     like: Regenerator
-    kinds: Int[np.ndarray, " kind"]
 
     @property
     def shared(self) -> tuple[Place, ...]:
@@ -147,7 +145,7 @@ def seek_changes(
     changes = tuple(sorted(found))
     places = _places(series, found, set(apart), first)
     like = regenerator(evidence_for_change(n_rows, changes), series)
-    return Search(places, changes, first, last, like, likely_kinds(series, (), changes))
+    return Search(places, changes, first, last, like)
 
 
 def likely_kinds(
