@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+import reprlib
+import textwrap
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import zip_longest
@@ -15,14 +26,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mspgt_lens.ambient import in_own_state, tell
+from mspgt_lens.contract import counted
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.padding import real_spans
 
 DEFAULT_LENGTH = 128
+_SHOWN = 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompt:
     """One window of tokens.
 
@@ -34,8 +47,11 @@ class Prompt:
     tokens: Int[np.ndarray, " pos"]
     group: Hashable
 
+    def __repr__(self) -> str:
+        return f"Prompt of {_extent([self])}: {shown_tokens(self.tokens)}"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Passage:
     """One built-in passage.
 
@@ -49,6 +65,10 @@ class Passage:
     form: str
     text: str
 
+    def __repr__(self) -> str:
+        beginning = textwrap.shorten(self.text, 60, placeholder=" ...")
+        return f"Passage, {self.form} about {self.topic}: {beginning}"
+
 
 class PromptDataset:
     """Prompts as windows of tokens, made by one of the ``from_*`` constructors.
@@ -58,12 +78,31 @@ class PromptDataset:
     """
 
     def __init__(
-        self, windows: Callable[[], Iterator[Prompt]], *, padding_known: bool = True
+        self,
+        prompts: Sequence[Prompt] | Callable[[], Iterator[Prompt]],
+        *,
+        padding_known: bool = True,
+        about: str = "prompts that are made as they are read",
     ) -> None:
-        self._windows, self._padding_known = windows, padding_known
+        self._prompts, self._padding_known, self._about = prompts, padding_known, about
 
     def __iter__(self) -> Iterator[Prompt]:
-        return self._windows()
+        return self._prompts() if callable(self._prompts) else iter(self._prompts)
+
+    def __repr__(self) -> str:
+        # What is read lazily is not read for this: it may be read once only.
+        if callable(self._prompts):
+            return f"PromptDataset: {self._about}"
+        held = counted(len(self._prompts), "prompt")
+        if not self._prompts:
+            return f"PromptDataset of {held}"
+        lines = [
+            f"PromptDataset of {held}, {_extent(self._prompts)}",
+            f"First: {shown_tokens(self._prompts[0].tokens)}",
+        ]
+        if not self._padding_known:
+            lines.append("Padding is told apart when the prompts meet a model.")
+        return "\n".join(lines)
 
     def for_model(self, model: Any) -> PromptDataset:
         """The same prompts without the padding that their tokens brought and no mask declared.
@@ -88,7 +127,7 @@ class PromptDataset:
         own = [replace(p, tokens=p.tokens[at]) for p, at in zip(prompts, spans, strict=True)]
         if all(len(a.tokens) == len(b.tokens) for a, b in zip(prompts, own, strict=True)):
             return self
-        return PromptDataset(lambda: iter(own))
+        return PromptDataset(own)
 
     def shuffled(self, special: Collection[int], *, seed: int = 0) -> PromptDataset:
         """The same prompts with each one's ordinary tokens in random order.
@@ -109,7 +148,7 @@ class PromptDataset:
                 tokens[free] = tokens[rng.permutation(free)]
                 yield replace(prompt, tokens=tokens)
 
-        return PromptDataset(windows)
+        return PromptDataset(windows, about="prompts whose tokens are shuffled as they are read")
 
     @classmethod
     def from_texts(
@@ -151,6 +190,7 @@ class PromptDataset:
             isinstance(texts, Iterator) or isinstance(groups, Iterator),
             model,
             max_length,
+            counted(len(texts), "text") if isinstance(texts, Sized) else "texts",
         )
 
     @classmethod
@@ -208,7 +248,9 @@ class PromptDataset:
                         raise KeyError(f"column {name!r} is missing; row {index} has {list(row)}")
                 yield row[column], index if group_column is None else row[group_column]
 
-        return cls._from_pairs(pairs, isinstance(dataset, Iterator), model, max_length)
+        rows = counted(len(dataset), "row") if isinstance(dataset, Sized) else "rows"
+        source = f"column {column!r} of {rows}"
+        return cls._from_pairs(pairs, isinstance(dataset, Iterator), model, max_length, source)
 
     @classmethod
     def _from_pairs(
@@ -217,6 +259,7 @@ class PromptDataset:
         one_shot: bool,
         model: Any,
         max_length: int,
+        source: str,
     ) -> PromptDataset:
         adapter = as_adapter(model)
         prefix, suffix = list(adapter.prefix), list(adapter.suffix)
@@ -254,7 +297,11 @@ class PromptDataset:
             if blank:
                 tell(f"{blank} blank texts hold no token and were left out")
 
-        return cls(windows)
+        about = (
+            f"windows of up to {max_length} tokens from {source}, tokenized for {adapter.name} as "
+            "they are read"
+        )
+        return cls(windows, about=about + (", once" if one_shot else ""))
 
     @classmethod
     def from_tokens(
@@ -314,7 +361,7 @@ class PromptDataset:
         prompts = [Prompt(row, label) for row, label in zip(rows, labels, strict=True)]
         # Rows that differ in length were not padded to one.
         padding_known = mask is not None or len({len(row) for row in rows}) > 1
-        return cls(lambda: iter(prompts), padding_known=padding_known)
+        return cls(prompts, padding_known=padding_known)
 
 
 def as_dataset(prompts: PromptDataset | Iterable[str], model: Any) -> PromptDataset:
@@ -422,6 +469,31 @@ def stack_rows(
         tokens[index, : len(row)] = torch.from_numpy(row)
         mask[index, : len(row)] = True
     return tokens, mask
+
+
+def shown_tokens(tokens: Int[np.ndarray, " pos"]) -> str:
+    """The first tokens, as text."""
+    more = " ..." if len(tokens) > _SHOWN else ""
+    return " ".join(str(int(token)) for token in tokens[:_SHOWN]) + more
+
+
+def extent_words(lengths: Sequence[int]) -> str:
+    """How long prompts are, in words."""
+    shortest, longest = min(lengths), max(lengths)
+    if shortest == longest:
+        return counted(longest, "token")
+    return f"{shortest:,} to {longest:,} tokens"
+
+
+def group_words(groups: Sequence[Hashable]) -> str:
+    """The groups of prompts, in words."""
+    names = list(dict.fromkeys(groups))
+    return f"group {reprlib.repr(names[0])}" if len(names) == 1 else f"{len(names):,} groups"
+
+
+def _extent(prompts: Sequence[Prompt]) -> str:
+    lengths = extent_words([len(prompt.tokens) for prompt in prompts])
+    return f"{lengths}, {group_words([prompt.group for prompt in prompts])}"
 
 
 def _token_row(row: Any, index: int) -> Int[np.ndarray, " pos"]:

@@ -138,7 +138,7 @@ def made_sweep(rng: np.random.Generator) -> ml.results.PatchSweep:
         effect=(metric + 1) / 3,
         low=(metric + 1) / 3 - 0.1,
         high=(metric + 1) / 3 + 0.1,
-        p_value=np.full((4, 3), 0.5),
+        p_values=np.full((4, 3), 0.5),
         by_pair=by_pair,
         positions=np.array([0, 3, -1]),
         tokens=("a", "<b>", " c"),
@@ -164,8 +164,8 @@ def made_scale_patch(rng: np.random.Generator) -> ml.results.ScalePatch:
         effect=effect,
         low=effect - 0.1,
         high=effect + 0.1,
-        control_effect=rng.random((3, 20)),
-        p_value=np.array([1.0, 0.05, 0.4]),
+        controls=rng.random((3, 20)),
+        p_values=np.array([1.0, 0.05, 0.4]),
         settings={"n_pairs": 2, "n_groups": 2},
     )
 

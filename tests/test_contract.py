@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
 from made_results import HOSTILE, made_results
 from markupsafe import Markup, escape
+from tiny import tiny_tokenizer
 
 import mspgt_lens as ml
 from mspgt_lens.contract import COLUMNS, Result
@@ -120,6 +122,59 @@ def test_results_say_what_they_found_in_a_few_lines(result):
         assert note in summary
     if result.warnings:
         assert "Note: " in said
+
+
+def texts_of(model):
+    return ml.PromptDataset.from_texts(model, [" ".join(f"w{i}" for i in range(4, 90))] * 40)
+
+
+def pairs_of(n_pos, **kwargs):
+    clean = np.arange(4, 4 + n_pos)
+    return ml.PromptPairs.from_tokens([clean, clean], [clean + 1] * 2, [7, 8], [9, 10], **kwargs)
+
+
+INPUTS_SAY = {
+    "Prompt of 300 tokens, group 'b': 4 5 6": lambda _: Prompt(np.arange(4, 304), "b"),
+    "Prompt of 1 token, group 'n": lambda _: Prompt(np.arange(1), "n" * 5000),
+    "PromptDataset of 2 prompts, 3 to 90 tokens, 2 groups": lambda _: ml.PromptDataset.from_tokens(
+        [[4, 5, 6], list(range(4, 94))]
+    ),
+    "PromptDataset of 0 prompts": lambda _: ml.PromptDataset.from_tokens([]),
+    "windows of up to 128 tokens from 40 texts, tokenized for tiny-llama": texts_of,
+    "from texts, tokenized for tiny-llama as they are read, once": lambda model: (
+        ml.PromptDataset.from_texts(model, iter(["w4 w5"]))
+    ),
+    "from column 'text' of 1 row": lambda model: ml.PromptDataset.from_huggingface(
+        model, [{"text": "w4"}]
+    ),
+    "whose tokens are shuffled": lambda model: texts_of(model).shuffled([0]),
+    "Padding is told apart when the prompts meet": lambda _: ml.PromptDataset.from_tokens([[4, 0]]),
+    "PromptPairs of 2 pairs, 400 tokens, group 'a'": lambda _: pairs_of(400, groups=["a", "a"]),
+    "clean 4 5 6, answer 7\n       corrupted 5 6 7, foil 9": lambda _: pairs_of(3),
+    "Passage, narrative about ": lambda _: ml.load_passages()[0],
+    "translation 2, along a vector of 900, seed 3": lambda _: ml.Perturbation(
+        "translation", 2.0, direction=torch.ones(900), seed=3
+    ),
+    "PerturbationKind 'skip'": lambda _: ml.Perturbation("skip").behavior,
+}
+
+
+@pytest.mark.parametrize("words", INPUTS_SAY)
+def test_what_is_given_says_what_it_holds(words, tiny, monkeypatch):
+    model = tiny("llama")
+    monkeypatch.setattr(model, "tokenizer", tiny_tokenizer())
+    said = repr(INPUTS_SAY[words](model))
+    assert words in said
+    assert len(said) <= 300
+    assert len(said.splitlines()) <= 4
+
+
+def test_saying_what_it_holds_reads_no_text(tiny, monkeypatch):
+    model = tiny("llama")
+    monkeypatch.setattr(model, "tokenizer", tiny_tokenizer())
+    streamed = ml.PromptDataset.from_texts(model, iter(["w4 w5"]))
+    assert repr(streamed) == repr(streamed)
+    assert [prompt.tokens.tolist()[-2:] for prompt in streamed] == [[4, 5]]
 
 
 def test_warnings_are_texts(result):

@@ -183,14 +183,14 @@ def test_callables_in_the_manner_of_transformer_lens(tiny: Callable[..., Any]) -
     named = ml.patch_layers(model, pairs, progress=False)
     each = ml.patch_layers(model, pairs, lambda x: logit_difference(x, pairs), progress=False)
     np.testing.assert_allclose(each.by_pair, named.by_pair, atol=1e-6)
-    np.testing.assert_allclose(each.p_value, named.p_value)
+    np.testing.assert_allclose(each.p_values, named.p_values)
     mean = ml.patch_layers(
         model, pairs, lambda x: logit_difference(x, pairs).mean(), progress=False
     )
     np.testing.assert_allclose(mean.metric, named.metric, atol=1e-6)
     np.testing.assert_allclose(mean.effect, named.effect, atol=1e-4)
     assert mean.low is None
-    assert mean.p_value is None
+    assert mean.p_values is None
     assert mean.by_pair is None
     assert "one value per pair" in mean.warnings[0]
 
@@ -239,7 +239,7 @@ def test_clean_into_clean_changes_exactly_nothing(tiny: Callable[..., Any], site
     assert (sweep.metric == sweep.corrupted).all()
     assert not sweep.effect.any()
     assert not sweep.low.any()
-    assert (sweep.p_value == 1).all()
+    assert (sweep.p_values == 1).all()
     assert "no patch changes anything" in " ".join(sweep.warnings)
 
 
@@ -310,7 +310,7 @@ def test_a_segment_patched_whole_equals_its_attention_and_mlp_outputs_patched(
         logits = run(model, pairs.corrupted, pairs, hooks)
         expected = logit_difference(logits, pairs).mean()
         assert result.metric[index] == pytest.approx(float(expected), abs=2e-5)
-    assert result.control_effect.shape[0] == 3
+    assert result.controls.shape[0] == 3
     assert result.blocks.tolist() == [[0, 0], [1, 2], [3, 3]]
 
 
@@ -345,7 +345,7 @@ def test_random_sets_are_others_and_seeded(tiny: Callable[..., Any]) -> None:
         for seed in (0, 0, 1)
     ]
     assert results[0] == results[1]
-    assert not np.array_equal(results[0].control_effect, results[2].control_effect)
+    assert not np.array_equal(results[0].controls, results[2].controls)
     # Two of eight blocks: 27 other sets, of which 25 are drawn.
     assert results[0].settings["n_controls"] == [25, 25, 25]
     assert "random sets are too few" in " ".join(results[0].warnings)
@@ -536,7 +536,7 @@ def test_groups_are_resampled_whole(tiny: Callable[..., Any]) -> None:
     )
     first, second = (ml.patch_layers(tiny("llama"), p, progress=False) for p in (one, twice))
     np.testing.assert_allclose(first.low, second.low, atol=1e-3)
-    np.testing.assert_allclose(first.p_value, second.p_value)
+    np.testing.assert_allclose(first.p_values, second.p_values)
     alone = ml.PromptPairs.from_tokens(one.clean, one.corrupted, one.answer, one.foil, groups="aaa")
     single = ml.patch_layers(tiny("llama"), alone, progress=False)
     assert single.low is None
@@ -556,7 +556,7 @@ def test_results_are_frozen_tidy_and_saved(
     assert len(table) == N_LAYERS * N_POS * N_HEADS
     row = table[(table.block == 2) & (table.position == 4) & (table["head"] == 1)].iloc[0]
     assert row["value"] == sweep.effect[2, 4, 1]
-    assert row.p_value == sweep.p_value[2, 4, 1]
+    assert row.p_value == sweep.p_values[2, 4, 1]
     scales = ml.patch_scales(
         tiny("llama"), made_pairs(), three_segments(), n_controls=20, progress=False
     )

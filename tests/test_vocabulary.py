@@ -40,6 +40,8 @@ RETIRED = {
     "n_layers": "n_layers",
     "n_controls": "n_controls",
 }
+# The same for fields of results.
+RETIRED_FIELDS = {"control_effect": "controls"}
 MAX_POSITIONAL = 8
 MAX_CODE_LINES = 80
 
@@ -114,6 +116,17 @@ def test_seeds_and_flags_are_given_by_name(name):
     for word, parameter in parameters(FUNCTIONS[name]).items():
         if word in ("seed", "progress", "batch_size") and "tasks" not in FUNCTIONS[name].__module__:
             assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, word
+
+
+RESULTS = [getattr(ml.results, name) for name in ml.results.__all__ if name != "load_result"]
+
+
+@pytest.mark.parametrize("kind", RESULTS, ids=lambda kind: kind.__name__)
+def test_results_call_one_p_value_so_and_several_p_values(kind):
+    hints = typing.get_type_hints(kind)
+    assert hints.get("p_value", float) in (float, float | None)
+    assert hints.get("p_values") not in (float, float | None)
+    assert not [name for name in hints if name in RETIRED or name in RETIRED_FIELDS]
 
 
 def functions_in(path: Path) -> Iterator[ast.FunctionDef]:

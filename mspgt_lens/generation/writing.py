@@ -254,13 +254,11 @@ def _batches(
     """All prompts, and the first of them, on which strengths are matched."""
     first = rows[:_CALIBRATION_PROMPTS]
     return (
-        make_batches(adapter, _data(rows), skip_first=skip_first, batch_size=None),
-        make_batches(adapter, _data(first), skip_first=skip_first, batch_size=None, min_groups=1),
+        make_batches(adapter, PromptDataset(rows), skip_first=skip_first, batch_size=None),
+        make_batches(
+            adapter, PromptDataset(first), skip_first=skip_first, batch_size=None, min_groups=1
+        ),
     )
-
-
-def _data(rows: Sequence[Prompt]) -> PromptDataset:
-    return PromptDataset(lambda: iter(rows))
 
 
 def _token_embedding(adapter: ModelAdapter, rows: Sequence[Prompt]) -> Embed:

@@ -120,9 +120,9 @@ def _summarize(
 ) -> PatchSweep:
     effects = summarize_effects(values, sweep.clean, sweep.corrupted, sweep.pairs.groups)
     notes = list(effects.warnings)
-    p_value = None
+    p_values = None
     if effects.low is not None:
-        p_value, said = patch_p_values(values, sweep.start, sweep.able, effects.groups, seed)
+        p_values, said = patch_p_values(values, sweep.start, sweep.able, effects.groups, seed)
         notes += said
     columns = sweep.plan.columns
     adapter = sweep.adapter
@@ -139,7 +139,7 @@ def _summarize(
         effect=effects.effect,
         low=effects.low,
         high=effects.high,
-        p_value=p_value,
+        p_values=p_values,
         by_pair=values if sweep.start.ndim else None,
         positions=np.array([LAST]) if positions == "last" else columns[:, 0],
         tokens=_labels(adapter, sweep.pairs, columns),

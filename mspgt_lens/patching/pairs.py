@@ -12,12 +12,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mspgt_lens.ambient import in_own_state
+from mspgt_lens.contract import counted
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.padding import real_spans
-from mspgt_lens.prompts import group_label, stack_rows
+from mspgt_lens.prompts import extent_words, group_label, group_words, shown_tokens, stack_rows
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PromptPairs:
     """Clean and corrupted prompts, token by token alike in length, with the answers at stake.
 
@@ -78,6 +79,21 @@ class PromptPairs:
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    def __repr__(self) -> str:
+        first = self.mask[0].numpy()
+        clean, corrupted = (
+            shown_tokens(tokens[0].numpy()[first]) for tokens in (self.clean, self.corrupted)
+        )
+        lengths = extent_words([int(n) for n in self.mask.sum(dim=1)])
+        lines = [
+            f"PromptPairs of {counted(len(self), 'pair')}, {lengths}, {group_words(self.groups)}",
+            f"First: clean {clean}, answer {int(self.answer[0])}",
+            f"       corrupted {corrupted}, foil {int(self.foil[0])}",
+        ]
+        if not self.padding_known:
+            lines.append("Padding is told apart when the pairs meet a model.")
+        return "\n".join(lines)
 
     @property
     def last(self) -> Int[Tensor, " pair"]:

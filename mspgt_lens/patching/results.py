@@ -36,9 +36,9 @@ class PatchSweep(Result):
         low: Lower end of the effect's 95% interval over groups of pairs, or None where there is
             none (see ``warnings``). Shape ``[cell]``.
         high: Upper end of it.
-        p_value: Sign-flip p-value of the null hypothesis that the patch changes nothing, two-sided,
-            Holm-corrected over all cells where it could change anything (1 at the others), or None.
-            Shape ``[cell]``.
+        p_values: Of the null hypothesis that the patch changes nothing, by flipping signs,
+            two-sided, Holm-corrected over all cells where it could change anything (1 at the
+            others), or None. Shape ``[cell]``.
         by_pair: The metric after each patch, pair by pair, shape ``[pair, cell]``, or None where
             the metric gives one number for all pairs.
         positions: Positions that were patched, shape ``[pos]``; -1 stands for each pair's last.
@@ -64,7 +64,7 @@ class PatchSweep(Result):
     effect: Float[np.ndarray, "*cell"]
     low: Float[np.ndarray, "*cell"] | None
     high: Float[np.ndarray, "*cell"] | None
-    p_value: Float[np.ndarray, "*cell"] | None
+    p_values: Float[np.ndarray, "*cell"] | None
     by_pair: Float[np.ndarray, "pair *cell"] | None
     positions: Int[np.ndarray, " pos"]
     tokens: tuple[str, ...]
@@ -152,7 +152,7 @@ class PatchSweep(Result):
                     *(str(i) for i in head),
                     f"{self.effect[cell]:.3g}",
                     reach,
-                    "" if self.p_value is None else f"{self.p_value[cell]:.3g}",
+                    "" if self.p_values is None else f"{self.p_values[cell]:.3g}",
                 )
             )
         return rows
@@ -181,8 +181,8 @@ class PatchSweep(Result):
             if getattr(self, name) is not None:
                 columns[name] = getattr(self, name).ravel()
         columns["unit"] = "share of the way"
-        if self.p_value is not None:
-            columns["p_value"] = self.p_value.ravel()
+        if self.p_values is not None:
+            columns["p_value"] = self.p_values.ravel()
         return tidy(columns)
 
 
@@ -202,9 +202,9 @@ class ScalePatch(Result):
         effect: ``(metric - corrupted) / (clean - corrupted)``, shape ``[segment]``.
         low: Lower end of the effect's 95% interval over groups of pairs, or None.
         high: Upper end of it.
-        control_effect: The same effect for random sets of as many blocks, shape
+        controls: The same effect for random sets of as many blocks, shape
             ``[segment, draw]``.
-        p_value: Two-sided rank of each segment's effect among those of random sets, Holm-corrected
+        p_values: Two-sided rank of each segment's effect among those of random sets, Holm-corrected
             over the segments: whether it matters which blocks they are. Shape ``[segment]``.
         settings: Everything else that decides the numbers.
         versions: Package versions it was made with.
@@ -222,8 +222,8 @@ class ScalePatch(Result):
     effect: Float[np.ndarray, " segment"]
     low: Float[np.ndarray, " segment"] | None
     high: Float[np.ndarray, " segment"] | None
-    control_effect: Float[np.ndarray, "segment draw"]
-    p_value: Float[np.ndarray, " segment"]
+    controls: Float[np.ndarray, "segment draw"]
+    p_values: Float[np.ndarray, " segment"]
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -246,7 +246,7 @@ class ScalePatch(Result):
                 effect += f" ({self.low[i]:.3g} to {self.high[i]:.3g})"
             first, last = self.blocks[i]
             random = f"{middle[i]:.3g} ({low[i]:.3g} to {high[i]:.3g})"
-            rows.append((name, f"{first} to {last}", effect, random, f"{self.p_value[i]:.3g}"))
+            rows.append((name, f"{first} to {last}", effect, random, f"{self.p_values[i]:.3g}"))
         return rows
 
     def findings(self) -> list[str]:
@@ -274,9 +274,9 @@ class ScalePatch(Result):
         }
         if self.low is not None and self.high is not None:
             columns |= {"low": self.low, "high": self.high}
-        columns |= {"unit": "share of the way", "p_value": self.p_value}
+        columns |= {"unit": "share of the way", "p_value": self.p_values}
         return tidy(columns | {"control": middle, "control_low": low, "control_high": high})
 
     def _random(self) -> Float[np.ndarray, "3 segment"]:
-        ends: np.ndarray = np.quantile(self.control_effect, [0.025, 0.5, 0.975], axis=1)
+        ends: np.ndarray = np.quantile(self.controls, [0.025, 0.5, 0.975], axis=1)
         return ends

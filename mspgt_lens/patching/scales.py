@@ -95,12 +95,8 @@ def patch_scales(
         values = dict(zip(sets, _patch_sets(sweep, sets, progress), strict=True))
     by_segment = np.stack([values[blocks] for blocks in segments], axis=-1)
     effects = summarize_effects(by_segment, sweep.clean, sweep.corrupted, pairs.groups)
-    control_effect = [
-        [effects.scaled(float(values[blocks].mean())) for blocks in sets] for sets in drawn
-    ]
-    p_values = [
-        _rank_p(e, np.array(r)) for e, r in zip(effects.effect, control_effect, strict=True)
-    ]
+    controls = [[effects.scaled(float(values[blocks].mean())) for blocks in sets] for sets in drawn]
+    p_values = [_rank_p(e, np.array(r)) for e, r in zip(effects.effect, controls, strict=True)]
     # Segments of other sizes may have fewer other sets; the figures want equal rows.
     n_draws = min(len(others) for others in drawn)
     return ScalePatch(
@@ -115,8 +111,8 @@ def patch_scales(
         effect=effects.effect,
         low=effects.low,
         high=effects.high,
-        control_effect=np.array([scaled[:n_draws] for scaled in control_effect]),
-        p_value=holm(np.array(p_values)),
+        controls=np.array([scaled[:n_draws] for scaled in controls]),
+        p_values=holm(np.array(p_values)),
         settings={
             "n_pairs": len(pairs),
             "n_groups": effects.n_groups,

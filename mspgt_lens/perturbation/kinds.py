@@ -17,7 +17,7 @@ from mspgt_lens.perturbation.registry import PerturbationKind, perturbation_kind
 from mspgt_lens.perturbation.residuals import ResidualStatistics
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Perturbation:
     """One kind of intervention, with its strength.
 
@@ -94,6 +94,10 @@ class Perturbation:
                     "Perturbation: direction must be a vector [d_model] other than zero, got shape "
                     f"{tuple(direction.shape)}"
                 )
+
+    def __repr__(self) -> str:
+        along = "" if self.direction is None else f", along a vector of {len(self.direction):,}"
+        return f"Perturbation: {self.label}{along}, seed {self.seed}"
 
     @property
     def amount(self) -> float:

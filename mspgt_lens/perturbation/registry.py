@@ -35,6 +35,9 @@ class PerturbationKind:
     needs_direction: ClassVar[bool] = False
     adds_energy: ClassVar[bool] = False
 
+    def __repr__(self) -> str:
+        return f"PerturbationKind {self.name!r}"
+
     def edits(self, draws: Draws, block: int) -> list[Edit]:
         """The edits of one block in one run.
 

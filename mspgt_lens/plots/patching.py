@@ -60,7 +60,7 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
             f"partition is of {partition.n_layers} blocks, but the sweep is of {sweep.n_layers}"
         )
     start = 0.0 if sweep.direction == "denoise" else 1.0
-    effect, hover, labels, p_value = _cells(sweep, start)
+    effect, hover, labels, p_values = _cells(sweep, start)
     heights = [26.0] * (partition is not None) + [max(140.0, _ROW * len(labels))]
     figure = make_subplots(
         rows=len(heights),
@@ -71,8 +71,8 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
     )
     row = len(heights)
     figure.add_trace(_heatmap(effect, start, hover), row=row, col=1)
-    if p_value is not None:
-        figure.add_trace(_dots(p_value), row=row, col=1)
+    if p_values is not None:
+        figure.add_trace(_dots(p_values), row=row, col=1)
     if partition is not None:
         _draw_strip(figure, partition)
         for boundary in partition.boundaries:
@@ -115,7 +115,7 @@ def plot_scale_patch(result: ScalePatch) -> go.Figure:
     for index, name in enumerate(result.segments):
         color = SCALE_COLORS.get(name, NEUTRAL)
         first, last = result.blocks[index]
-        others = result.control_effect[index]
+        others = result.controls[index]
         figure.add_trace(
             go.Scatter(
                 x=others,
@@ -149,7 +149,7 @@ def plot_scale_patch(result: ScalePatch) -> go.Figure:
                 mode="markers",
                 marker={"size": 12, "color": color},
                 hovertext=f"<b>{escape(name)}</b>, blocks {first} to {last}<br>effect "
-                f"{digits(float(result.effect[index]))}{words}<br>p = {result.p_value[index]:.3g}",
+                f"{digits(float(result.effect[index]))}{words}<br>p = {result.p_values[index]:.3g}",
                 hoverinfo="text",
                 showlegend=False,
             )
@@ -157,7 +157,7 @@ def plot_scale_patch(result: ScalePatch) -> go.Figure:
     labels = [
         f"{escape(name)}, {first} to {last}  (p = {p:.2g})"
         for name, (first, last), p in zip(
-            result.segments, result.blocks, result.p_value, strict=True
+            result.segments, result.blocks, result.p_values, strict=True
         )
     ]
     for x in (0.0, 1.0):
@@ -201,12 +201,12 @@ def _cells(
 
     values = {
         name: None if getattr(sweep, name) is None else at(getattr(sweep, name))
-        for name in ("effect", "metric", "low", "high", "p_value")
+        for name in ("effect", "metric", "low", "high", "p_values")
     }
     effect, metric = values["effect"], values["metric"]
     assert effect is not None
     assert metric is not None
-    low, high, p_value = values["low"], values["high"], values["p_value"]
+    low, high, p_values = values["low"], values["high"], values["p_values"]
 
     def words(row: int, block: int) -> str:
         token = tokens[strongest[block, row]] if by_head else labels[row]
@@ -217,13 +217,13 @@ def _cells(
         ]
         if low is not None and high is not None:
             lines.append(f"95% interval {digits(low[row, block])} to {digits(high[row, block])}")
-        if p_value is not None:
-            lines.append(f"p = {p_value[row, block]:.3g} (Holm)")
+        if p_values is not None:
+            lines.append(f"p = {p_values[row, block]:.3g} (Holm)")
         return "<br>".join(lines)
 
     n_rows, n_layers = effect.shape
     hover = [[words(row, block) for block in range(n_layers)] for row in range(n_rows)]
-    return effect, hover, labels, p_value
+    return effect, hover, labels, p_values
 
 
 def _heatmap(
@@ -247,8 +247,8 @@ def _heatmap(
     )
 
 
-def _dots(p_value: Float[np.ndarray, "row block"]) -> go.Scatter:
-    rows, blocks = np.nonzero(p_value < SIGNIFICANCE)
+def _dots(p_values: Float[np.ndarray, "row block"]) -> go.Scatter:
+    rows, blocks = np.nonzero(p_values < SIGNIFICANCE)
     return go.Scatter(
         x=blocks,
         y=rows,
@@ -270,7 +270,7 @@ def _token_label(sweep: PatchSweep, index: int) -> str:
 def _sweep_words(sweep: PatchSweep) -> str:
     """Up to three lines, so that none is cut off."""
     first = f"{_DIRECTIONS[sweep.direction]}, {sweep.settings.get('n_pairs', '?')} pairs"
-    if sweep.p_value is not None:
+    if sweep.p_values is not None:
         first += "; dots: p < 0.05"
     if sweep.effect.ndim == 3:
         first += "; each head at its strongest position"

@@ -333,7 +333,11 @@ class _Steps:
 
     def _profile(self, rows: Sequence[Prompt], control: Control | None) -> LayerProfile:
         return profile_layers(
-            self.adapter, _dataset(rows), control=control, seed=self.seed, progress=self.progress
+            self.adapter,
+            PromptDataset(rows),
+            control=control,
+            seed=self.seed,
+            progress=self.progress,
         )
 
     def _control(self, control: Control) -> ScalePartition:
@@ -343,7 +347,7 @@ class _Steps:
     def _brittleness(self) -> Brittleness:
         return measure_brittleness(
             self.adapter,
-            _dataset(self._documents(self.sizes["n_documents"], _PERTURBED_LENGTH)),
+            PromptDataset(self._documents(self.sizes["n_documents"], _PERTURBED_LENGTH)),
             self.found["partition"],
             levels=_LEVELS,
             seed=self.seed,
@@ -354,7 +358,7 @@ class _Steps:
         rows = self._documents(self.sizes["n_control_documents"], _CLASSES_LENGTH)
         return classify_tokens(
             self.adapter,
-            _dataset(rows),
+            PromptDataset(rows),
             n_tokens=self.sizes["n_tokens"],
             seed=self.seed,
             progress=self.progress,
@@ -367,13 +371,13 @@ class _Steps:
         rows = self._documents(self.sizes["n_control_documents"], _CLASSES_LENGTH)
         partition = self.found["partition"]
         return measure_dissociation(
-            self.adapter, _dataset(rows), partition, classes, progress=self.progress
+            self.adapter, PromptDataset(rows), partition, classes, progress=self.progress
         )
 
     def _effects(self) -> PerturbationEffects:
         return perturb_scales(
             self.adapter,
-            _dataset(self._documents(self.sizes["n_documents"], _PERTURBED_LENGTH)),
+            PromptDataset(self._documents(self.sizes["n_documents"], _PERTURBED_LENGTH)),
             self.found["partition"],
             n_controls=_N_CONTROLS,
             seed=self.seed,
@@ -422,10 +426,6 @@ def _rows(
     texts = [passage.text for passage in load_passages()] if prompts is None else prompts
     longest = min(max_length, adapter.n_ctx)
     return list(PromptDataset.from_texts(adapter, texts, max_length=longest))
-
-
-def _dataset(rows: Sequence[Prompt]) -> PromptDataset:
-    return PromptDataset(lambda: iter(rows))
 
 
 def _saved(folder: Path, name: str) -> Any:
