@@ -5,8 +5,8 @@ Load a model and text
 
 Measure what layers hold
     profile_layers, with OFFSET_BANDS for single offsets; profile_cache with needed_hooks, and
-    recording, where you run the model; fit_lens; fit_hvib; mutual_information (more on your own
-    arrays: arrays)
+    recording, where you run the model; fit_lens; fit_hvib; rate_distortion;
+    mutual_information (more on your own arrays: arrays)
 
 Find the scales
     detect_scales in a model, segment_blocks in signals of your own
@@ -45,10 +45,11 @@ from mspgt_lens.perturbation.dissociation import measure_dissociation
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.perturbing import perturb_scales
 from mspgt_lens.perturbation.residuals import residual_statistics
-from mspgt_lens.plots import plot_boundaries, plot_lens, plot_profile
+from mspgt_lens.plots import plot_boundaries, plot_lens, plot_profile, plot_rate_distortion
 from mspgt_lens.profile.layers import profile_cache, profile_layers
 from mspgt_lens.profile.recording import recording
 from mspgt_lens.prompts import PromptDataset, load_passages
+from mspgt_lens.rates.distortion import rate_distortion
 from mspgt_lens.report.writing import write_report
 from mspgt_lens.results import load_result
 from mspgt_lens.scales.detection import detect_scales
@@ -88,9 +89,11 @@ __all__ = [
     "plot_boundaries",
     "plot_lens",
     "plot_profile",
+    "plot_rate_distortion",
     "plots",
     "profile_cache",
     "profile_layers",
+    "rate_distortion",
     "recording",
     "residual_statistics",
     "results",

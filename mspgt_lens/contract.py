@@ -43,6 +43,8 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "block": "the block; missing where the row is not of one",
         "point": "where on a curve",
         "beta": "the weight of relevance against rate",
+        "distortion": "how far predictions may move, nats of KL",
+        "rate": "what a channel passes on, nats per token",
         "depth": "share of the depth, 0 to 1",
         "prompt": "the prompt's number",
         "position": "the token's place in its prompt; -1 for the last",

@@ -21,6 +21,7 @@ from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.perturbation.residuals import ResidualStatistics
 from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.rates.results import ChannelRun, RateDistortion
 from mspgt_lens.scales.detection import Stability
 from mspgt_lens.scales.synthetic import Power, SyntheticSignals
 from mspgt_lens.storage import saved_kind
@@ -34,6 +35,7 @@ from mspgt_lens.theory.waterfilling import WaterFilling
 __all__ = [
     "Analysis",
     "Brittleness",
+    "ChannelRun",
     "Comparison",
     "Curve",
     "Dissociation",
@@ -49,6 +51,7 @@ __all__ = [
     "PatchSweep",
     "PerturbationEffects",
     "Power",
+    "RateDistortion",
     "ResidualStatistics",
     "Result",
     "RidgeLens",

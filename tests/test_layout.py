@@ -36,6 +36,7 @@ ORDER = [
     "scales",
     "hvib",
     "perturbation",
+    "rates",
     "patching",
     "generation",
     "theory",

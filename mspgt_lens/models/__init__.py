@@ -12,6 +12,7 @@ from mspgt_lens.models.building import (
     bridge_from_huggingface,
     hooked_llama_from_huggingface,
 )
+from mspgt_lens.models.differentiating import differentiable
 from mspgt_lens.models.editing import CannotEdit, Change, Edit, edited, edited_logits, require_acted
 from mspgt_lens.models.generating import RowEdits, Rows, check_generation, decode_text, generate
 from mspgt_lens.models.listening import listening
@@ -36,6 +37,7 @@ __all__ = [
     "cache_reader",
     "check_generation",
     "decode_text",
+    "differentiable",
     "edited",
     "edited_logits",
     "generate",

@@ -126,20 +126,32 @@ def check_resuming(adapter: ModelAdapter, batches: Batches) -> None:
     adapter.check_decoding(tokens[0])
 
 
+def divergences(
+    clean: Float[Tensor, "position vocab"], changed: Float[Tensor, "position vocab"]
+) -> Float[Tensor, " position"]:
+    """KL divergence from clean to changed log-probabilities, row by row, in nats.
+
+    Every term ``q - p - p log(q / p)`` is at least 0, and its parts do not cancel where both are
+    nearly the same, so that small divergences keep their digits.
+    """
+    found = []
+    for p, q in zip(torch.split(clean, _ROWS), torch.split(changed, _ROWS), strict=True):
+        share, change = p.exp(), q - p
+        grown = torch.where(change < 1.0, share * torch.expm1(change), q.exp() - share)
+        found.append((grown - share * change).sum(dim=1))
+    return torch.cat(found)
+
+
 def _compare(
     clean: Float[Tensor, "position vocab"], changed: Float[Tensor, "position vocab"], batch: Batch
 ) -> Float[np.ndarray, "position measure"]:
     target = batch.tokens.roll(-1, dims=1)[batch.valid].to(clean.device)[:, None]
     known = batch.next_known[batch.valid].to(clean.device)
     rise = (clean.gather(1, target) - changed.gather(1, target))[:, 0]
-    divergence, same_choice = [], []
-    for p, q in zip(torch.split(clean, _ROWS), torch.split(changed, _ROWS), strict=True):
-        # Every term q - p - p log(q / p) is at least 0, and its parts do not cancel where both are
-        # nearly the same, so that small divergences keep their digits.
-        share, change = p.exp(), q - p
-        grown = torch.where(change < 1.0, share * torch.expm1(change), q.exp() - share)
-        divergence.append((grown - share * change).sum(dim=1))
-        same_choice.append(p.argmax(dim=1) == q.argmax(dim=1))
-    columns = (torch.cat(divergence), torch.where(known, rise, 0.0), torch.cat(same_choice))
+    same_choice = [
+        p.argmax(dim=1) == q.argmax(dim=1)
+        for p, q in zip(torch.split(clean, _ROWS), torch.split(changed, _ROWS), strict=True)
+    ]
+    columns = (divergences(clean, changed), torch.where(known, rise, 0.0), torch.cat(same_choice))
     table: np.ndarray = torch.stack([c.double() for c in columns], dim=1).cpu().numpy()
     return table

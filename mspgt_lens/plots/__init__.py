@@ -10,6 +10,7 @@ from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
 from mspgt_lens.plots.profile import plot_profile
+from mspgt_lens.plots.rate_distortion import plot_rate_distortion
 from mspgt_lens.plots.tables import plot_class_counts, plot_table
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "plot_lens_scores",
     "plot_patching",
     "plot_profile",
+    "plot_rate_distortion",
     "plot_scale_map",
     "plot_scale_patch",
     "plot_stability",

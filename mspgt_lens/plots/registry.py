@@ -27,8 +27,10 @@ from mspgt_lens.plots.lens import plot_lens_reading, plot_lens_scores
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.profile import plot_profile
+from mspgt_lens.plots.rate_distortion import plot_rate_distortion
 from mspgt_lens.plots.tables import plot_class_counts, plot_table
 from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.rates.results import RateDistortion
 from mspgt_lens.scales.detection import Stability
 from mspgt_lens.studies.analysis import Analysis
 from mspgt_lens.studies.comparison import Comparison
@@ -61,6 +63,7 @@ _FIGURES: dict[type[Result], Callable[..., go.Figure]] = {
     ScalePartition: plot_boundaries,
     Stability: plot_stability,
     HvibFit: plot_hvib,
+    RateDistortion: plot_rate_distortion,
     Brittleness: plot_brittleness,
     TokenClasses: plot_class_counts,
     Dissociation: plot_dissociation,

@@ -18,6 +18,7 @@ from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.rates.results import RateDistortion
 from mspgt_lens.report import sections
 from mspgt_lens.scales.detection import Stability
 from mspgt_lens.studies.comparison import Comparison
@@ -97,6 +98,10 @@ KINDS: dict[type[Any], Kind] = {
     HvibFit: Kind(
         lambda r, _: sections.hvib_section(r[0]),
         "What do trained, nonlinear readers find at which rate?",
+    ),
+    RateDistortion: Kind(
+        lambda r, _: sections.rate_section(r[0]),
+        "How much do predictions need of every layer, at several distances?",
     ),
     Emergence: Kind(
         lambda r, _: sections.emergence_section(r[0]), "When in training does all this appear?"

@@ -24,7 +24,9 @@ from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
 from mspgt_lens.plots.profile import plot_profile
+from mspgt_lens.plots.rate_distortion import plot_rate_distortion
 from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.rates.results import RateDistortion
 from mspgt_lens.report.page import heading, paragraphs, section, table
 from mspgt_lens.report.tables import (
     ratio_rows,
@@ -251,6 +253,16 @@ def hvib_section(fit: HvibFit) -> Markup:
         "Stochastic readers of every site, trained at several weights of relevance against rate: "
         "what each keeps, and what it predicts with that, on groups it has not seen.",
         plot_hvib(fit),
+    )
+
+
+def rate_section(found: RateDistortion) -> Markup:
+    """What predictions need of every site."""
+    return section(
+        "The rate that predictions need",
+        "How little one site can pass on through a noisy channel before predictions move, for the "
+        "positions of each band before a prediction. " + found.guarantee,
+        plot_rate_distortion(found),
     )
 
 

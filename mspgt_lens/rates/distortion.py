@@ -1,0 +1,281 @@
+"""The fewest nats per token that a site must pass on, per scale, by what predictions lose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from tqdm.auto import tqdm
+
+from mspgt_lens.ambient import in_own_state, tell
+from mspgt_lens.estimates import CannotMeasure
+from mspgt_lens.information.ridge import spread_sites
+from mspgt_lens.models import ModelAdapter, as_adapter
+from mspgt_lens.prompts import PromptDataset
+from mspgt_lens.rates.channel import Directions, find_directions
+from mspgt_lens.rates.ladder import Ladder
+from mspgt_lens.rates.measuring import Installed, measure
+from mspgt_lens.rates.results import SHOWN, RateDistortion
+from mspgt_lens.rates.shaping import Shape, find_shapes
+from mspgt_lens.rates.windows import Parts, Plan, split_prompts
+from mspgt_lens.storage import package_versions
+from mspgt_lens.targets import DEFAULT_BANDS, check_bands
+
+DEFAULT_DISTORTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
+_N_SITES = 10
+# Shares of the Fisher information that may be replaced by a multiple of the identity.
+_SHRINKAGES = (0.1, 0.3, 0.6, 0.9)
+# The one that says at which rate they are compared.
+_MIDDLE = 1
+# Rounds of channels beyond one for each distortion; each passes on more than the one before.
+_MORE_ROUNDS = 12
+# Groups to measure on below which intervals are too narrow.
+_FEW_GROUPS = 10
+_GUARANTEE = (
+    "An upper bound on the nats per token that the site must pass on for a prediction to move by D "
+    "nats of KL on average: Gaussian channels that pass on no more were run there, one for each "
+    "position of the band, and the KL was measured on groups that shaped none of them; rates "
+    "between two of them are those of using each for a share of the predictions."
+)
+
+
+@in_own_state
+def rate_distortion(
+    model: Any,
+    prompts: PromptDataset | Iterable[str],
+    *,
+    bands: Mapping[str, tuple[int, int]] = DEFAULT_BANDS,
+    sites: Sequence[int] | None = None,
+    distortions: Sequence[float] = DEFAULT_DISTORTIONS,
+    n_targets: int = 8,
+    skip_first: int = 4,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> RateDistortion:
+    """The fewest nats per token that one site must pass on for predictions to move by at most D.
+
+    For a band of offsets (a, b) and a prediction made at position t (of the token at t + 1), the
+    residuals of one site at the positions ``t + 1 - b`` to ``t + 1 - a`` go through a channel each,
+    all other positions and sites are left as they are, and the KL divergence from the clean
+    prediction at t to the changed one is measured. So the local band says what a prediction needs
+    of the position where it is made, and farther bands what it needs of those before.
+
+    A channel mixes every direction of the residual with an independent Gaussian draw and keeps
+    mean and covariance: ``rho_i`` of its own, ``sqrt(1 - rho_i^2)`` of the draw, at a rate of
+    ``-1/2 sum log(1 - rho_i^2)`` nats (a little more where the measured activations have more power
+    than those that shaped it; then that is what counts). Directions are the eigenvectors of
+    ``Sigma^(1/2) F Sigma^(1/2)``, Sigma the residual's covariance and F the Fisher information of
+    the prediction about the band's positions, from gradients of log-probabilities of tokens that
+    are sampled from the model's own predictions; reverse water-filling over them says how much of
+    each is kept. F is shrunk towards a multiple of the identity, by as much as makes the measured
+    KL least. Half of the groups shape the channels, a sixth choose the shrinkage, and a third
+    measure.
+
+    Args:
+        model: A ``HookedTransformer`` or ``TransformerBridge``.
+        prompts: A :class:`PromptDataset`, or texts; at least 12 groups with prompts as long as the
+            farthest offset and ``skip_first`` together, and two positions for each coordinate of
+            the residual in half of them. Shorter prompts are left out.
+        bands: Scale name to offsets ``(a, b)``.
+        sites: Which sites, rising; by default 10, spread from the first to the last.
+        distortions: D, how far predictions may move: KL in nats, above 0 and rising.
+        n_targets: Predictions of each prompt that shape the channels of the farthest band; nearer
+            ones get more, up to 64. An eighth as many are measured.
+        skip_first: Tokens at the beginning of each prompt that are left alone.
+        batch_size: Prompts per forward pass; by default a fixed number of tokens. Prompts that run
+            together are read at the same positions, so that it also decides which.
+        seed: Decides the split, the positions, the sampled tokens and the noise.
+        progress: Show a progress bar.
+
+    Returns:
+        Rates in nats per token, ``[scale, site, distortion]``, with 95% intervals over groups, the
+        same of noise that keeps one correlation in every direction, and every channel that was run
+        with the KL measured under it.
+
+    Raises:
+        ValueError: If an argument is out of range, or a prompt does not fit the model.
+        CannotMeasure: If the model is an encoder, cannot be run block by block or differentiated;
+            if prompts are too few or too short; or if rounding alone moves predictions by as much
+            as the least distortion.
+        FloatingPointError: If activations or logits are NaN or infinite.
+
+    Example:
+        >>> found = ml.rate_distortion(
+        ...     model, prompts, bands={"near": (1, 1), "far": (2, 8)}, sites=(0, 4), n_targets=4,
+        ...     distortions=(0.03, 0.1), progress=False,
+        ... )
+        >>> found.rate.shape  # scale, site, distortion
+        (2, 2, 2)
+    """
+    adapter = as_adapter(model)
+    adapter.require_causal("the rate that predictions need")
+    plan = Plan(
+        sites=_checked_sites(adapter, sites),
+        bands=check_bands(bands),
+        n_targets=n_targets,
+        skip_first=skip_first,
+        seed=seed,
+    )
+    levels = _checked_distortions(distortions)
+    if n_targets < 1:
+        raise ValueError(f"n_targets must be at least 1 prediction of each prompt, got {n_targets}")
+    parts = split_prompts(adapter, prompts, plan, batch_size)
+    with tqdm(unit="run", disable=not progress) as bar:
+        bar.set_description("shaping channels")
+        shapes = find_shapes(adapter, parts.shaping, plan, bar)
+        bar.set_description("choosing shrinkage")
+        ladders, shrinkage = _chosen(adapter, parts, plan, shapes, levels, bar)
+        bar.set_description("measuring channels")
+        _climb(adapter, parts, plan, ladders, bar)
+    found = _result(adapter, parts, plan, levels, ladders, shrinkage)
+    for note in found.warnings:
+        tell(note)
+    return found
+
+
+def _checked_sites(adapter: ModelAdapter, sites: Sequence[int] | None) -> tuple[int, ...]:
+    if sites is None:
+        return tuple(spread_sites(adapter.n_layers + 1, _N_SITES))
+    checked = tuple(int(site) for site in sites)
+    if not checked or list(checked) != sorted(set(checked)):
+        raise ValueError(f"sites must be different sites in rising order, got {sites!r}")
+    if not 0 <= checked[0] <= checked[-1] <= adapter.n_layers:
+        raise ValueError(f"sites must lie in 0 ... {adapter.n_layers}, got {sites!r}")
+    return checked
+
+
+def _checked_distortions(distortions: Sequence[float]) -> tuple[float, ...]:
+    checked = tuple(float(distortion) for distortion in distortions)
+    if not checked or not all(0 < distortion < np.inf for distortion in checked):
+        raise ValueError(f"distortions must be at least one KL above 0 nats, got {distortions!r}")
+    if list(checked) != sorted(set(checked)):
+        raise ValueError(f"distortions must rise, got {distortions!r}")
+    return checked
+
+
+def _chosen(
+    adapter: ModelAdapter,
+    parts: Parts,
+    plan: Plan,
+    shapes: Mapping[int, Shape],
+    distortions: Sequence[float],
+    bar: Any,
+) -> tuple[list[Ladder], Float[np.ndarray, "scale site"]]:
+    """Where to begin: of each site and scale the shaped channels' ladder, then the other's.
+
+    All shrinkages are compared at one rate, at which the middle one is expected to cost as much as
+    is shown first.
+    """
+    tried: list[Installed] = []
+    along: list[Directions] = []
+    for scale in plan.bands:
+        for site in plan.sites:
+            candidates = list(_candidates(shapes[site], scale))
+            middle = candidates[_MIDDLE]
+            rate = middle.at_cost(min(SHOWN, middle.most / 2)).rate
+            tried += [Installed(site, scale, one.at_rate(rate)) for one in candidates]
+            along += candidates
+    readings = measure(adapter, parts.choosing, tried, plan, bar)
+    kl = np.array([reading.kl.mean() for reading in readings])
+    expected = [one.expected_cost(at.channel) for one, at in zip(along, tried, strict=True)]
+    ladders, shrinkage = [], []
+    each = len(_SHRINKAGES) + 1
+    for first in range(0, len(tried), each):
+        best = first + int(np.argmin(kl[first : first + each - 1]))
+        shrinkage.append(_SHRINKAGES[best - first])
+        for index in (best, first + each - 1):
+            place = tried[index]
+            ladders.append(
+                Ladder(
+                    place.site,
+                    place.scale,
+                    index == best,
+                    along[index],
+                    distortions,
+                    kl[index] / expected[index],
+                )
+            )
+    return ladders, np.reshape(shrinkage, (len(plan.bands), len(plan.sites)))
+
+
+def _candidates(shape: Shape, scale: str) -> Iterator[Directions]:
+    """Directions under every shrinkage, then those of covariance-shaped noise."""
+    fisher = shape.fisher[scale]
+    even = fisher.trace() / len(fisher) * torch.eye(len(fisher), dtype=fisher.dtype)
+    for share in _SHRINKAGES:
+        yield find_directions(shape.mean, shape.covariance, (1 - share) * fisher + share * even)
+    yield find_directions(shape.mean, shape.covariance, fisher).alike()
+
+
+def _climb(
+    adapter: ModelAdapter, parts: Parts, plan: Plan, ladders: Sequence[Ladder], bar: Any
+) -> None:
+    """Run channels, one of every unfinished ladder at a time, until all distortions are reached."""
+    for _ in range(len(ladders[0].distortions) + _MORE_ROUNDS):
+        open_ones = [ladder for ladder in ladders if not ladder.done]
+        if not open_ones:
+            return
+        rung = [ladder.next() for ladder in open_ones]
+        for ladder, one, reading in zip(
+            open_ones, rung, measure(adapter, parts.measuring, rung, plan, bar), strict=True
+        ):
+            ladder.tell(one, reading, plan.seed)
+    for ladder in ladders:
+        if not ladder.done:
+            last = ladder.runs[-1]
+            raise CannotMeasure(
+                f"distortions must be above what can be told from rounding in {adapter.dtype}: at "
+                f"site {ladder.site}, {ladder.scale}, predictions of {adapter.name} move by "
+                f"{last.kl:.2g} nats (95% interval up to {last.high:.2g}) though {last.rate:.0f} "
+                f"nats are passed on; ask for more than {ladder.distortions[0]:g}, give more "
+                "prompts, or load the model in float32"
+            )
+
+
+def _result(
+    adapter: ModelAdapter,
+    parts: Parts,
+    plan: Plan,
+    distortions: tuple[float, ...],
+    ladders: Sequence[Ladder],
+    shrinkage: Float[np.ndarray, "scale site"],
+) -> RateDistortion:
+    shape = (len(plan.bands), len(plan.sites), 2, 3, len(distortions))
+    read = np.array([ladder.read() for ladder in ladders]).reshape(shape)
+    ends = dict(zip(("rate", "low", "high"), np.moveaxis(read[:, :, 0], 2, 0), strict=True))
+    covariance = dict(zip(("rate", "low", "high"), np.moveaxis(read[:, :, 1], 2, 0), strict=True))
+    groups = parts.group_counts()
+    return RateDistortion(
+        model_name=adapter.name,
+        n_layers=adapter.n_layers,
+        sites=plan.sites,
+        bands=plan.bands,
+        distortions=distortions,
+        **ends,
+        **{f"covariance_{name}": values for name, values in covariance.items()},
+        shrinkage=shrinkage,
+        runs=tuple(run for ladder in ladders for run in ladder.runs),
+        guarantee=_GUARANTEE,
+        settings={
+            "n_targets": plan.n_targets,
+            "n_groups": groups,
+            "skip_first": plan.skip_first,
+            "seed": plan.seed,
+            "weights": adapter.weight_processing,
+            "prompts_fingerprint": parts.fingerprint,
+        },
+        versions=package_versions(),
+        warnings=tuple(_warnings(groups)),
+    )
+
+
+def _warnings(groups: Mapping[str, int]) -> Iterator[str]:
+    if groups["measuring"] < _FEW_GROUPS:
+        yield (
+            f"only {groups['measuring']} groups (documents) were measured on, so that intervals "
+            f"are too narrow: give at least {3 * _FEW_GROUPS} groups in all"
+        )
