@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
-from mspgt_lens.models import ModelAdapter
+from mspgt_lens.models import ModelAdapter, unembedding_rows
 from mspgt_lens.moments import (
     SAMPLE_CAPACITY,
     MomentPlan,
@@ -108,7 +108,7 @@ def finish_batch(moments: Moments, adapter: ModelAdapter, reader: BatchReader) -
     """Add what a reader has taken in of a whole pass."""
     if reader.n_valid:
         if moments.reference is None:
-            moments.reference = _make_reference(moments.plan, reader.rows)
+            moments.reference = _make_reference(reader)
         _reduce(moments, moments.reference, reader)
     _count(moments, adapter, reader.batch)
 
@@ -126,7 +126,7 @@ def calibrate(plan: MomentPlan, adapter: ModelAdapter, batch: FoldBatch) -> Refe
             f"skip_first ({plan.skip_first}) or hold special tokens only"
         )
     reader.run()
-    return _make_reference(plan, reader.rows)
+    return _make_reference(reader)
 
 
 class BatchReader:
@@ -183,13 +183,19 @@ class BatchReader:
             on_pattern = self.on_pattern if self.plan.needs_patterns else None
             self.adapter.run(self.tokens, self.batch.mask, self.on_site, on_pattern)
 
-    def sample(self) -> Sample:
-        """The chosen rows, once they are read."""
+    def sample(self, values: Float[Tensor, "read column"]) -> Sample:
+        """The chosen rows, once they are read, with their targets."""
         prompt, position = self.index.numpy()[self.chosen].T
+        read = self.chosen < self.n_read
+        targets = np.zeros((len(self.chosen), values.shape[1]), dtype=np.float32)
+        targets[read] = values[torch.from_numpy(self.chosen[read])].numpy()
         return Sample(
             priority=self.priority,
             rows=tuple(torch.stack(self.sampled, dim=1)),
             next_token=self.targets.answers.numpy()[prompt, position],
+            single=self.targets.single.numpy()[prompt, position],
+            read=read,
+            targets=targets,
             fold=np.full(len(self.chosen), self.batch.fold),
             group=self.batch.groups[prompt],
         )
@@ -342,7 +348,7 @@ def _inputs_and_targets(
 def _reduce(moments: Moments, reference: Reference, reader: BatchReader) -> None:
     fold, n_read = reader.batch.fold, reader.n_read
     device = moments.zz_read.device
-    values = reader.targets.values.to(device, reader.final.dtype)
+    values = _with_predictions(moments.plan, reference, reader).to(device, reader.final.dtype)
     # Hidden tokens are decoded from where they are hidden, so the lens learns from there.
     n_final = n_read if moments.plan.masked else reader.n_valid
     final = (reader.final[:n_final] - reference.center[-1]).to(device)
@@ -371,7 +377,33 @@ def _reduce(moments: Moments, reference: Reference, reader: BatchReader) -> None
     moments.n_attended[fold] += reader.n_attended
     moments.update[fold] += reader.update
     moments.per_row[fold] += reader.per_row
-    moments.sample = merge_samples(moments.sample, reader.sample(), in_place=True)
+    moments.sample = merge_samples(moments.sample, reader.sample(values.cpu()), in_place=True)
+
+
+def _with_predictions(
+    plan: MomentPlan, reference: Reference, reader: BatchReader
+) -> Float[Tensor, "read column"]:
+    """Targets, with the model's own predictions of tokens after the next one in their columns.
+
+    They come from where that token is the next. Where that is no valid position, the prediction is
+    taken to be the average one.
+    """
+    values = reader.targets.values
+    if not plan.far:
+        return values
+    assert reference.logit_axes is not None
+    values = values.clone()
+    predicted = ((reader.final - reference.center[-1]) @ reference.logit_axes).cpu()
+    n_pos = reader.batch.tokens.shape[1]
+    row_of = torch.full((reader.batch.tokens.numel(),), -1)
+    row_of[reader.flat.cpu()] = torch.arange(reader.n_valid)
+    bands, size = list(plan.bands.values()), predicted.shape[1]
+    prompt, position = reader.index[: reader.n_read].unbind(dim=1)
+    for target in plan.far:
+        row = row_of[prompt * n_pos + position + bands[target - len(bands)][0] - 1]
+        columns = slice(target * size, (target + 1) * size)
+        values[:, columns] = torch.where(row[:, None] >= 0, predicted[row], 0.0).to(values)
+    return values
 
 
 def _gram(rows: Float[Tensor, "row width"]) -> Float[Tensor, "width width"]:
@@ -397,15 +429,44 @@ def _count(moments: Moments, adapter: ModelAdapter, batch: FoldBatch) -> None:
     moments.fingerprint %= 2**64
 
 
-def _make_reference(plan: MomentPlan, rows: Sequence[Tensor]) -> Reference:
+def _make_reference(reader: BatchReader) -> Reference:
+    plan, rows = reader.plan, reader.rows
     center = torch.stack([r.mean(dim=0) for r in rows])
     d_model = center.shape[1]
+    logit_axes, logit_basis = _logit_axes(reader, center[-1]) if plan.far else (None, None)
     if d_model <= plan.width:
-        return Reference(center, None, None)
+        return Reference(center, None, None, logit_axes, logit_basis)
     generator = torch.Generator().manual_seed(plan.seed)
     axes, _ = torch.linalg.qr(torch.randn(d_model, plan.width, generator=generator))
     axes = axes.to(center)
     if plan.coordinates == "raw":
-        return Reference(center, torch.ones_like(center), axes)
+        return Reference(center, torch.ones_like(center), axes, logit_axes, logit_basis)
     spread = torch.stack([r.std(dim=0, correction=0) for r in rows])
-    return Reference(center, torch.where(spread > 0, spread, 1.0), axes)
+    spread = torch.where(spread > 0, spread, 1.0)
+    return Reference(center, spread, axes, logit_axes, logit_basis)
+
+
+def _logit_axes(
+    reader: BatchReader, center: Float[Tensor, " d_model"]
+) -> tuple[Float[Tensor, "d_model feature"], Float[Tensor, "feature d_model"]]:
+    """Directions of the final residual in which the logits of frequent tokens vary most.
+
+    Of final residuals f with covariance C and logits U f of tokens with shares p: the leading
+    eigenvectors of ``C^1/2 U^T (diag p - p p^T) U C^1/2``, so that what is left out of f moves the
+    logits least.
+    """
+    n_features = reader.plan.features.shape[1]
+    tokens, counts = torch.unique(reader.batch.tokens[reader.batch.mask], return_counts=True)
+    share = counts.double() / counts.sum()
+    rows = unembedding_rows(reader.adapter, tokens).double()
+    rows = (rows - share @ rows) * share.sqrt()[:, None]
+    centered = (reader.final - center).double().cpu()
+    power, axes = torch.linalg.eigh(centered.T @ centered / len(centered))
+    kept = power > 1e-9 * power[-1]
+    root, inverse = (axes[:, kept] * power[kept] ** sign for sign in (0.5, -0.5))
+    seen = rows @ root
+    directions = torch.linalg.eigh(seen.T @ seen).eigenvectors.flip(1)[:, :n_features]
+    # Fewer directions than features where the first batch does not span so many.
+    missing = n_features - directions.shape[1]
+    directions = torch.nn.functional.pad(directions, (0, missing))
+    return (inverse @ directions).to(center), (root @ directions).T.to(center)

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor
 
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.signals import SIGNALS, Signal
-from mspgt_lens.targets import token_features
+from mspgt_lens.targets import far_targets, single_targets, token_features
 
 Coordinates = Literal["standardized", "raw"]
 
@@ -63,6 +63,15 @@ class MomentPlan:
         return {signal.name: signal for signal in self.signals if callable(signal.of)}
 
     @property
+    def far(self) -> list[int]:
+        """Targets whose columns are the prediction that the model itself will make of a token.
+
+        It says more of the token than its features do: it is no draw. A model that reads in both
+        directions makes none but where tokens are hidden.
+        """
+        return [] if self.masked else far_targets(self.bands)
+
+    @property
     def n_columns(self) -> int:
         """Target columns: past and future of every band."""
         return 2 * len(self.bands) * self.features.shape[1]
@@ -75,11 +84,16 @@ class Reference:
     Moments are sums about ``center``, a rough mean from the first batch, so that a large mean costs
     no digits. Where the residual is wider than the plan's ``width``, each coordinate is divided by
     ``spread`` and the vector projected on the orthonormal columns of ``axes``.
+
+    Where tokens after the next one are read, a final residual less its center is, as far as logits
+    of frequent tokens depend on it, ``(final @ logit_axes) @ logit_basis``.
     """
 
     center: Float[Tensor, "site d_model"]
     spread: Float[Tensor, "site d_model"] | None
     axes: Float[Tensor, "d_model width"] | None
+    logit_axes: Float[Tensor, "d_model feature"] | None = None
+    logit_basis: Float[Tensor, "feature d_model"] | None = None
 
     def apply(self, site: int, normalized: Float[Tensor, "row d_model"]) -> Tensor:
         """Rows in this reference's coordinates, shape ``[row, width]``."""
@@ -97,6 +111,10 @@ class Sample:
         priority: Positions with the lowest priorities are kept, so samples merge.
         rows: Normalized residual at every site, one tensor per position.
         next_token: The token to be predicted (the hidden one where tokens are masked).
+        single: The tokens that targets of one offset are, as in
+            :class:`~mspgt_lens.targets.BatchTargets`; -1 where there is none.
+        read: Whether every target is defined there.
+        targets: All targets, shape ``[position, column]``; zeros where not ``read``.
         fold: The fold of each position's group.
         group: A hash of each position's group.
     """
@@ -104,6 +122,9 @@ class Sample:
     priority: UInt[np.ndarray, " position"]
     rows: tuple[Float[Tensor, "site d_model"], ...]
     next_token: Int[np.ndarray, " position"]
+    single: Int[np.ndarray, "position target side"]
+    read: Bool[np.ndarray, " position"]
+    targets: Float[np.ndarray, "position column"]
     fold: Int[np.ndarray, " position"]
     group: UInt[np.ndarray, " position"]
 
@@ -154,6 +175,9 @@ class Moments:
             priority=np.zeros(0, dtype=np.uint64),
             rows=(),
             next_token=np.zeros(0, dtype=np.int64),
+            single=np.zeros((0, len(single_targets(plan.bands)), 1 + plan.masked), dtype=np.int64),
+            read=np.zeros(0, dtype=bool),
+            targets=np.zeros((0, columns), dtype=np.float32),
             fold=np.zeros(0, dtype=np.int64),
             group=np.zeros(0, dtype=np.uint64),
         )
@@ -283,6 +307,9 @@ def merge_samples(first: Sample, second: Sample, *, in_place: bool = False) -> S
         priority=priority[keep],
         rows=tuple(row(index) for index in keep),
         next_token=np.concatenate([first.next_token, second.next_token])[keep],
+        single=np.concatenate([first.single, second.single])[keep],
+        read=np.concatenate([first.read, second.read])[keep],
+        targets=np.concatenate([first.targets, second.targets])[keep],
         fold=np.concatenate([first.fold, second.fold])[keep],
         group=np.concatenate([first.group, second.group])[keep],
     )

@@ -96,6 +96,8 @@ class BatchTargets:
         answers: What the model is to predict at each position: the next token, or the hidden one.
         values: Targets at the ``read`` positions: for each band the past (X), then for each band
             the future (Y), features side by side.
+        single: The tokens that targets of one offset are, a column per target of
+            :func:`single_targets` and side; -1 where there is none.
     """
 
     valid: Bool[Tensor, "prompt pos"]
@@ -103,6 +105,19 @@ class BatchTargets:
     answered: Bool[Tensor, "prompt pos"]
     answers: Int[Tensor, "prompt pos"]
     values: Float[Tensor, "read column"]
+    single: Int[Tensor, "prompt pos target side"]
+
+
+def single_targets(bands: Mapping[str, tuple[int, int]]) -> list[int]:
+    """Which targets are one token, in the order of all: the past of every band, then the future."""
+    single = [i for i, (first, last) in enumerate(bands.values()) if first == last]
+    return single + [len(bands) + i for i in single]
+
+
+def far_targets(bands: Mapping[str, tuple[int, int]]) -> list[int]:
+    """Targets that are one token after the next one."""
+    ahead = enumerate(bands.values(), start=len(bands))
+    return [index for index, (first, last) in ahead if first == last > 1]
 
 
 def batch_targets(
@@ -137,6 +152,9 @@ def batch_targets(
         total, count = sums(first, last)
         columns.append(total / count.clamp(min=1)[..., None])
         read = read & (2 * count >= last - first + 1)
+    single = [
+        _at_offset(tokens, ordinary, first)[..., None] for first, last in spans if first == last
+    ]
     next_ordinary = torch.nn.functional.pad(ordinary[:, 1:], (0, 1))
     return BatchTargets(
         valid=valid,
@@ -144,6 +162,7 @@ def batch_targets(
         answered=valid & next_ordinary,
         answers=tokens.roll(-1, dims=1),
         values=torch.cat([column[read] for column in columns], dim=1).float(),
+        single=_stacked(single, tokens),
     )
 
 
@@ -174,8 +193,8 @@ def masked_targets(
     valid = ordinary & (torch.arange(tokens.shape[1]) >= skip_first)
     phi = features[tokens]
     seen, unseen = _Windows(phi, ordinary & ~hidden), _Windows(phi, ordinary & hidden)
-    columns, read = [], valid & hidden
-    for sums, shift in ((seen, 0), (unseen, 1)):
+    columns, single, read = [], [], valid & hidden
+    for sums, shift, counted in ((seen, 0, ordinary & ~hidden), (unseen, 1, ordinary & hidden)):
         for a, b in bands.values():
             total, count = sums(a - shift, b - shift)
             # The position itself, at distance 0, is on one side only.
@@ -184,13 +203,36 @@ def masked_targets(
                 total, count = total + other, count + more
             columns.append(total / count.clamp(min=1)[..., None])
             read = read & (count >= 1 if shift else 2 * count >= b - a + 1)
+            if a == b:
+                sides = [_at_offset(tokens, counted, side * (a - shift)) for side in (1, -1)]
+                # The position itself is one token, not one on either side.
+                sides[1] = sides[1] if a > shift else torch.full_like(tokens, -1)
+                single.append(torch.stack(sides, dim=-1))
     return BatchTargets(
         valid=valid,
         read=read,
         answered=valid & hidden,
         answers=tokens,
         values=torch.cat([column[read] for column in columns], dim=1).float(),
+        single=_stacked(single, tokens),
     )
+
+
+def _at_offset(
+    tokens: Int[Tensor, "prompt pos"], counted: Bool[Tensor, "prompt pos"], offset: int
+) -> Int[Tensor, "prompt pos"]:
+    """The token so many places later, -1 where there is none or it does not count."""
+    n_pos = tokens.shape[1]
+    place = torch.arange(n_pos) + offset
+    inside = (place >= 0) & (place < n_pos)
+    place = place.clamp(0, n_pos - 1)
+    return torch.where(inside & counted[:, place], tokens[:, place], -1)
+
+
+def _stacked(
+    single: list[Tensor], tokens: Int[Tensor, "prompt pos"]
+) -> Int[Tensor, "prompt pos target side"]:
+    return torch.stack(single, dim=2) if single else tokens.new_zeros(*tokens.shape, 0, 1)
 
 
 class _Windows:

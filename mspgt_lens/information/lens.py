@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mspgt_lens.information.channel import pooled_scale
 from mspgt_lens.information.ridge import FoldSums, ring, spread_sites
+from mspgt_lens.information.unigram import unigram_log_probability
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.moments import Coordinates, Moments
 from mspgt_lens.statistics import cluster_interval
@@ -23,7 +24,6 @@ SELECTION_OUTPUTS = 96
 MIN_POSITIONS = 256
 # Share of the forward pass's operations that decoding sampled positions may take.
 DECODING_SHARE = 0.06
-UNIGRAM_GRID = tuple(10.0 ** np.arange(-4.0, 1.0, 0.5))
 # Products as large as can be while their 30 MB come from memory that the process already holds.
 _LOGITS_PER_CHUNK = 7_500_000
 
@@ -39,6 +39,7 @@ class TokenRelevance:
         by_fold: Mean over each fold's positions, shape ``[fold, site]``; None if one has none.
         n_positions: Positions decoded.
         unigram: Held-out cross-entropy of the unigram model (nats per token).
+        gain: The gain at each position, shape ``[position, site]``.
     """
 
     values: Float[np.ndarray, " site"]
@@ -47,6 +48,7 @@ class TokenRelevance:
     by_fold: Float[np.ndarray, "fold site"] | None
     n_positions: int
     unigram: float
+    gain: Float[np.ndarray, "position site"]
 
 
 @dataclass(frozen=True)
@@ -184,9 +186,9 @@ def lens_relevance(
     unigram = np.zeros(count)
     for k in range(moments.plan.n_folds):
         mine = sample.fold[:count] == k
-        unigram[mine] = _unigram(moments, k)[sample.next_token[:count][mine]]
-    mean = mean_over_sample(moments, log_likelihood - unigram[:, None])
-    return TokenRelevance(*mean, count, float(-unigram.mean()))
+        unigram[mine] = unigram_log_probability(moments, [k])[sample.next_token[:count][mine]]
+    gain = log_likelihood - unigram[:, None]
+    return TokenRelevance(*mean_over_sample(moments, gain), count, float(-unigram.mean()), gain)
 
 
 def mean_over_sample(
@@ -312,18 +314,3 @@ def _log_likelihood(
 def _chunks(count: int, adapter: ModelAdapter) -> list[slice]:
     size = max(1, _LOGITS_PER_CHUNK // adapter.d_vocab)
     return [slice(start, start + size) for start in range(0, count, size)]
-
-
-def _unigram(moments: Moments, fold: int) -> Float[np.ndarray, " vocab"]:
-    """Log-probabilities from the other folds' counts, smoothed by a strength chosen among them."""
-    counts = moments.token_counts.astype(float)
-    n_folds, d_vocab = counts.shape
-    tested = (fold + 1) % n_folds
-    inner = counts.sum(0) - counts[fold] - counts[tested]
-    likelihood = [
-        counts[tested] @ np.log((inner + a) / (inner.sum() + a * d_vocab)) for a in UNIGRAM_GRID
-    ]
-    smoothing = UNIGRAM_GRID[int(np.argmax(likelihood))]
-    outer = counts.sum(0) - counts[fold]
-    log_probability: np.ndarray = np.log((outer + smoothing) / (outer.sum() + smoothing * d_vocab))
-    return log_probability

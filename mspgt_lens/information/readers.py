@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,7 +12,14 @@ from jaxtyping import Float, Int
 
 from mspgt_lens.information.channel import pooled_scale
 from mspgt_lens.information.ridge import FoldSums, ring, spread_sites
-from mspgt_lens.information.site_reader import SiteReader, Strengths, log_determinant, log_ratio
+from mspgt_lens.information.site_reader import (
+    Predictions,
+    SampledRows,
+    SiteReader,
+    Strengths,
+    log_determinant,
+    log_ratio,
+)
 from mspgt_lens.moments import Coordinates, Moments
 from mspgt_lens.statistics import fold_interval
 
@@ -46,7 +54,9 @@ class TargetReadings:
 
     Attributes:
         targets: The past of every band, then the future of every band.
-        added: What the future of each band adds to that of the coarser bands, in band order.
+        added: What the future of each band of several tokens adds to that of the coarser ones, in
+            the order of ``several``.
+        several: Which bands hold several tokens, in band order.
         correlations: Held-out canonical correlations with the future of each band, shape
             ``[fold, band, site, component]``.
         ridge: The ridge strength chosen for each fold and target, shape ``[fold, target]``.
@@ -54,11 +64,24 @@ class TargetReadings:
 
     targets: Reading
     added: Reading
+    several: tuple[int, ...]
     correlations: Float[np.ndarray, "fold band site component"]
     ridge: Float[np.ndarray, "fold target"]
 
 
-def read_targets(moments: Moments, coordinates: Coordinates) -> TargetReadings:
+class SampleReader(Protocol):
+    """What reads the sampled positions of every site beside the moments."""
+
+    def rows(self, site: int) -> SampledRows:
+        """The sampled positions of a site, in the reader's coordinates."""
+
+    def read(self, site: int, told: Predictions) -> None:
+        """Take in what the readers of one site predict."""
+
+
+def read_targets(
+    moments: Moments, coordinates: Coordinates, sampled: SampleReader | None = None
+) -> TargetReadings:
     """What a linear-Gaussian reader of each site can use about each target.
 
     ``E_test[log N(y; W z + b, S) - log N(y; m, S_0)]``, with W by ridge, cross-fitted over folds of
@@ -74,34 +97,48 @@ def read_targets(moments: Moments, coordinates: Coordinates) -> TargetReadings:
     between neighboring positions. It is taken at the weakest strength whose gap is small enough.
 
     What a band adds to the coarser ones is read off the same readers taken together: the joint
-    log-likelihood ratio splits by the chain rule, coarse to fine, and the parts sum to it.
+    log-likelihood ratio splits by the chain rule, coarse to fine, and the parts sum to it. Bands of
+    one token have no part: a Gaussian says nothing fair of a single token.
+
+    Args:
+        moments: The sums.
+        coordinates: The reader's coordinates.
+        sampled: Given what readers predict at the sampled positions, site by site.
     """
     n_sites, n_bands = moments.z_read.shape[1], len(moments.plan.bands)
-    # Coarse to fine: from the band that reaches farthest to the one nearest.
     bands = list(moments.plan.bands.values())
-    coarse_to_fine = sorted(range(n_bands), key=lambda i: bands[i], reverse=True)
+    several = [i for i, (first, last) in enumerate(bands) if first < last]
+    # Coarse to fine: from the band that reaches farthest to the one nearest.
+    coarse_to_fine = sorted(several, key=lambda i: bands[i], reverse=True)
+    chain = [n_bands + i for i in coarse_to_fine]
+    futures = [n_bands + i for i in range(n_bands)]
     strengths = choose_strengths(
         [_site_reader(moments, s, coordinates) for s in spread_sites(n_sites, SELECTION_SITES)]
     )
-    chain = [n_bands + i for i in coarse_to_fine]
-    scores, correlations = zip(
-        *(
-            _site_reader(moments, site, coordinates).score(strengths, chain)
-            for site in range(n_sites)
-        ),
-        strict=True,
-    )
+    scores, correlations = [], []
+    for site in range(n_sites):
+        score, correlation, told = _site_reader(moments, site, coordinates).score(
+            strengths,
+            chain=chain,
+            correlated=futures,
+            rows=None if sampled is None else sampled.rows(site),
+        )
+        scores.append(score)
+        correlations.append(correlation)
+        if sampled is not None and told is not None:
+            sampled.read(site, told)
     weights = moments.n_read.astype(float)
     held_out, light, corrected = (
         np.stack([getattr(score, name) for score in scores], axis=-1)
         for name in ("held_out", "light", "corrected")
     )
     everything = summarize(held_out, light, corrected, weights)
-    in_band_order = np.argsort(coarse_to_fine)
+    in_band_order = np.argsort(np.array(coarse_to_fine, dtype=int))
     return TargetReadings(
         targets=_pick(everything, np.arange(2 * n_bands)),
         added=_pick(everything, 2 * n_bands + in_band_order),
-        correlations=np.stack(correlations, axis=2)[:, in_band_order],
+        several=tuple(several),
+        correlations=np.stack(correlations, axis=2),
         ridge=strengths.chosen,
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mspgt_lens.information.ridge import FoldSums, RidgeFit, moment_about, ring
@@ -41,6 +41,34 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class SampledRows:
+    """Sampled positions of one site: its coordinates there, and the fold of each."""
+
+    z: Float[Tensor, "position width"]
+    fold: Int[np.ndarray, " position"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """All targets at sampled positions, as readers that never saw the position predict them.
+
+    Attributes:
+        held_out: By the reader of all other folds, shape ``[position, column]``.
+        inner: For each fold, what readers that left out the fold and a neighbor predict of the
+            neighbor's positions: ``(neighbor, position, prediction)`` for each neighbor.
+        left: For each fold, the second moments that its readers leave unexplained.
+        mean: Mean of the targets over the other folds, shape ``[fold, column]``.
+    """
+
+    held_out: Float[Tensor, "position column"]
+    inner: Sequence[
+        Sequence[tuple[int, Int[np.ndarray, " chosen"], Float[Tensor, "chosen column"]]]
+    ]
+    left: Sequence[Residuals]
+    mean: Float[Tensor, "fold column"]
+
+
+@dataclass(frozen=True)
 class Residuals:
     """Second moments of what readers of all targets, and the null reader, leave unexplained.
 
@@ -57,6 +85,15 @@ class Residuals:
     @property
     def n_features(self) -> int:
         return len(self.reader) // len(self.null_floor)
+
+    def covariances(self, target: int) -> tuple[Float[Tensor, "f f"], Float[Tensor, "f f"]]:
+        """What one target's reader and the null reader leave, floors included."""
+        at = slice(target * self.n_features, (target + 1) * self.n_features)
+        identity = torch.eye(self.n_features).to(self.reader)
+        return (
+            self.reader[at, at] + self.reader_floor[target] * identity,
+            self.null[at, at] + self.null_floor[target] * identity,
+        )
 
     def plus(self, other: Residuals, share: float) -> Residuals:
         mixed = (
@@ -140,20 +177,30 @@ class SiteReader:
         return self._residuals(fit, strengths, yy, fit.zz.matmul, fit.zt)
 
     def score(
-        self, strengths: Strengths, chain: Sequence[int]
-    ) -> tuple[Scores, Float[np.ndarray, "fold part component"]]:
+        self,
+        strengths: Strengths,
+        *,
+        chain: Sequence[int] = (),
+        correlated: Sequence[int] = (),
+        rows: SampledRows | None = None,
+    ) -> tuple[Scores, Float[np.ndarray, "fold part component"], Predictions | None]:
         """Everything that is read of this site.
 
         Args:
             strengths: Ridge strengths per target.
             chain: Targets whose joint information is split, from the first to the last.
+            correlated: Targets whose canonical correlations are wanted.
+            rows: Positions at which predictions are wanted too.
 
         Returns:
-            Scores of every target, then of every part of the chain; and held-out canonical
-            correlations with each target of the chain, shape ``[fold, part, component]``.
+            Scores of every target, then of every part of the chain; held-out canonical correlations
+            of those asked for, shape ``[fold, target, component]``; and predictions.
         """
         n_folds = len(self.count)
         spread: dict[int, Residuals] = {}
+        inner_rows: list[list[tuple[int, np.ndarray, Tensor]]] = [[] for _ in range(n_folds)]
+        held_out_rows = torch.zeros(len(rows.z) if rows else 0, self.yy.shape[1]).to(self.yy)
+        means = []
         for pair in ring(n_folds):
             fit = self.sums.fit(pair)
             for outer, inner in (pair, pair[::-1]):
@@ -161,6 +208,10 @@ class SiteReader:
                 neighbors = self.count[(outer + 1) % n_folds] + self.count[(outer - 1) % n_folds]
                 so_far = spread.get(outer, left)
                 spread[outer] = so_far.plus(left, self.count[inner] / neighbors)
+                if rows is not None:
+                    at = np.flatnonzero(rows.fold == inner)
+                    predicted = self._predict(fit, strengths.chosen[outer], rows.z[at])
+                    inner_rows[outer].append((inner, at, predicted))
 
         def ratios(tested: Residuals, expected: Residuals) -> np.ndarray:
             parts = [chain_log_ratio(tested, expected, chain)] if chain else []
@@ -177,8 +228,25 @@ class SiteReader:
             # A fold that happens to score above training shows no optimism.
             gap = np.maximum(training - light[k], 0.0) / self.n_features
             corrected[k] = training - self.n_features / 2 * np.log1p(gap)
-            correlations.append(self._canonical(fit, k, strengths.chosen[k], chain))
-        return Scores(held_out, light, corrected), np.stack(correlations)
+            correlations.append(self._canonical(fit, k, strengths.chosen[k], correlated))
+            means.append(fit.mean_t)
+            if rows is not None:
+                at = np.flatnonzero(rows.fold == k)
+                held_out_rows[at] = self._predict(fit, strengths.chosen[k], rows.z[at])
+        scores = Scores(held_out, light, corrected)
+        if rows is None:
+            return scores, np.stack(correlations), None
+        unexplained = [spread[k] for k in range(n_folds)]
+        told = Predictions(held_out_rows, inner_rows, unexplained, torch.stack(means))
+        return scores, np.stack(correlations), told
+
+    def _predict(
+        self,
+        fit: RidgeFit,
+        strengths: Float[np.ndarray, " target"],
+        rows: Float[Tensor, "row width"],
+    ) -> Float[Tensor, "row column"]:
+        return fit.mean_t + (rows - fit.mean_z) @ self._weights(fit, strengths)
 
     def _canonical(
         self,

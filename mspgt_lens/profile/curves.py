@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -10,23 +10,35 @@ from jaxtyping import Float
 from mspgt_lens.estimates import CannotMeasure, Curve
 from mspgt_lens.information.channel import site_statistics
 from mspgt_lens.information.lens import TokenRelevance
-from mspgt_lens.information.readers import Reading
+from mspgt_lens.information.readers import Reading, TargetReadings
+from mspgt_lens.information.tokens import TokenReading
 from mspgt_lens.moments import Coordinates, Moments
 from mspgt_lens.signals import Signal
 from mspgt_lens.statistics import fold_interval, jackknife_interval, pseudo_values
 
+_GAUSSIAN = (
+    "Held-out log-likelihood ratio that a linear-Gaussian reader finds about {}: usable "
+    "information, no bound on Shannon's; the lower end gives back what their distribution, which "
+    "is not Gaussian, can forge."
+)
+_TOKEN = (
+    "Held-out log-likelihood gain over a unigram model of a reader of {}: usable information "
+    "(Xu et al. 2020), at most the unigram model's cross-entropy; on average at most Shannon's and "
+    "that model's excess over the tokens' entropy."
+)
 GUARANTEES = {
     "compression": "Gaussian channel rate of the residual stream: an upper bound on its "
     "information about the input, given its covariance and the noise.",
     "relevance": "Held-out cross-entropy of a unigram model minus that of the ridge lens: usable "
     "information about the next token; may rise with depth.",
     "logit_lens": "Held-out cross-entropy of a unigram model minus that of the raw logit lens.",
-    "retained": "Held-out information that a linear-Gaussian reader finds about tokens already "
-    "read: usable information, no bound on Shannon's.",
-    "predicted": "Held-out information that a linear-Gaussian reader finds about tokens to come: "
-    "usable information, no bound on Shannon's.",
-    "added": "Held-out information about this scale's future that a linear-Gaussian reader adds to "
-    "the futures of the coarser scales: usable information, no bound on Shannon's.",
+    "retained": _GAUSSIAN.format("the mean features of tokens already read"),
+    "predicted": _GAUSSIAN.format("the mean features of tokens to come"),
+    "added": _GAUSSIAN.format(
+        "the mean features of this scale's future beyond those of the coarser scales"
+    ),
+    "retained token": _TOKEN.format("a token already read"),
+    "predicted token": _TOKEN.format("a token to come"),
 }
 
 # An encoder is read where tokens are hidden from it.
@@ -35,12 +47,13 @@ _ENCODER_GUARANTEES = {
     "hidden tokens: usable information; may rise with depth.",
     "logit_lens": "Held-out cross-entropy of a unigram model minus that of the raw logit lens, for "
     "hidden tokens.",
-    "retained": "Held-out information that a linear-Gaussian reader of a hidden token's place "
-    "finds about visible tokens around it: usable information, no bound on Shannon's.",
-    "predicted": "Held-out information that a linear-Gaussian reader of a hidden token's place "
-    "finds about hidden tokens: usable information, no bound on Shannon's.",
-    "added": "Held-out information about this scale's hidden tokens that a linear-Gaussian reader "
-    "adds to those of the coarser scales: usable information, no bound on Shannon's.",
+    "retained": _GAUSSIAN.format("the mean features of visible tokens around a hidden one"),
+    "predicted": _GAUSSIAN.format("the mean features of hidden tokens around a hidden one"),
+    "added": _GAUSSIAN.format(
+        "the mean features of this scale's hidden tokens beyond those of the coarser scales"
+    ),
+    "retained token": _TOKEN.format("a visible token near a hidden one"),
+    "predicted token": _TOKEN.format("a hidden token"),
 }
 
 
@@ -104,31 +117,51 @@ def _attended(moments: Moments) -> Float[np.ndarray, "fold block"]:
     return moments.n_attended
 
 
-def by_scale(reading: Reading, scales: list[str], first: int, guarantee: str) -> dict[str, Curve]:
-    """Curves of successive targets from ``first`` on, one per scale."""
-    return {
-        scale: Curve(
-            reading.values[first + i],
-            reading.low[first + i],
-            reading.high[first + i],
-            "nats",
-            guarantee,
-            reading.by_fold[:, first + i],
-        )
-        for i, scale in enumerate(scales)
+def target_curves(
+    reading: TargetReadings,
+    tokens: Mapping[int, TokenReading],
+    forged: Float[np.ndarray, "target site"],
+    scales: Sequence[str],
+    said: Callable[[str], str],
+) -> dict[str, dict[str, Curve]]:
+    """Retained, predicted and added information by scale.
+
+    A band of one token is read in tokens. The lower end of a Gaussian reading gives back what its
+    target's distribution can forge.
+
+    Args:
+        reading: Of every target, by linear-Gaussian readers.
+        tokens: Of targets that are one token.
+        forged: What each Gaussian reading may owe to its target's distribution (nats).
+        scales: Names of the bands.
+        said: What a quantity guarantees.
+    """
+
+    def gaussian(read: Reading, part: int, target: int, quantity: str) -> Curve:
+        low = read.low[part] - forged[target]
+        values, high = read.values[part], read.high[part]
+        return Curve(values, low, high, "nats", said(quantity), read.by_fold[:, part])
+
+    curves: dict[str, dict[str, Curve]] = {}
+    for side, quantity in enumerate(("retained", "predicted")):
+        curves[quantity] = {}
+        for index, scale in enumerate(scales):
+            target = side * len(scales) + index
+            curves[quantity][scale] = (
+                token_curve(tokens[target], said(f"{quantity} token"))
+                if target in tokens
+                else gaussian(reading.targets, target, target, quantity)
+            )
+    curves["added"] = {
+        scales[band]: gaussian(reading.added, part, len(scales) + band, "added")
+        for part, band in enumerate(reading.several)
     }
+    return curves
 
 
-def token_curve(relevance: TokenRelevance, guarantee: str) -> Curve:
-    """A lens's relevance as a curve."""
-    return Curve(
-        relevance.values,
-        relevance.low,
-        relevance.high,
-        "nats",
-        guarantee,
-        relevance.by_fold,
-    )
+def token_curve(reading: TokenRelevance | TokenReading, guarantee: str) -> Curve:
+    """What is read in tokens as a curve."""
+    return Curve(reading.values, reading.low, reading.high, "nats", guarantee, reading.by_fold)
 
 
 def small_sample_warnings(

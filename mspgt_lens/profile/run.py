@@ -22,13 +22,15 @@ from mspgt_lens.gathering import (
 )
 from mspgt_lens.information.lens import logit_lens_relevance, ridge_lens_relevance
 from mspgt_lens.information.readers import read_targets
+from mspgt_lens.information.sampled import SampledReadings
+from mspgt_lens.information.unigram import unigram_entropy
 from mspgt_lens.models import ModelAdapter, weight_digest
 from mspgt_lens.moments import MAX_WIDTH, Moments, plan_moments
 from mspgt_lens.profile.curves import (
-    by_scale,
     guarantee,
     site_curves,
     small_sample_warnings,
+    target_curves,
     token_curve,
 )
 from mspgt_lens.profile.memory import kept_memory
@@ -169,14 +171,15 @@ class ProfileRun:
         """
         moments, settings = self.moments, self.settings
         self.require_enough()
-        reading = read_targets(moments, settings.coordinates)
         relevance = ridge_lens_relevance(moments, self.adapter, settings.coordinates)
+        sampled = SampledReadings(moments, self.adapter, settings.coordinates, relevance)
+        reading = read_targets(moments, settings.coordinates, sampled)
         raw_lens = logit_lens_relevance(moments, self.adapter) if logit_lens else None
         compression, signals = site_curves(moments, settings.noise, settings.coordinates)
         scales = list(settings.bands)
         said = partial(guarantee, masked=moments.plan.masked)
-        retained = by_scale(reading.targets, scales, 0, said("retained"))
-        predicted = by_scale(reading.targets, scales, len(scales), said("predicted"))
+        curves = target_curves(reading, sampled.tokens(), sampled.forged, scales, said)
+        retained, predicted, added = (curves[name] for name in ("retained", "predicted", "added"))
         notes = [*notes, *small_sample_warnings(retained, predicted)]
         return LayerProfile(
             model_name=self.adapter.name + _CONTROL_WORDS[settings.control],
@@ -188,7 +191,7 @@ class ProfileRun:
             relevance=token_curve(relevance, said("relevance")),
             retained=retained,
             predicted=predicted,
-            added=by_scale(reading.added, scales, 0, said("added")),
+            added=added,
             correlations=dict(zip(scales, reading.correlations.swapaxes(0, 1), strict=True)),
             fold_weights=tuple(moments.n_read.astype(float).tolist()),
             signals=signals,
@@ -208,6 +211,7 @@ class ProfileRun:
                 "width": moments.plan.width,
                 "n_decoded": relevance.n_positions,
                 "unigram_cross_entropy": relevance.unigram,
+                "unigram_entropy": unigram_entropy(moments),
                 "ridge": [[None if np.isinf(x) else x for x in row] for row in reading.ridge],
                 "weights": self.adapter.weight_processing,
                 "weights_digest": weight_digest(self.adapter),

@@ -1,0 +1,224 @@
+"""What a site tells of single tokens, in tokens: held-out gains over the unigram model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mspgt_lens.information.lens import TokenRelevance
+from mspgt_lens.information.site_reader import Predictions
+from mspgt_lens.information.tilting import AmongTokens, Tilt, best_temperature, channel
+from mspgt_lens.information.unigram import unigram_log_probability
+from mspgt_lens.models import ModelAdapter
+from mspgt_lens.moments import Moments
+from mspgt_lens.statistics import cluster_interval
+from mspgt_lens.targets import single_targets
+
+# Of the null reader's variance: the least that a reader of a token leaves in any direction. Tokens
+# are told apart far above it, and float32 still resolves their scores.
+LEAST_LEFT = 1e-3
+_LOGITS_PER_CHUNK = 7_500_000
+
+
+@dataclass(frozen=True)
+class TokenReading:
+    """Held-out information about one token at every site, nats.
+
+    Attributes:
+        values: The share of the unigram model's cross-entropy that the reader saves, times its
+            cross-entropy on the next token, which the value therefore never exceeds; ``[site]``.
+        low: Lower end of the 95% interval, resampling groups.
+        high: Upper end of the 95% interval.
+        by_fold: The value on each fold's positions, shape ``[fold, site]``; None if one has none.
+    """
+
+    values: Float[np.ndarray, " site"]
+    low: Float[np.ndarray, " site"]
+    high: Float[np.ndarray, " site"]
+    by_fold: Float[np.ndarray, "fold site"] | None
+
+
+class TokenReader:
+    """Reads every target that is one token at the sampled positions, site by site.
+
+    A reader is the discriminant that a linear-Gaussian reader of a token's features implies: the
+    unigram model of the other folds, tilted (:class:`~mspgt_lens.information.tilting.Tilt`) with a
+    temperature chosen on inner folds. Of the next token, the ridge lens says more wherever the
+    model is any good, and is taken where it does so on the other folds. Of tokens after it, the
+    features are leading logits, and the reader is of the model's own later prediction.
+
+    Args:
+        moments: The sums, with their sample.
+        adapter: The model.
+        relevance: The ridge lens at the first positions of the sample, which are read here too.
+    """
+
+    def __init__(self, moments: Moments, adapter: ModelAdapter, relevance: TokenRelevance) -> None:
+        self._moments, self._relevance = moments, relevance
+        plan, sample = moments.plan, moments.sample
+        bands, single = list(plan.bands.values()), single_targets(plan.bands)
+        self._next = len(bands) + bands.index((1, 1)) if (1, 1) in bands else None
+        device = moments.zz_read.device
+        self._priors = [_Prior(moments, k) for k in range(plan.n_folds)]
+        features = plan.features.to(device)
+        later = _leading_logits(moments, adapter).to(features) if plan.far else features
+        self._features = {t: later if t in plan.far else features for t in single}
+        count = relevance.n_positions
+        self._tokens = {t: _Tokens(sample.single[:count, i]) for i, t in enumerate(single)}
+        n_sites = moments.z_read.shape[1]
+        self._gain = {t: np.zeros((len(self._tokens[t].wanted), n_sites)) for t in single}
+
+    def read(self, site: int, told: Predictions) -> None:
+        """Take in what the readers of one site predict."""
+        for target in self._tokens:
+            for fold in range(len(self._priors)):
+                self._read_fold(site, target, fold, told)
+
+    def readings(self) -> dict[int, TokenReading]:
+        """By target, once every site was read."""
+        return {target: self._reading(target) for target in self._tokens}
+
+    def _read_fold(self, site: int, target: int, fold: int, told: Predictions) -> None:
+        """The gain on one fold's tokens of one target; it stays 0 where the prior is not beaten."""
+        tokens, prior, gain = self._tokens[target], self._priors[fold], self._gain[target]
+        own = self._moments.sample.fold[tokens.position] == fold
+        tilt, features, center = self._tilt(target, fold, told)
+        columns = _columns(target, features)
+
+        def scores(rows: Float[Tensor, "row column"], of: Tensor) -> Tensor:
+            return tilt.scores(rows[:, columns].to(of) - center, of)
+
+        frequent = features[prior.seen]
+        asked = []
+        for neighbor, position, predicted in told.inner[fold]:
+            row, token = tokens.among(position)
+            place = prior.place[torch.from_numpy(token)]
+            asked.append(
+                AmongTokens(scores(predicted[row], frequent), prior.without(neighbor), place)
+            )
+        temperature, most = best_temperature([part for part in asked if len(part.wanted)])
+        if target == self._next:
+            lens = self._relevance.gain[tokens.position, site]
+            if lens[~own].mean() >= most:
+                gain[own, site] = lens[own]
+                return
+        if temperature:
+            size = max(1, _LOGITS_PER_CHUNK // len(features))
+            mine = np.flatnonzero(own)
+            for part in (mine[i : i + size] for i in range(0, len(mine), size)):
+                rows = told.held_out[tokens.position[part]]
+                wanted = torch.from_numpy(tokens.wanted[part]).to(features.device)
+                there = AmongTokens(scores(rows, features), prior.every, wanted)
+                gain[part, site] = there.gain(temperature).double().cpu().numpy()
+
+    def _tilt(
+        self, target: int, fold: int, told: Predictions
+    ) -> tuple[Tilt, Float[Tensor, "token feature"], Float[Tensor, " feature"]]:
+        """The tilt of one target's readers, its tokens' features, and the mean of what it reads."""
+        features = self._features[target]
+        center = told.mean[fold][_columns(target, features)].to(features)
+        if target in self._moments.plan.far:
+            return Tilt(torch.eye(len(center)).to(features), None), features, center
+        reader, null = told.left[fold].covariances(target)
+        if self._tokens[target].two_sided:
+            # What was read is the mean of two tokens; asked for is either of them, which varies
+            # more and goes with the site as much.
+            either = self._priors[fold].covariance(features).to(null)
+            reader, null = either - (null - reader), either
+        least = LEAST_LEFT * null
+        return channel(reader + least, null + least).to(features), features - center, center
+
+    def _reading(self, target: int) -> TokenReading:
+        relevance, sample, tokens = self._relevance, self._moments.sample, self._tokens[target]
+        gain, count = self._gain[target], relevance.n_positions
+        fold = sample.fold[tokens.position]
+        surprise = self._surprise(tokens.wanted, fold)
+        ahead = self._surprise(sample.next_token[:count], sample.fold[:count])
+        share = gain.sum(axis=0) / surprise.sum()
+        values = share * ahead.mean()
+        # What a position adds to the error of a ratio times a mean.
+        error = share * (ahead - ahead.mean())[:, None]
+        scale = ahead.mean() * count / surprise.sum()
+        np.add.at(error, tokens.position, scale * (gain - share * surprise[:, None]))
+        _, low, high = cluster_interval(error, sample.group[:count])
+        folds = [fold == k for k in range(len(self._priors))]
+        by_fold = (
+            np.stack([ahead.mean() * gain[k].sum(axis=0) / surprise[k].sum() for k in folds])
+            if all(k.any() for k in folds)
+            else None
+        )
+        return TokenReading(values, values + low, values + high, by_fold)
+
+    def _surprise(
+        self, tokens: Int[np.ndarray, " token"], fold: Int[np.ndarray, " token"]
+    ) -> Float[np.ndarray, " token"]:
+        """How unexpected tokens are to the unigram model of the other folds."""
+        surprise = np.zeros(len(tokens))
+        for k, prior in enumerate(self._priors):
+            surprise[fold == k] = -prior.every.double().cpu().numpy()[tokens[fold == k]]
+        return surprise
+
+
+class _Tokens:
+    """The tokens that one target is at the sampled positions: one each, or one on either side."""
+
+    def __init__(self, column: Int[np.ndarray, "position side"]) -> None:
+        self.position, side = np.nonzero(column >= 0)
+        self.wanted = column[self.position, side]
+        self.two_sided = bool((column >= 0).all(axis=1).any()) and column.shape[1] == 2
+
+    def among(
+        self, chosen: Int[np.ndarray, " chosen"]
+    ) -> tuple[Int[np.ndarray, " token"], Int[np.ndarray, " token"]]:
+        """Tokens at some positions: which of these each is at, and the token."""
+        inside = np.isin(self.position, chosen)
+        # The chosen positions are in order.
+        return np.searchsorted(chosen, self.position[inside]), self.wanted[inside]
+
+
+class _Prior:
+    """The unigram model of all folds but one, over the vocabulary and over the tokens it saw."""
+
+    def __init__(self, moments: Moments, fold: int) -> None:
+        self._moments, self._fold = moments, fold
+        device = moments.zz_read.device
+        every = unigram_log_probability(moments, [fold])
+        counts = moments.token_counts.sum(axis=0) - moments.token_counts[fold]
+        self.every = torch.from_numpy(every).to(device, torch.float32)
+        self.seen = torch.from_numpy(np.flatnonzero(counts)).to(device)
+        self.place = torch.zeros(len(counts), dtype=torch.long, device=device)
+        self.place[self.seen] = torch.arange(len(self.seen), device=device)
+        self._without: dict[int, Tensor] = {}
+
+    def without(self, other: int) -> Float[Tensor, " seen"]:
+        """Log-probabilities among the tokens seen, from the counts without another fold's too."""
+        if other not in self._without:
+            every = unigram_log_probability(self._moments, [self._fold, other])
+            among = torch.from_numpy(every).to(self.every)[self.seen]
+            self._without[other] = among.log_softmax(dim=0)
+        return self._without[other]
+
+    def covariance(
+        self, features: Float[Tensor, "token feature"]
+    ) -> Float[Tensor, "feature feature"]:
+        """Of the features of one token."""
+        share = self.every.exp()[:, None]
+        centered = features - (share * features).sum(dim=0)
+        return centered.T @ (share * centered)
+
+
+def _columns(target: int, features: Tensor) -> slice:
+    size = features.shape[1]
+    return slice(target * size, (target + 1) * size)
+
+
+def _leading_logits(moments: Moments, adapter: ModelAdapter) -> Float[Tensor, "token feature"]:
+    """How every token's logit depends on the leading directions of the final residual."""
+    assert moments.reference is not None
+    basis = moments.reference.logit_basis
+    assert basis is not None
+    return (adapter.decode(basis) - adapter.decode(torch.zeros_like(basis[:1]))).T
