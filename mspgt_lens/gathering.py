@@ -383,7 +383,7 @@ def _reduce(moments: Moments, reference: Reference, reader: BatchReader) -> None
 def _with_predictions(
     plan: MomentPlan, reference: Reference, reader: BatchReader
 ) -> Float[Tensor, "read column"]:
-    """Targets, with the model's own predictions of tokens after the next one in their columns.
+    """Targets, then the model's own predictions of tokens after the next one, as leading logits.
 
     They come from where that token is the next. Where that is no valid position, the prediction is
     taken to be the average one.
@@ -392,18 +392,17 @@ def _with_predictions(
     if not plan.far:
         return values
     assert reference.logit_axes is not None
-    values = values.clone()
+    columns = [values]
     predicted = ((reader.final - reference.center[-1]) @ reference.logit_axes).cpu()
     n_pos = reader.batch.tokens.shape[1]
     row_of = torch.full((reader.batch.tokens.numel(),), -1)
     row_of[reader.flat.cpu()] = torch.arange(reader.n_valid)
-    bands, size = list(plan.bands.values()), predicted.shape[1]
+    bands = list(plan.bands.values())
     prompt, position = reader.index[: reader.n_read].unbind(dim=1)
     for target in plan.far:
         row = row_of[prompt * n_pos + position + bands[target - len(bands)][0] - 1]
-        columns = slice(target * size, (target + 1) * size)
-        values[:, columns] = torch.where(row[:, None] >= 0, predicted[row], 0.0).to(values)
-    return values
+        columns.append(torch.where(row[:, None] >= 0, predicted[row], 0.0).to(values))
+    return torch.cat(columns, dim=1)
 
 
 def _gram(rows: Float[Tensor, "row width"]) -> Float[Tensor, "width width"]:

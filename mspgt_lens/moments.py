@@ -64,17 +64,17 @@ class MomentPlan:
 
     @property
     def far(self) -> list[int]:
-        """Targets whose columns are the prediction that the model itself will make of a token.
+        """Targets for which the model's own later prediction of the token is read too.
 
-        It says more of the token than its features do: it is no draw. A model that reads in both
-        directions makes none but where tokens are hidden.
+        It says more than the token's features: it is no draw. A model that reads in both directions
+        predicts nothing later.
         """
         return [] if self.masked else far_targets(self.bands)
 
     @property
     def n_columns(self) -> int:
-        """Target columns: past and future of every band."""
-        return 2 * len(self.bands) * self.features.shape[1]
+        """Target columns: past and future of every band, then later predictions."""
+        return (2 * len(self.bands) + len(self.far)) * self.features.shape[1]
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,9 @@ def test_samples_merged_in_place_are_those_merged_apart():
         rows = torch.from_numpy(rng.standard_normal((n, 2, 3)))
         priority = np.sort(rng.integers(2**64, size=n, dtype=np.uint64))
         token, fold, group = np.arange(3 * n).reshape(3, n)
-        return Sample(priority, tuple(rows), token, fold, group.astype(np.uint64))
+        single, targets = token.reshape(n, 1, 1), rng.standard_normal((n, 4), dtype=np.float32)
+        group = group.astype(np.uint64)
+        return Sample(priority, tuple(rows), token, single, token > n // 2, targets, fold, group)
 
     first, others = sample(0, 700), [sample(seed, 600) for seed in (1, 2, 3)]
     apart = together = first
@@ -86,7 +88,8 @@ def test_samples_merged_in_place_are_those_merged_apart():
         together = merge_samples(together, other, in_place=True)
     assert len(apart.priority) == SAMPLE_CAPACITY
     np.testing.assert_array_equal(together.priority, apart.priority)
-    np.testing.assert_array_equal(together.group, apart.group)
+    for name in ("next_token", "single", "read", "targets", "fold", "group"):
+        np.testing.assert_array_equal(getattr(together, name), getattr(apart, name))
     torch.testing.assert_close(together.rows, apart.rows, rtol=0, atol=0)
     # Once full, no memory is added.
     assert {row.data_ptr() for row in together.rows} == before

@@ -10,6 +10,7 @@ from tiny import random_tokens
 import mspgt_lens as ml
 from mspgt_lens.gathering import add_batch, make_batches
 from mspgt_lens.information import lens
+from mspgt_lens.information.unigram import unigram_log_probability
 from mspgt_lens.models import as_adapter
 from mspgt_lens.moments import Moments, plan_moments
 from mspgt_lens.prompts import PromptDataset
@@ -121,12 +122,12 @@ def test_sampled_positions_do_not_depend_on_the_batches(tiny):
 
 def test_unigram_model_is_a_distribution_fitted_without_its_fold(gathered):
     _, _, moments = gathered
-    before = lens._unigram(moments, 0)
+    before = unigram_log_probability(moments, [0])
     assert np.exp(before).sum() == pytest.approx(1.0)
     counts = moments.token_counts.copy()
     try:
         moments.token_counts[0] = counts[0][::-1]
-        np.testing.assert_array_equal(lens._unigram(moments, 0), before)
+        np.testing.assert_array_equal(unigram_log_probability(moments, [0]), before)
     finally:
         moments.token_counts[:] = counts
 

@@ -24,7 +24,10 @@ def profile(demo_model, prompts):
 
 def test_the_current_token_fades_with_depth(profile):
     kept = profile.retained["local"].values
-    assert kept[0] > 2 * kept[2] > 3 * kept[-1]
+    # The embedding tells the token, and no more can be told.
+    unigram = profile.settings["unigram_cross_entropy"]
+    assert 0.98 * unigram < kept[0] <= unigram
+    assert kept[0] > 1.2 * kept[2] > 2 * kept[-1]
     quarters = [part.mean() for part in np.array_split(kept, 4)]
     assert quarters == sorted(quarters, reverse=True)
 
@@ -33,6 +36,8 @@ def test_the_next_token_comes_into_reach_with_depth(profile):
     assert profile.relevance.values[-1] > profile.relevance.values[0] + 1.0
     told = profile.predicted["local"].values
     assert told[20:28].mean() > told[:8].mean() + 0.5
+    # The lens says more than any other reader at every site, and ends at the model itself.
+    np.testing.assert_allclose(told, profile.relevance.values)
 
 
 def test_no_curve_lies_far_below_zero(profile):

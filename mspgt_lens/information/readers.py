@@ -133,10 +133,11 @@ def read_targets(
         for name in ("held_out", "light", "corrected")
     )
     everything = summarize(held_out, light, corrected, weights)
+    n_targets = len(everything.values) - len(chain)
     in_band_order = np.argsort(np.array(coarse_to_fine, dtype=int))
     return TargetReadings(
         targets=_pick(everything, np.arange(2 * n_bands)),
-        added=_pick(everything, 2 * n_bands + in_band_order),
+        added=_pick(everything, n_targets + in_band_order),
         several=tuple(several),
         correlations=np.stack(correlations, axis=2),
         ridge=strengths.chosen,
@@ -194,7 +195,8 @@ def _site_reader(moments: Moments, site: int, coordinates: Coordinates) -> SiteR
         moments.y,
         moments.zy[:, site] / scale[:, None],
     )
-    return SiteReader(sums, moments.yy, 2 * len(moments.plan.bands))
+    n_features = moments.plan.features.shape[1]
+    return SiteReader(sums, moments.yy, moments.yy.shape[1] // n_features)
 
 
 def _pick(reading: Reading, parts: Int[np.ndarray, " part"]) -> Reading:

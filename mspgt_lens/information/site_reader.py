@@ -56,6 +56,8 @@ class Predictions:
         held_out: By the reader of all other folds, shape ``[position, column]``.
         inner: For each fold, what readers that left out the fold and a neighbor predict of the
             neighbor's positions: ``(neighbor, position, prediction)`` for each neighbor.
+        fitted: For each fold, what the reader of all other folds says of the same positions, which
+            it was fitted on, one entry per neighbor.
         left: For each fold, the second moments that its readers leave unexplained.
         mean: Mean of the targets over the other folds, shape ``[fold, column]``.
     """
@@ -64,6 +66,7 @@ class Predictions:
     inner: Sequence[
         Sequence[tuple[int, Int[np.ndarray, " chosen"], Float[Tensor, "chosen column"]]]
     ]
+    fitted: Sequence[Sequence[Float[Tensor, "chosen column"]]]
     left: Sequence[Residuals]
     mean: Float[Tensor, "fold column"]
 
@@ -200,7 +203,7 @@ class SiteReader:
         spread: dict[int, Residuals] = {}
         inner_rows: list[list[tuple[int, np.ndarray, Tensor]]] = [[] for _ in range(n_folds)]
         held_out_rows = torch.zeros(len(rows.z) if rows else 0, self.yy.shape[1]).to(self.yy)
-        means = []
+        fitted_rows, means = [], []
         for pair in ring(n_folds):
             fit = self.sums.fit(pair)
             for outer, inner in (pair, pair[::-1]):
@@ -233,11 +236,17 @@ class SiteReader:
             if rows is not None:
                 at = np.flatnonzero(rows.fold == k)
                 held_out_rows[at] = self._predict(fit, strengths.chosen[k], rows.z[at])
+                fitted_rows.append(
+                    [
+                        self._predict(fit, strengths.chosen[k], rows.z[p])
+                        for _, p, _ in inner_rows[k]
+                    ]
+                )
         scores = Scores(held_out, light, corrected)
         if rows is None:
             return scores, np.stack(correlations), None
         unexplained = [spread[k] for k in range(n_folds)]
-        told = Predictions(held_out_rows, inner_rows, unexplained, torch.stack(means))
+        told = Predictions(held_out_rows, inner_rows, fitted_rows, unexplained, torch.stack(means))
         return scores, np.stack(correlations), told
 
     def _predict(

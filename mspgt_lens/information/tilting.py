@@ -108,11 +108,17 @@ class AmongDraws:
         return temperature * self.own - average
 
 
+def mean_gain(asked: Sequence[AmongTokens] | Sequence[AmongDraws], temperature: float) -> float:
+    """Over all positions together; 0 where there are none."""
+    gains = [part.gain(temperature) for part in asked]
+    return float(torch.cat(gains).mean()) if gains else 0.0
+
+
 def best_temperature(asked: Sequence[AmongTokens] | Sequence[AmongDraws]) -> tuple[float, float]:
     """The temperature of the largest mean gain, which is concave in it; and that gain."""
     best, most = 0.0, 0.0
-    for temperature in TEMPERATURES if asked else ():
-        gain = float(torch.cat([part.gain(temperature) for part in asked]).mean())
+    for temperature in TEMPERATURES:
+        gain = mean_gain(asked, temperature)
         if gain <= most:
             break
         best, most = temperature, gain

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,14 @@ from torch import Tensor
 
 from mspgt_lens.information.lens import TokenRelevance
 from mspgt_lens.information.site_reader import Predictions
-from mspgt_lens.information.tilting import AmongTokens, Tilt, best_temperature, channel
+from mspgt_lens.information.tilting import (
+    TEMPERATURES,
+    AmongTokens,
+    Tilt,
+    best_temperature,
+    channel,
+    mean_gain,
+)
 from mspgt_lens.information.unigram import unigram_log_probability
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.moments import Moments
@@ -32,7 +39,7 @@ class TokenReading:
         values: The share of the unigram model's cross-entropy that the reader saves, times its
             cross-entropy on the next token, which the value therefore never exceeds; ``[site]``.
         low: Lower end of the 95% interval, resampling groups.
-        high: Upper end of the 95% interval.
+        high: Upper end of the 95% interval, raised by what a reader fitted on more text may gain.
         by_fold: The value on each fold's positions, shape ``[fold, site]``; None if one has none.
     """
 
@@ -48,8 +55,8 @@ class TokenReader:
     A reader is the discriminant that a linear-Gaussian reader of a token's features implies: the
     unigram model of the other folds, tilted (:class:`~mspgt_lens.information.tilting.Tilt`) with a
     temperature chosen on inner folds. Of the next token, the ridge lens says more wherever the
-    model is any good, and is taken where it does so on the other folds. Of tokens after it, the
-    features are leading logits, and the reader is of the model's own later prediction.
+    model is any good; of tokens after it, a reader of the model's own later prediction does, which
+    tilts by leading logits. Whichever gains most on the other folds is taken.
 
     Args:
         moments: The sums, with their sample.
@@ -65,12 +72,16 @@ class TokenReader:
         device = moments.zz_read.device
         self._priors = [_Prior(moments, k) for k in range(plan.n_folds)]
         features = plan.features.to(device)
-        later = _leading_logits(moments, adapter).to(features) if plan.far else features
-        self._features = {t: later if t in plan.far else features for t in single}
+        self._readers = {t: [_Reader(t, features)] for t in single}
+        if plan.far:
+            later = _leading_logits(moments, adapter).to(features)
+            for index, target in enumerate(plan.far, start=2 * len(bands)):
+                self._readers[target].append(_Reader(index, later, of_logits=True))
         count = relevance.n_positions
         self._tokens = {t: _Tokens(sample.single[:count, i]) for i, t in enumerate(single)}
         n_sites = moments.z_read.shape[1]
         self._gain = {t: np.zeros((len(self._tokens[t].wanted), n_sites)) for t in single}
+        self._beyond = {t: np.zeros(n_sites) for t in single}
 
     def read(self, site: int, told: Predictions) -> None:
         """Take in what the readers of one site predict."""
@@ -84,53 +95,46 @@ class TokenReader:
 
     def _read_fold(self, site: int, target: int, fold: int, told: Predictions) -> None:
         """The gain on one fold's tokens of one target; it stays 0 where the prior is not beaten."""
-        tokens, prior, gain = self._tokens[target], self._priors[fold], self._gain[target]
+        tokens, gain = self._tokens[target], self._gain[target]
         own = self._moments.sample.fold[tokens.position] == fold
-        tilt, features, center = self._tilt(target, fold, told)
-        columns = _columns(target, features)
-
-        def scores(rows: Float[Tensor, "row column"], of: Tensor) -> Tensor:
-            return tilt.scores(rows[:, columns].to(of) - center, of)
-
-        frequent = features[prior.seen]
-        asked = []
-        for neighbor, position, predicted in told.inner[fold]:
-            row, token = tokens.among(position)
-            place = prior.place[torch.from_numpy(token)]
-            asked.append(
-                AmongTokens(scores(predicted[row], frequent), prior.without(neighbor), place)
-            )
-        temperature, most = best_temperature([part for part in asked if len(part.wanted)])
+        tried = [self._try(target, reader, fold, told) for reader in self._readers[target]]
+        best = max(tried, key=lambda trial: trial.most)
         if target == self._next:
             lens = self._relevance.gain[tokens.position, site]
-            if lens[~own].mean() >= most:
+            if lens[~own].mean() >= best.most:
                 gain[own, site] = lens[own]
                 return
-        if temperature:
-            size = max(1, _LOGITS_PER_CHUNK // len(features))
+        self._beyond[target][site] += own.mean() * best.beyond
+        if best.temperature:
+            size = max(1, _LOGITS_PER_CHUNK // len(best.scorer.features))
             mine = np.flatnonzero(own)
             for part in (mine[i : i + size] for i in range(0, len(mine), size)):
-                rows = told.held_out[tokens.position[part]]
-                wanted = torch.from_numpy(tokens.wanted[part]).to(features.device)
-                there = AmongTokens(scores(rows, features), prior.every, wanted)
-                gain[part, site] = there.gain(temperature).double().cpu().numpy()
+                scores = best.scorer.scores(told.held_out[tokens.position[part]])
+                wanted = torch.from_numpy(tokens.wanted[part]).to(scores.device)
+                asked = AmongTokens(scores, self._priors[fold].every, wanted)
+                gain[part, site] = asked.gain(best.temperature).double().cpu().numpy()
 
-    def _tilt(
-        self, target: int, fold: int, told: Predictions
-    ) -> tuple[Tilt, Float[Tensor, "token feature"], Float[Tensor, " feature"]]:
-        """The tilt of one target's readers, its tokens' features, and the mean of what it reads."""
-        features = self._features[target]
-        center = told.mean[fold][_columns(target, features)].to(features)
-        if target in self._moments.plan.far:
-            return Tilt(torch.eye(len(center)).to(features), None), features, center
-        reader, null = told.left[fold].covariances(target)
-        if self._tokens[target].two_sided:
-            # What was read is the mean of two tokens; asked for is either of them, which varies
-            # more and goes with the site as much.
-            either = self._priors[fold].covariance(features).to(null)
-            reader, null = either - (null - reader), either
-        least = LEAST_LEFT * null
-        return channel(reader + least, null + least).to(features), features - center, center
+    def _try(self, target: int, reader: _Reader, fold: int, told: Predictions) -> _Trial:
+        """One reader on the inner folds, among the tokens that the other folds hold."""
+        tokens, prior = self._tokens[target], self._priors[fold]
+        either = prior.covariance(reader.features) if tokens.two_sided else None
+        scorer = reader.scorer(told, fold, either)
+        frequent = scorer.among(prior.seen)
+        inner: list[AmongTokens] = []
+        fitted: list[AmongTokens] = []
+        for (neighbor, position, apart), seen in zip(
+            told.inner[fold], told.fitted[fold], strict=True
+        ):
+            row, token = tokens.among(position)
+            if len(row):
+                log_prior = prior.without(neighbor)
+                place = prior.place[torch.from_numpy(token)]
+                for asked, predicted in ((inner, apart), (fitted, seen)):
+                    asked.append(AmongTokens(frequent.scores(predicted[row]), log_prior, place))
+        temperature, most = best_temperature(inner)
+        shown = temperature or TEMPERATURES[0]
+        middle = (mean_gain(inner, shown) + mean_gain(fitted, shown)) / 2
+        return _Trial(scorer, temperature, most, max(0.0, middle - most))
 
     def _reading(self, target: int) -> TokenReading:
         relevance, sample, tokens = self._relevance, self._moments.sample, self._tokens[target]
@@ -151,7 +155,8 @@ class TokenReader:
             if all(k.any() for k in folds)
             else None
         )
-        return TokenReading(values, values + low, values + high, by_fold)
+        beyond = ahead.mean() / surprise.mean() * self._beyond[target]
+        return TokenReading(values, values + low, values + high + beyond, by_fold)
 
     def _surprise(
         self, tokens: Int[np.ndarray, " token"], fold: Int[np.ndarray, " token"]
@@ -161,6 +166,85 @@ class TokenReader:
         for k, prior in enumerate(self._priors):
             surprise[fold == k] = -prior.every.double().cpu().numpy()[tokens[fold == k]]
         return surprise
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores of tokens under one fold's reader.
+
+    Attributes:
+        tilt: Made of what the reader leaves unexplained.
+        features: Of every token, about ``center`` where the reader is of these.
+        center: Mean of what is read.
+        columns: Where predictions have it.
+    """
+
+    tilt: Tilt
+    features: Float[Tensor, "token feature"]
+    center: Float[Tensor, " feature"]
+    columns: slice
+
+    def among(self, chosen: Int[Tensor, " chosen"]) -> _Scorer:
+        """The same of some tokens."""
+        return replace(self, features=self.features[chosen])
+
+    def scores(
+        self, predicted: Float[Tensor, "position column"]
+    ) -> Float[Tensor, "position token"]:
+        """Of every token at every position."""
+        shown = predicted[:, self.columns].to(self.features) - self.center
+        return self.tilt.scores(shown, self.features)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What may read one token: which predictions, and the features of tokens that go with them.
+
+    Attributes:
+        target: Index of the predictions.
+        features: Of every token.
+        of_logits: Whether predictions are of logits; else they are of the features.
+    """
+
+    target: int
+    features: Float[Tensor, "token feature"]
+    of_logits: bool = False
+
+    def scorer(
+        self, told: Predictions, fold: int, either: Float[Tensor, "feature feature"] | None
+    ) -> _Scorer:
+        """Of one fold; with ``either``, the covariance of one of two tokens whose mean is read."""
+        size = self.features.shape[1]
+        columns = slice(self.target * size, (self.target + 1) * size)
+        center = told.mean[fold, columns].to(self.features)
+        if self.of_logits:
+            identity = torch.eye(size).to(self.features)
+            return _Scorer(Tilt(identity, None), self.features, center, columns)
+        reader, null = told.left[fold].covariances(self.target)
+        if either is not None:
+            # Either token varies more than their mean, and goes with the site as much.
+            reader, null = either.to(null) - (null - reader), either.to(null)
+        least = LEAST_LEFT * null
+        tilt = channel(reader + least, null + least).to(self.features)
+        return _Scorer(tilt, self.features - center, center, columns)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a reader does on the inner folds.
+
+    Attributes:
+        scorer: It.
+        temperature: The best.
+        most: The mean gain at that.
+        beyond: How much more the best reader of its kind may gain: it lies about as far above what
+            is held out as below what was fitted.
+    """
+
+    scorer: _Scorer
+    temperature: float
+    most: float
+    beyond: float
 
 
 class _Tokens:
@@ -209,11 +293,6 @@ class _Prior:
         share = self.every.exp()[:, None]
         centered = features - (share * features).sum(dim=0)
         return centered.T @ (share * centered)
-
-
-def _columns(target: int, features: Tensor) -> slice:
-    size = features.shape[1]
-    return slice(target * size, (target + 1) * size)
 
 
 def _leading_logits(moments: Moments, adapter: ModelAdapter) -> Float[Tensor, "token feature"]:
