@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from browser import open_page
@@ -129,3 +130,20 @@ def test_overlaid_profiles_may_have_other_signals():
         figure = ml.plot_profile(overlaid)
         drawn = [t for t in figure.data if t.hovertext is not None]
         assert len(drawn) == len(list(more.curves())) + len(list(two.curves()))
+
+
+@pytest.mark.parametrize("unit", ["nats", "bits"])
+def test_curves_about_one_token_come_with_the_most_that_it_tells(unit):
+    profile = made_profile()
+    settings = {**profile.settings, "unigram_cross_entropy": 6.5, "unigram_entropy": 6.0}
+    figure = ml.plot_profile(replace(profile, settings=settings), unit=unit)
+    drawn = [t for t in figure.data if "a unigram model" in str(t.hovertext)]
+    most = 6.5 if unit == "nats" else 6.5 / np.log(2)
+    assert len(drawn) == 2
+    assert all(t.y == pytest.approx((most, most)) for t in drawn)
+    titles = [axis.title.text for axis in figure.select_yaxes()]
+    assert titles.count(f"{unit} about the token") == 2
+    assert titles.count(f"{unit} about the band's mean") >= 4
+    # An older profile read single tokens as if they were Gaussian, which nothing bounds.
+    before = ml.plot_profile(profile, unit=unit)
+    assert not [t for t in before.data if "a unigram model" in str(t.hovertext)]

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mspgt_lens.ambient import in_own_state
-from mspgt_lens.estimates import Curve, Unit
+from mspgt_lens.estimates import NATS_PER_BIT, Curve, Unit
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.plots.look import (
     NEUTRAL,
@@ -148,6 +148,8 @@ def _draw_panel(
         trace = _Trace(profile, number, relative, unit, named=len(profiles) > 1)
         for item in trace.draw(quantity, scale):
             figure.add_trace(item, **cell)
+        if profile.about_one_token(quantity, scale):
+            figure.add_trace(trace.most(), **cell)
     shown, owner = next(
         (in_unit(curve, unit), profile)
         for profile in profiles
@@ -163,7 +165,7 @@ def _draw_panel(
     from_zero = quantity != "compression" if signal is None else signal.from_zero
     logarithmic = signal is not None and signal.logarithmic
     figure.update_yaxes(
-        title_text=escape(_axis_unit(shown.unit)),
+        title_text=escape(_axis_unit(owner, quantity, scale, shown.unit)),
         rangemode="tozero" if from_zero else "normal",
         type="log" if logarithmic else "linear",
         dtick=1 if logarithmic else None,
@@ -186,6 +188,23 @@ class _Trace:
         if quantity == "relevance" and self.profile.logit_lens is not None:
             traces += self._curve("logit_lens", "", OTHER_COLORS[0])
         return traces
+
+    def most(self) -> go.Scatter:
+        """What one token tells at most: the unigram model's cross-entropy."""
+        nats = self.profile.settings["unigram_cross_entropy"]
+        value = nats if self.unit == "nats" else nats / NATS_PER_BIT
+        last = 1 if self.relative else self.profile.n_layers
+        who = f"<b>{escape(self.profile.model_name)}</b><br>" if self.named else ""
+        return go.Scatter(
+            x=[0, last],
+            y=[value, value],
+            mode="lines",
+            line={"color": transparent(NEUTRAL, 0.6), "width": 1.2, "dash": "dot"},
+            hovertext=f"{who}a unigram model's cross-entropy, {digits(value)} {self.unit}: "
+            "what a token tells at most",
+            hoverinfo="text",
+            showlegend=False,
+        )
 
     def _curve(self, quantity: str, scale: str, color: str) -> list[go.Scatter]:
         measured = _curve(self.profile, quantity, scale)
@@ -237,8 +256,13 @@ def _curve(profile: LayerProfile, quantity: str, scale: str) -> Curve | None:
     return next(matching, None)
 
 
-def _axis_unit(unit: str) -> str:
-    return f"{unit} per token" if unit in ("nats", "bits") else unit
+def _axis_unit(profile: LayerProfile, quantity: str, scale: str, unit: str) -> str:
+    if unit not in ("nats", "bits"):
+        return unit
+    if not scale or not profile.reads_tokens:
+        return f"{unit} per token"
+    about = "the token" if profile.about_one_token(quantity, scale) else "the band's mean"
+    return f"{unit} about {about}"
 
 
 def _words(profiles: Sequence[LayerProfile], signal: str) -> SignalWords | None:

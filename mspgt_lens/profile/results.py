@@ -32,11 +32,13 @@ class LayerProfile(Result):
         compression: Channel rate of the standardized residual stream (nats per token).
         relevance: Held-out cross-entropy gain of the ridge lens over a unigram model (nats per
             token), on a sample of positions.
-        retained: Per scale, information about what was read (nats per token).
-        predicted: Per scale, information about what is to come (nats per token).
-        added: Per scale, what its future adds to that of the coarser scales: ``I(z; Y_global)``,
-            ``I(z; Y_intermediate | Y_global)`` and so on (nats per token). The parts sum to the
-            information about all scales' futures together.
+        retained: Per scale, information about what was read: of a band of one token in nats about
+            the token, at most ``settings["unigram_cross_entropy"]``; of others in nats about the
+            mean of the band's features.
+        predicted: Per scale, information about what is to come, in the same units.
+        added: Per scale of several tokens, what the mean of its future adds to those of the coarser
+            scales: ``I(z; Y_global)``, ``I(z; Y_intermediate | Y_global)`` and so on (nats). The
+            parts sum to the information about these futures together.
         signals: Name to the curve over blocks of a per-block signal.
         correlations: Per scale, held-out canonical correlations of each site with its future, shape
             ``[fold, site, component]``: what :meth:`frontier` is computed from.
@@ -86,6 +88,24 @@ class LayerProfile(Result):
     def scales(self) -> tuple[str, ...]:
         """Names of the scales, in the order of ``bands``."""
         return tuple(self.bands)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether bands of one token were read in tokens (profiles saved before 0.4 were not)."""
+        return "unigram_entropy" in self.settings
+
+    def about_one_token(self, quantity: str, scale: str) -> bool:
+        """Whether a curve is about one token, so that it never exceeds the unigram cross-entropy.
+
+        Args:
+            quantity: As :meth:`curves` calls it.
+            scale: One of ``scales``.
+
+        Returns:
+            True of retained and predicted information of a band of one token.
+        """
+        first, last = self.bands.get(scale, (1, 2))
+        return self.reads_tokens and quantity in ("retained", "predicted") and first == last
 
     def curves(self) -> Iterator[tuple[str, str, Curve]]:
         """Every curve as ``(quantity, scale, curve)``; scale is ``""`` where there is none.
@@ -157,9 +177,14 @@ class LayerProfile(Result):
 
     def findings(self) -> list[str]:
         """What the numbers are."""
+        usable = "What readers of a site can use, which may rise with depth."
+        if not self.reads_tokens:
+            return [f"{usable} It is no bound on Shannon's information."]
+        most, least = (self.settings[f"unigram_{name}"] for name in ("cross_entropy", "entropy"))
         return [
-            "What linear-Gaussian readers can use, which may rise with depth and is no bound on "
-            "Shannon's information."
+            f"{usable} About one token it is at most the unigram model's cross-entropy, "
+            f"{most:.3g} nats (plug-in entropy {least:.3g}); about the mean of several it is a "
+            "Gaussian reading, no bound on Shannon's information."
         ]
 
     def to_dataframe(self, unit: Unit = "nats") -> pd.DataFrame:

@@ -53,8 +53,9 @@ def profile_sections(
         yield heading(
             title,
             "With 95% intervals from resampling groups. Retained and predicted information is what "
-            "linear-Gaussian readers can use, in nats per token; it may rise with depth and is no "
-            "bound on Shannon's.",
+            "readers can use, and may rise with depth: of a band of one token in nats about the "
+            "token, at most the unigram model's cross-entropy; of others in nats about the mean of "
+            "the band's features, read as if that were Gaussian, which is no bound on Shannon's.",
         ) + table(summary_rows(profile))
     yield section(
         "Curves over depth",

@@ -217,9 +217,9 @@ def boundary_signals(profile: LayerProfile) -> pd.DataFrame:
     """The signals that boundaries are sought in, one row per block.
 
     Levels after each block of compression, relevance, and, per scale, retained information (its
-    logarithm, where it is positive everywhere) and predicted information; and the profile's block
-    signals as they are. Curves that cannot be told from 0 at any site, and columns that never
-    change, are left out.
+    logarithm, where it is positive everywhere) and predicted information, but of the next token,
+    which is relevance once more; and the profile's block signals as they are. Curves that cannot be
+    told from 0 at any site, and columns that never change, are left out.
 
     Args:
         profile: From :func:`~mspgt_lens.profile_layers` or :func:`~mspgt_lens.profile_cache`.
@@ -244,7 +244,9 @@ def _choose_signals(profile: LayerProfile) -> tuple[dict[str, _Signal], list[str
     for quantity, scale, curve in profile.curves():
         name = " ".join(filter(None, (quantity, scale))).replace("_", " ")
         kind: Literal["block", "level", "log"] = "level"
-        if quantity in _NO_SIGNALS:
+        if quantity in _NO_SIGNALS or (
+            quantity == "predicted" and profile.bands[scale] == (1, 1) and profile.reads_tokens
+        ):
             continue
         if quantity in profile.signals:
             kind = "block"
