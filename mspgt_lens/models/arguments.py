@@ -180,8 +180,8 @@ class _Block:
             raise self._not_understood("arguments", "other ones from run to run")
         return BlockArguments(
             [
-                self._taker(f"argument {place}", [call.args[place] for call in calls])
-                for place in range(len(recorded.args))
+                self._taker(f"argument {number}", [call.args[number] for call in calls])
+                for number in range(len(recorded.args))
             ],
             {
                 name: self._taker(name, [call.kwargs[name] for call in calls])

@@ -141,7 +141,7 @@ def require_effect(adapter: ModelAdapter, edits: Sequence[Edit], run: ProbeRun, 
     state = way, adapter.weight_processing
     # Skipping a block is put into effect at its end.
     needed: set[tuple[EditPlace, int]] = {
-        ("resid_post" if one.place == "skip" else one.place, one.block) for one in edits
+        ("resid_post" if edit.place == "skip" else edit.place, edit.block) for edit in edits
     }
     places: dict[EditPlace, list[int]] = {}
     for place, block in sorted(needed):
@@ -149,9 +149,9 @@ def require_effect(adapter: ModelAdapter, edits: Sequence[Edit], run: ProbeRun, 
             places.setdefault(place, []).append(block)
     for place, blocks in places.items():
         for start in range(0, len(blocks), _BLOCKS_PER_PROBE):
-            some = blocks[start : start + _BLOCKS_PER_PROBE]
-            _prove(adapter, place, some, run)
-            proven.update((*state, place, block) for block in some)
+            probed = blocks[start : start + _BLOCKS_PER_PROBE]
+            _prove(adapter, place, probed, run)
+            proven.update((*state, place, block) for block in probed)
 
 
 def _prove(adapter: ModelAdapter, place: EditPlace, blocks: Sequence[int], run: ProbeRun) -> None:

@@ -117,8 +117,8 @@ def _generate_batch(
             require_acted(adapter, edits, counts)
             chosen.append(tokens)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-    found: np.ndarray = torch.cat(chosen, dim=1).cpu().numpy()
-    return found
+    written: np.ndarray = torch.cat(chosen, dim=1).cpu().numpy()
+    return written
 
 
 def _require_effect(adapter: ModelAdapter, edits: Sequence[Edit]) -> None:

@@ -139,12 +139,14 @@ def _load_path(path: Path, device: str | None) -> Any:
         _require_gguf()
         folder, settings = files[0].parent, {"gguf_file": files[0].name}
     # transformers takes a Path for a name of the hub where a GGUF file is asked for.
-    place = str(folder)
-    classes = getattr(AutoConfig.from_pretrained(place, **settings), "architectures", None) or [""]
+    location = str(folder)
+    classes = getattr(AutoConfig.from_pretrained(location, **settings), "architectures", None) or [
+        ""
+    ]
     loader = AutoModelForMaskedLM if classes[0].endswith("MaskedLM") else AutoModelForCausalLM
     with _whole_weights(str(path)):
-        model = loader.from_pretrained(place, dtype=torch.float32, **settings).eval()
-    tokenizer = AutoTokenizer.from_pretrained(place, **settings)
+        model = loader.from_pretrained(location, dtype=torch.float32, **settings).eval()
+    tokenizer = AutoTokenizer.from_pretrained(location, **settings)
     name = files[0].stem if settings else folder.resolve().name
     return bridge_from_huggingface(model.to(device) if device else model, tokenizer, name)
 

@@ -79,13 +79,13 @@ def match_strengths(
         ]
     searches = [_Search(kind, target_kl) for kind, _ in asked]
     for _ in range(_MAX_STEPS):
-        open_ones = [i for i, search in enumerate(searches) if not search.done]
-        if not open_ones:
+        unmatched = [i for i, search in enumerate(searches) if not search.done]
+        if not unmatched:
             break
-        tried = [(searches[i].perturbation, asked[i][1]) for i in open_ones]
+        tried = [(searches[i].perturbation, asked[i][1]) for i in unmatched]
         measured = _divergences(adapter, batches, statistics, tried, floors)
-        for i, found in zip(open_ones, measured, strict=True):
-            searches[i].tell(found)
+        for i, kl in zip(unmatched, measured, strict=True):
+            searches[i].tell(kl)
     return [
         Matched(search.best, blocks, search.best_kl)
         for search, (_, blocks) in zip(searches, asked, strict=True)
@@ -141,8 +141,8 @@ def _floors(
 ) -> dict[tuple[int, ...], Float[np.ndarray, "group measure"]]:
     """What rounding does where it is met first in each set of blocks."""
     different = list(dict.fromkeys(block_sets))
-    found = respond(adapter, batches, [rounding(blocks) for blocks in different])
-    return dict(zip(different, found, strict=True))
+    floors = respond(adapter, batches, [rounding(blocks) for blocks in different])
+    return dict(zip(different, floors, strict=True))
 
 
 def _divergences(

@@ -214,17 +214,16 @@ def _largest_ratio(logs: Mapping[str, np.ndarray]) -> tuple[str, str, Interval]:
     variance = sum(float(((v - v.mean()) ** 2).sum()) for v in logs.values()) / freedom
     pairs = list(itertools.combinations(logs, 2))
     quantile = stats.t.ppf(1 - (1 - LEVEL) / 2 / len(pairs), freedom)
-    found = []
-    for one, other in pairs:
-        gap = float(logs[one].mean() - logs[other].mean())
-        reach = quantile * np.sqrt(variance * (1 / len(logs[one]) + 1 / len(logs[other])))
-        most, least = (one, other) if gap > 0 else (other, one)
-        found.append((abs(gap), abs(gap) - reach, abs(gap) + reach, most, least))
-    largest = max(found)
-    low, high = max(f[1] for f in found), max(f[2] for f in found)
-    interval = (largest[0], max(low, 0.0), high)
-    value, below, above = (float(np.exp(x)) for x in interval)
-    return largest[3], largest[4], (value, below, above)
+    gaps = []
+    for first, second in pairs:
+        gap = float(logs[first].mean() - logs[second].mean())
+        reach = quantile * np.sqrt(variance * (1 / len(logs[first]) + 1 / len(logs[second])))
+        most, least = (first, second) if gap > 0 else (second, first)
+        gaps.append((abs(gap), abs(gap) - reach, abs(gap) + reach, most, least))
+    widest, *_, most, least = max(gaps)
+    low, high = max(gap[1] for gap in gaps), max(gap[2] for gap in gaps)
+    value, below, above = (float(np.exp(log)) for log in (widest, max(low, 0.0), high))
+    return most, least, (value, below, above)
 
 
 def _bands(results: ModelResults) -> bool:

@@ -67,7 +67,7 @@ def evaluate_predictions(
         'supported'
     """
     models = [results] if isinstance(results, ModelResults) else list(results)
-    names = [one.name for one in models]
+    names = [model.name for model in models]
     if not models or len(set(names)) < len(names):
         raise ValueError(
             f"results must be of at least one model and all of different names, got {names}"
@@ -83,7 +83,7 @@ def evaluate_predictions(
         order(gap=gap),
     )
     further = tuple(predictions)
-    labels = [one.name for one in (*own, *further)]
+    labels = [prediction.name for prediction in (*own, *further)]
     if len(set(labels)) < len(labels):
         raise ValueError(f"predictions must all have names of their own, got {labels}")
     thresholds = {
@@ -97,7 +97,8 @@ def evaluate_predictions(
         "segment_ratio": segment_ratio,
         "diagonal_excess": diagonal_excess,
         "gap": gap,
-        **{one.name: one.threshold for one in further},
+        **{prediction.name: prediction.threshold for prediction in further},
     }
-    verdicts = tuple(itertools.chain(*(one.verdicts(models) for one in (*own, *further))))
+    judged = (prediction.verdicts(models) for prediction in (*own, *further))
+    verdicts = tuple(itertools.chain.from_iterable(judged))
     return Verdicts(verdicts, tuple(names), thresholds, models[0].profile.versions)

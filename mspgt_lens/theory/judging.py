@@ -75,7 +75,7 @@ class Prediction:
     below: bool = False
 
     def __post_init__(self) -> None:
-        known = [one.name for one in fields(ModelResults)]
+        known = [item.name for item in fields(ModelResults)]
         if not set(self.needs) <= set(known):
             raise ValueError(
                 f"Prediction: needs must be fields of ModelResults ({', '.join(known)}), got "
@@ -92,9 +92,9 @@ class Prediction:
             The verdicts, in the order of the findings.
         """
         measured = [r for r in results if all(_holds(getattr(r, name)) for name in self.needs)]
-        found = self.find(measured)
-        findings = (found,) if isinstance(found, Finding) else tuple(found)
-        return tuple(self.judge(finding) for finding in findings)
+        findings = self.find(measured)
+        parts = (findings,) if isinstance(findings, Finding) else findings
+        return tuple(self.judge(finding) for finding in parts)
 
     def judge(self, finding: Finding) -> Verdict:
         """The verdict of a finding: supported or refuted only by the whole interval.
@@ -149,9 +149,9 @@ def too_few(n: int, needed: int, what: str) -> str | None:
 
 def by_family(results: Sequence[ModelResults]) -> dict[str, list[ModelResults]]:
     families: dict[str, list[ModelResults]] = {}
-    for one in results:
-        if one.family is not None:
-            families.setdefault(one.family, []).append(one)
+    for model in results:
+        if model.family is not None:
+            families.setdefault(model.family, []).append(model)
     return families
 
 

@@ -46,17 +46,19 @@ def existence(*, significance: float = 0.05, share: float = 0.5) -> Prediction:
         passed = [r for r in results if shows(r.partition)]
         controlled = [r for r in passed if r.random_weights is not None]
         shown = [r for r in controlled if r.random_weights and not shows(r.random_weights)]
-        n, open_ones = len(results), len(passed) - len(controlled)
+        n, uncontrolled = len(results), len(passed) - len(controlled)
         low, _ = _share_interval(len(shown), n)
-        _, high = _share_interval(len(shown) + open_ones, n)
+        _, high = _share_interval(len(shown) + uncontrolled, n)
         shuffled = [r for r in results if r.shuffled_tokens is not None]
         words = (
             f"{len(shown)} of {n} models show two boundaries beyond drift that random weights lack"
         )
         if len(passed) > len(shown):
-            words += f"; {len(passed) - len(shown) - open_ones} more share them with random weights"
-        if open_ones:
-            words += f"; {open_ones} more lack the control with random weights"
+            words += (
+                f"; {len(passed) - len(shown) - uncontrolled} more share them with random weights"
+            )
+        if uncontrolled:
+            words += f"; {uncontrolled} more lack the control with random weights"
         if shuffled:
             still = sum(shows(r.shuffled_tokens) for r in shuffled if r.shuffled_tokens)
             words += f"; on shuffled text {still} of {len(shuffled)} show them"
@@ -195,14 +197,14 @@ def family_share(*, difference: float = 0.0) -> Prediction:
                     "there is no variance",
                 )
             else:
-                found = variance_shares(
+                shares = variance_shares(
                     depths, [str(r.family) for r in used], [r.n_parameters or 0 for r in used]
                 )
-                estimate = (found.difference.value, found.difference.low, found.difference.high)
+                estimate = (shares.difference.value, shares.difference.low, shares.difference.high)
                 words = (
-                    f"family explains {100 * found.family:.0f}% beyond size (permutation p "
-                    f"{found.p_family:.3f}), size {100 * found.size:.0f}% beyond family "
-                    f"(p {found.p_size:.3f})"
+                    f"family explains {100 * shares.family:.0f}% beyond size (permutation p "
+                    f"{shares.p_family:.3f}), size {100 * shares.size:.0f}% beyond family "
+                    f"(p {shares.p_size:.3f})"
                 ) + _unsupported(used)
         return Finding(estimate, words, len(used), short)
 
@@ -237,8 +239,8 @@ def depths_and_errors(results: Sequence[ModelResults]) -> tuple[np.ndarray, np.n
 
 
 def _share_interval(count: int, n: int) -> tuple[float, float]:
-    found = stats.binomtest(count, n).proportion_ci(LEVEL)
-    return float(found.low), float(found.high)
+    ends = stats.binomtest(count, n).proportion_ci(LEVEL)
+    return float(ends.low), float(ends.high)
 
 
 def _part_taken(

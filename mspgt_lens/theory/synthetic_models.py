@@ -171,8 +171,8 @@ def _profile(
 
     predicted = {}
     for scale, half in zip(SCALES, half_depths, strict=True):
-        place = half + 0.05 * rng.standard_normal()
-        risen = 1 / (1 + np.exp(-12 * (depth - place)))
+        own_half = half + 0.05 * rng.standard_normal()
+        risen = 1 / (1 + np.exp(-12 * (depth - own_half)))
         predicted[scale] = curve(0.3 + risen / risen.max() if scale == "local" else risen)
     return LayerProfile(
         model_name=name,

@@ -99,8 +99,17 @@ class ModelResults(Result):
         """
         curves = self.profile.to_dataframe().assign(result="profile")
         rows = [
-            ("partition", "boundary", segment, "", float(place), float(low), float(high), "blocks")
-            for segment, place, (low, high) in zip(
+            (
+                "partition",
+                "boundary",
+                segment,
+                "",
+                float(boundary),
+                float(low),
+                float(high),
+                "blocks",
+            )
+            for segment, boundary, (low, high) in zip(
                 list(self.partition.segments)[1:],
                 self.partition.boundaries,
                 self.partition.intervals,
