@@ -5,8 +5,8 @@ Load a model and text
 
 Measure what layers hold
     profile_layers, with OFFSET_BANDS for single offsets; profile_cache with needed_hooks, and
-    recording, where you run the model; fit_lens; fit_hvib; rate_distortion;
-    mutual_information (more on your own arrays: arrays)
+    recording, where you run the model; fit_lens; fit_hvib; rate_distortion; mutual_information
+    (more on your own arrays: arrays)
 
 Find the scales
     detect_scales in a model, segment_blocks in signals of your own
@@ -20,8 +20,9 @@ Judge the theory
     made-up data with known answers in synthetic
 
 See and keep
-    plot_profile, plot_boundaries, plot_lens (all others: plots), write_report; load_result (all
-    kinds: results). CannotMeasure is raised where nothing is wrong with the call
+    plot_profile, plot_boundaries, plot_lens, plot_rate_distortion (all others: plots);
+    write_report; load_result (all kinds: results). CannotMeasure is raised where nothing is wrong
+    with the call
 
 Add your own
     signals, perturbations, predictions, estimators: extending

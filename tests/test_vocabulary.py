@@ -37,8 +37,8 @@ TRAINED = ("fit_hvib", "fit_hvib_arrays")
 RETIRED = {
     "kinds": "perturbations",
     "dose": "target_kl",
-    "n_layers": "n_layers",
-    "n_controls": "n_controls",
+    "n_blocks": "n_layers",
+    "n_random": "n_controls",
 }
 # The same for fields of results.
 RETIRED_FIELDS = {"control_effect": "controls"}
@@ -101,6 +101,19 @@ def test_settings_have_the_same_defaults_everywhere(name):
             continue
         if word in DEFAULTS and parameter.default is not inspect.Parameter.empty:
             assert parameter.default == DEFAULTS[word], word
+
+
+# What these share with profile_layers decides the same numbers.
+@pytest.mark.parametrize("name", ["profile_cache", "recording"])
+def test_profiles_of_passes_that_others_run_take_the_same_settings(name):
+    whole, own = parameters(FUNCTIONS["profile_layers"]), parameters(FUNCTIONS[name])
+    run = {"model", "prompts", "batch_size", "control", "progress"}
+    assert set(whole) - set(own) <= run
+    for word in set(whole) - run:
+        assert (own[word].default, own[word].annotation) == (
+            whole[word].default,
+            whole[word].annotation,
+        ), word
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
