@@ -4,7 +4,7 @@
     python benchmarks/lens.py --sites 30    # all of them: the better part of an hour on two cores
 
 Both are fitted on four fifths of the built-in passages and decode the same positions of the rest.
-The time of the ridge lens is all that fit_lens takes, forward passes and its own held-out scores
+The time of the ridge lens is what fit_lens takes beyond the forward passes, its own held-out scores
 included; that of the tuned lens is SGD alone, on activations that are already there. The tuned lens
 is trained as its authors publish: a residual affine map, initialized at the identity, decoded by
 the model's final norm and unembedding; Kullback-Leibler divergence from the model's own prediction;
@@ -108,14 +108,18 @@ def main() -> None:
 
     start = time.perf_counter()
     lens = ml.fit_lens(adapter, ml.PromptDataset(lambda: iter(training)), progress=False)
-    ridge_seconds = (time.perf_counter() - start) / adapter.n_layers
+    fitting = time.perf_counter() - start
+    start = time.perf_counter()
     rows, _ = gather(adapter, training)
+    forward = time.perf_counter() - start
+    ridge_seconds = (fitting - forward) / adapter.n_layers
     tested, answers = gather(adapter, held_out)
     pick = torch.from_numpy(np.random.default_rng(0).permutation(len(answers))[:N_TESTED])
     tested, answers = [part[pick] for part in tested], answers[pick]
     print(
         f"{len(rows[0]):,} training positions, {len(answers)} held out; "
-        f"{options.batch_size * N_STEPS:,} positions of SGD per site; cross-entropy of the model "
+        f"{options.batch_size * N_STEPS:,} positions of SGD per site; forward passes {forward:.0f} "
+        f"s, fit_lens {fitting:.0f} s in all; cross-entropy of the model "
         f"{cross_entropy(lens.logits(adapter.n_layers, tested[-1]), answers):.3f} nats",
         flush=True,
     )
