@@ -187,7 +187,11 @@ class ScalePartition(Result):
         ]
 
     def changes_in_words(self) -> list[str]:
-        """Every sharp change, shared or of one signal alone, then the first and the last block."""
+        """Every sharp change, shared or of one signal alone, then the first and the last block.
+
+        Returns:
+            One sentence each.
+        """
         number = {0: "No boundary", 1: "One boundary", 2: "Two boundaries", 3: "Three boundaries"}
         count = number.get(self.n_boundaries, f"{self.n_boundaries} boundaries")
         p = self.p_values[min(max(self.n_boundaries, 1), max(self.p_values))]

@@ -285,8 +285,19 @@ def power(
     """How often the boundary test finds what is planted at this depth; with no boundary, errs.
 
     Args:
-        n_layers, n_signals, effect, n_boundaries, drift, noise, tails, noise_size, correlation,
-            autocorrelation, kind, share: As in :func:`synthetic_signals`.
+        n_layers: Depth; this and all that follow down to ``share`` as in
+            :func:`synthetic_signals`.
+        n_signals: Number of signals.
+        effect: Size of every planted change.
+        n_boundaries: Planted boundaries; 0 for a null.
+        drift: What changes gradually underneath.
+        noise: White or a random walk.
+        tails: Normal or heavy.
+        noise_size: How the size of noise goes over depth.
+        correlation: Of the noise between signals.
+        autocorrelation: Of white noise along depth.
+        kind: Jumps, bends or both.
+        share: The share of signals that show a boundary.
         n_simulations: Draws.
         n_draws: Series regenerated for each test, fewer where it is decided before.
         seed: Decides every draw.
