@@ -10,6 +10,7 @@ from tiny import as_text, random_model, random_tokens, tiny_config, tiny_model, 
 
 import mspgt_lens as ml
 from mspgt_lens.folds import balanced_folds
+from mspgt_lens.gathering import BatchReader
 from mspgt_lens.information import lens as lens_module
 from mspgt_lens.models import bridge_from_huggingface
 from mspgt_lens.profile import run
@@ -246,6 +247,11 @@ def test_neither_the_batches_nor_the_caller_s_grouping_of_prompts_decide(plain, 
     torch.testing.assert_close(again.weights, fitted.weights, atol=1e-8, rtol=1e-8)
     other = ml.fit_lens(plain.model, ml.PromptDataset.from_tokens(TOKENS), seed=1, **QUICK)
     assert not np.allclose(other.kl.values[:-1], fitted.kl.values[:-1], atol=1e-9)
+
+
+def test_attention_is_not_looked_at(monkeypatch):
+    monkeypatch.setattr(BatchReader, "on_pattern", lambda *_: pytest.fail("a pattern was read"))
+    ml.fit_lens(tiny_model("llama"), ml.PromptDataset.from_tokens(TOKENS), **QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,8 @@ def fit_lens(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 or None, got {batch_size}")
     adapter = as_adapter(model)
-    # Nothing is read of the bands: the shortest asks the least of the prompts.
+    # Nothing is read of the bands: the shortest asks the least of the prompts. No signal is either,
+    # so that no attention pattern is looked at.
     settings = ProfileSettings(
         bands={"next": (1, 1)},
         noise=0.1,
@@ -92,6 +93,7 @@ def fit_lens(
         n_folds=n_folds,
         skip_first=skip_first,
         seed=seed,
+        signals=(),
     )
     run = ProfileRun(adapter, settings)
     run.gather(as_dataset(prompts, adapter), batch_size, progress)
