@@ -1,11 +1,11 @@
 """What a curve over depth may be without any sharp change.
 
 Every kind is a straight line, free in level and slope, and what varies about it with some
-covariance: noise that is the same at every block, random walks, walks whose steps wander
-themselves, smooth curves of several lengths, exponentials, logistics and polynomials beneath noise.
-Noise and walks come in several sizes over depth: even, growing, shrinking, larger at both ends or
-in a part of it.
-A series' own kind is weighed by its likelihood, so that none has to be chosen.
+covariance: noise that is new at every block or remembers the last one's, random walks, walks whose
+steps wander themselves, smooth curves of several lengths, exponentials, logistics and polynomials
+beneath noise. Noise and walks come in several sizes over depth: even, growing, shrinking, larger at
+both ends or in a part of it. A series' own kind is weighed by its likelihood, so that none has to be
+chosen.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ _WANDERING = {
     "wandering": ((1, 0.1, 0), (1, 0.6, 0), (0, 1, 0), (0, 1, 0.1)),
     "smoothly wandering": ((0, 0, 1),),
 }
+# More of them where sizes are even, the likeliest case: many blocks tell fine differences, and a
+# kind that is missing would be made up for by changes. Shares of the walk, and what noise remembers
+# of the last row's.
+_WALKS = (0.02, 0.05, 0.2, 0.35, 1.0, 1.7, 3.0)
+_MEMORIES = (0.2, 0.4, 0.6, 0.8)
 # A walk whose steps remember the last one.
 _PERSISTENCE = 0.6
 # Smooth curves: their length as a part of the depth, and their variance in units of the noise's.
@@ -89,9 +94,11 @@ def gradual_kinds(n_rows: int) -> Gradual:
         thrice = summed @ summed @ summed
         bent = thrice @ noise @ thrice.T
         made.append(("smooth", bent * (_SMOOTHEST / bent.max())))
-    apart = np.subtract.outer(rows, rows) ** 2
+    apart = np.abs(np.subtract.outer(rows, rows))
+    made += [("wandering", np.eye(n_rows) + walk * summed @ summed.T) for walk in _WALKS]
+    made += [("wandering", memory**apart) for memory in _MEMORIES]
     for part in _LENGTHS:
-        smooth = np.exp(-apart / 2 / (n_rows / part) ** 2)
+        smooth = np.exp(-(apart**2) / 2 / (n_rows / part) ** 2)
         made += [("smooth", np.eye(n_rows) + v * smooth) for v in _VARIANCES]
     for word, shape in _shapes(n_rows):
         made += [(word, np.eye(n_rows) + v * np.outer(shape, shape)) for v in _SHAPE_VARIANCES]
