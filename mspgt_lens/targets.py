@@ -162,7 +162,7 @@ def batch_targets(
         answered=valid & next_ordinary,
         answers=tokens.roll(-1, dims=1),
         values=torch.cat([column[read] for column in columns], dim=1).float(),
-        single=_stacked(single, tokens),
+        single=_stacked(single, tokens, n_sides=1),
     )
 
 
@@ -214,7 +214,7 @@ def masked_targets(
         answered=valid & hidden,
         answers=tokens,
         values=torch.cat([column[read] for column in columns], dim=1).float(),
-        single=_stacked(single, tokens),
+        single=_stacked(single, tokens, n_sides=2),
     )
 
 
@@ -230,9 +230,9 @@ def _at_offset(
 
 
 def _stacked(
-    single: list[Tensor], tokens: Int[Tensor, "prompt pos"]
+    single: list[Tensor], tokens: Int[Tensor, "prompt pos"], n_sides: int
 ) -> Int[Tensor, "prompt pos target side"]:
-    return torch.stack(single, dim=2) if single else tokens.new_zeros(*tokens.shape, 0, 1)
+    return torch.stack(single, dim=2) if single else tokens.new_zeros(*tokens.shape, 0, n_sides)
 
 
 class _Windows:
