@@ -45,6 +45,7 @@ def made_results() -> dict[str, Result]:
         profile.frontier(3, "local"),
         made_fit(rng),
         made_fit(rng).distortion,
+        made_rates(rng),
         profile,
         partition,
         ml.results.Stability({"first": partition, HOSTILE: replace(partition, boundaries=(3, 6))}),
@@ -116,6 +117,31 @@ def made_fit(rng: np.random.Generator) -> ml.results.HvibFit:
         n_positions={"training": 10, "stopping": 5, "testing": 5},
         n_groups={"training": 4, "stopping": 2, "testing": 2},
         settings={"seed": 0, "levels": [1, 2]},
+        versions={"numpy": "2"},
+        warnings=NOTES,
+    )
+
+
+def made_rates(rng: np.random.Generator) -> ml.results.RateDistortion:
+    """Two scales, three sites, two distortions, and a channel of each kind."""
+    rate = np.sort(rng.random((2, 3, 2)))[..., ::-1] * 100
+    run = ml.results.ChannelRun("local", 0, True, 12.0, 0.1, 0.08, 0.13, 0.09)
+    return ml.results.RateDistortion(
+        model_name=HOSTILE,
+        n_layers=6,
+        sites=(0, 3, 6),
+        bands={"local": (1, 1), "global": (17, 48)},
+        distortions=(0.01, 0.1),
+        rate=rate,
+        low=0.9 * rate,
+        high=1.2 * rate,
+        covariance_rate=2 * rate,
+        covariance_low=1.8 * rate,
+        covariance_high=2.4 * rate,
+        shrinkage=np.full((2, 3), 0.3),
+        runs=(run, run._replace(shaped=False, rate=20.0)),
+        guarantee="An upper bound.",
+        settings={"seed": 0},
         versions={"numpy": "2"},
         warnings=NOTES,
     )

@@ -240,6 +240,10 @@ CALLS = {
     "profile_layers random": lambda t: ml.profile_layers(
         t.model, t.prompts, control="random_weights", logit_lens=True, **QUICK, **QUIET
     ),
+    "plot_rate_distortion": lambda t: ml.plot_rate_distortion(t["rate_distortion"]),
+    "rate_distortion": lambda t: ml.rate_distortion(
+        t.model, t.prompts, bands=BANDS, sites=(1, 6), distortions=(0.1,), n_targets=2, **QUIET
+    ),
     "residual_statistics": lambda t: ml.residual_statistics(t.model, t.few),
     "measure_dissociation": lambda t: ml.measure_dissociation(
         t.model,
@@ -388,7 +392,7 @@ def test_models_made_in_inference_mode_are_read_and_what_cannot_be_says_so(thing
         )
         for name in (*reading, "measure_brittleness", "generation_effects", "classify_tokens"):
             assert same(CALLS[name](things), things[name]), name
-        for name in ("profile_layers random", "patch_layers attribution"):
+        for name in ("profile_layers random", "patch_layers attribution", "rate_distortion"):
             with pytest.raises(ml.CannotMeasure, match=r"was made under torch\.inference_mode"):
                 CALLS[name](things)
     finally:

@@ -39,6 +39,7 @@ SHOWN = (
     *("patch_layers", "patch_scales"),
     *("Perturbation", "perturb_scales", "measure_brittleness", "classify_tokens"),
     *("measure_dissociation", "residual_statistics", "generation_effects"),
+    "rate_distortion",
     *("fit_lens", "results.RidgeLens.logits", "results.RidgeLens.read", "plot_lens"),
     *(
         "fit_hvib",

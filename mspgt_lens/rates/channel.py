@@ -111,7 +111,9 @@ class Directions:
             return excess(kept_correlations(self.costs, float(np.exp(log_weight))))
 
         scale = float(np.log(self.costs.max()))
-        weight = brentq(at, _LEAST - scale, _MOST - scale, xtol=1e-10)
+        least, most = _LEAST - scale, _MOST - scale
+        # Beyond what float64 tells from passing everything on, there is nothing to search.
+        weight = brentq(at, least, most, xtol=1e-10) if at(most) > 0 else most
         return self._with(kept_correlations(self.costs, float(np.exp(weight))))
 
     def _with(self, kept: Float[np.ndarray, " k"]) -> Channel:
