@@ -137,7 +137,7 @@ def test_curves_about_one_token_come_with_the_most_that_it_tells(unit):
     profile = made_profile()
     settings = {**profile.settings, "unigram_cross_entropy": 6.5, "unigram_entropy": 6.0}
     figure = ml.plot_profile(replace(profile, settings=settings), unit=unit)
-    drawn = [t for t in figure.data if "a unigram model" in str(t.hovertext)]
+    drawn = [t for t in figure.data if "tells at most" in str(t.hovertext)]
     most = 6.5 if unit == "nats" else 6.5 / np.log(2)
     assert len(drawn) == 2
     assert all(t.y == pytest.approx((most, most)) for t in drawn)
@@ -146,4 +146,4 @@ def test_curves_about_one_token_come_with_the_most_that_it_tells(unit):
     assert titles.count(f"{unit} about the band's mean") >= 4
     # An older profile read single tokens as if they were Gaussian, which nothing bounds.
     before = ml.plot_profile(profile, unit=unit)
-    assert not [t for t in before.data if "a unigram model" in str(t.hovertext)]
+    assert not [t for t in before.data if "tells at most" in str(t.hovertext)]

@@ -106,8 +106,10 @@ def site_statistics(
             cross = cross - torch.outer(total_before, total) / count**2
             cross = cross / torch.outer(scale_before, scale)
             novelty.append(1.0 - float(cross.pow(2).sum()) / (norms[-2] * norms[-1]))
-            explained = torch.linalg.solve_triangular(root_before, cross / noise, upper=False)
-            rest = plus_diagonal(covariance / noise, 1.0) - explained.T @ explained
+            # The noise bounds what float32 loses of these largest products.
+            seen = (cross / noise).float()
+            explained = torch.linalg.solve_triangular(root_before.float(), seen, upper=False)
+            rest = plus_diagonal(covariance / noise, 1.0) - (explained.T @ explained).double()
             shared.append(rates[-1] - float(torch.linalg.cholesky(rest).diagonal().log().sum()))
         before = (total, scale, root)
     return SiteStatistics(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 
 from mspgt_lens.information.channel import pooled_scale
-from mspgt_lens.information.ridge import FoldSums, ring, spread_sites
+from mspgt_lens.information.ridge import FoldSums, matching, spread_sites
 from mspgt_lens.information.site_reader import (
     Predictions,
     SampledRows,
@@ -53,7 +53,9 @@ class TargetReadings:
     """All that is read of a model's targets.
 
     Attributes:
-        targets: The past of every band, then the future of every band.
+        targets: Those of ``scored``, by their Gaussian log-likelihood ratios.
+        scored: Which of all targets (the past of every band, then the future of every band): all,
+            or those of several tokens where single ones are read otherwise.
         added: What the future of each band of several tokens adds to that of the coarser ones, in
             the order of ``several``.
         several: Which bands hold several tokens, in band order.
@@ -63,6 +65,7 @@ class TargetReadings:
     """
 
     targets: Reading
+    scored: tuple[int, ...]
     added: Reading
     several: tuple[int, ...]
     correlations: Float[np.ndarray, "fold band site component"]
@@ -103,7 +106,8 @@ def read_targets(
     Args:
         moments: The sums.
         coordinates: The reader's coordinates.
-        sampled: Given what readers predict at the sampled positions, site by site.
+        sampled: Given what readers predict at the sampled positions, site by site; it reads targets
+            of one token, so that these get no Gaussian log-likelihood ratio.
     """
     n_sites, n_bands = moments.z_read.shape[1], len(moments.plan.bands)
     bands = list(moments.plan.bands.values())
@@ -112,6 +116,10 @@ def read_targets(
     coarse_to_fine = sorted(several, key=lambda i: bands[i], reverse=True)
     chain = [n_bands + i for i in coarse_to_fine]
     futures = [n_bands + i for i in range(n_bands)]
+    if sampled is None:
+        scored = list(range(2 * n_bands))
+    else:
+        scored = [*several, *(n_bands + i for i in several)]
     strengths = choose_strengths(
         [_site_reader(moments, s, coordinates) for s in spread_sites(n_sites, SELECTION_SITES)]
     )
@@ -119,6 +127,7 @@ def read_targets(
     for site in range(n_sites):
         score, correlation, told = _site_reader(moments, site, coordinates).score(
             strengths,
+            scored=scored,
             chain=chain,
             correlated=futures,
             rows=None if sampled is None else sampled.rows(site),
@@ -133,11 +142,11 @@ def read_targets(
         for name in ("held_out", "light", "corrected")
     )
     everything = summarize(held_out, light, corrected, weights)
-    n_targets = len(everything.values) - len(chain)
     in_band_order = np.argsort(np.array(coarse_to_fine, dtype=int))
     return TargetReadings(
-        targets=_pick(everything, np.arange(2 * n_bands)),
-        added=_pick(everything, n_targets + in_band_order),
+        targets=_pick(everything, np.arange(len(scored))),
+        scored=tuple(scored),
+        added=_pick(everything, len(scored) + in_band_order),
         several=tuple(several),
         correlations=np.stack(correlations, axis=2),
         ridge=strengths.chosen,
@@ -166,10 +175,11 @@ def summarize(
 def choose_strengths(readers: Sequence[SiteReader]) -> Strengths:
     """Strengths from inner fits at a few sites: the least held-out log-determinant decides."""
     n_folds, n_targets = len(readers[0].count), readers[0].n_targets
+    pairs = matching(n_folds)
     cost = np.zeros((n_folds, len(RIDGE_GRID), n_targets))
     optimism = np.zeros((len(RIDGE_GRID), n_targets))
     for reader in readers:
-        for pair in ring(n_folds):
+        for pair in pairs:
             fit = reader.sums.fit(pair)
             for index, strength in enumerate(RIDGE_GRID):
                 everywhere = np.full(n_targets, strength)
@@ -180,7 +190,7 @@ def choose_strengths(readers: Sequence[SiteReader]) -> Strengths:
                     cost[outer, index] += reader.count[inner] * log_determinant(left)
                     optimism[index] += training - log_ratio(left, trained)
     grid = np.array(RIDGE_GRID)
-    bearable = optimism / (2 * n_folds * len(readers)) <= MAX_OPTIMISM * readers[0].n_features
+    bearable = optimism / (2 * len(pairs) * len(readers)) <= MAX_OPTIMISM * readers[0].n_features
     # The null reader shows no optimism, so there always is a first bearable strength.
     return Strengths(chosen=grid[cost.argmin(axis=1)], weakest=grid[bearable.argmax(axis=0)])
 
@@ -194,6 +204,7 @@ def _site_reader(moments: Moments, site: int, coordinates: Coordinates) -> SiteR
         moments.zz_read[:, site] / torch.outer(scale, scale),
         moments.y,
         moments.zy[:, site] / scale[:, None],
+        rough=True,
     )
     n_features = moments.plan.features.shape[1]
     return SiteReader(sums, moments.yy, moments.yy.shape[1] // n_features)

@@ -10,10 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Of a standardized coordinate's variance: from this penalty on, the rounding of float32 moves
+# weights in directions that hardly matter, and what they leave is measured exactly in any case.
+ROUGH_FROM = 1e-2
+
 
 def ring(n_folds: int) -> list[tuple[int, int]]:
     """Pairs of neighboring folds; each fold has two neighbors, which serve as its inner folds."""
     return [(k, (k + 1) % n_folds) for k in range(n_folds)]
+
+
+def matching(n_folds: int) -> list[tuple[int, int]]:
+    """The fewest such pairs in which every fold has a neighbor."""
+    return [(k, (k + 1) % n_folds) for k in range(0, n_folds, 2)]
 
 
 def spread_sites(n_sites: int, count: int) -> list[int]:
@@ -30,6 +39,7 @@ class FoldSums:
         zz: Sums of ``z z^T``, shape ``[fold, width, width]``.
         t: Sums of t, shape ``[fold, column]``.
         zt: Sums of ``z t^T``, shape ``[fold, width, column]``.
+        rough: Whether weights may be solved for in float32 where the penalty bounds its error.
     """
 
     def __init__(
@@ -39,8 +49,11 @@ class FoldSums:
         zz: Float[Tensor, "fold width width"],
         t: Float[Tensor, "fold column"],
         zt: Float[Tensor, "fold width column"],
+        *,
+        rough: bool = False,
     ) -> None:
         self.count, self.z, self.zz, self.t, self.zt = count, z, zz, t, zt
+        self.rough = rough
         self._total = z.sum(0), zz.sum(0), t.sum(0), zt.sum(0)
         self._covariances: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -91,7 +104,7 @@ class RidgeFit:
         self.mean_z, self.mean_t, self.folds = z, t, folds
         self.zz, self.zt = zz, zt
         self._sums = sums
-        self._roots: dict[float, Tensor] = {}
+        self._roots: dict[float, tuple[Tensor, float]] = {}
         self._weights: dict[tuple[float, tuple[int, ...] | None], Tensor] = {}
         self._tests: dict[int, FoldAbout] = {}
 
@@ -102,36 +115,46 @@ class RidgeFit:
         key = (strength, columns)
         if key not in self._weights:
             wanted = self.zt if columns is None else self.zt[:, list(columns)]
-            self._weights[key] = _solve(self._root(strength), wanted)
+            root, _ = self._root(strength)
+            self._weights[key] = _solve(root, wanted.to(root)).to(wanted)
         return self._weights[key]
 
     def predict(
         self, strength: float, rows: Float[Tensor, "row width"]
     ) -> Float[Tensor, "row column"]:
         """All columns of t at some rows of z; cheaper than weights where rows are few."""
-        solved = _solve(self._root(strength), (rows - self.mean_z).T)
+        root, _ = self._root(strength)
+        solved = _solve(root, (rows - self.mean_z).T.to(root)).to(self.zt)
         return self.mean_t + solved.T @ self.zt
 
-    def _root(self, strength: float) -> Float[Tensor, "width width"]:
-        """Cholesky factor of the penalized covariance.
+    def penalty(self, strength: float) -> float:
+        """The penalty that a strength stands for.
 
         A strength below the rounding of the sums cannot be told from 0; it is raised until it can.
         """
+        return self._root(strength)[1]
+
+    def _root(self, strength: float) -> tuple[Float[Tensor, "width width"], float]:
+        """Cholesky factor of the penalized covariance, and the penalty."""
         if strength not in self._roots:
             self._roots[strength] = self._factor(strength)
         return self._roots[strength]
 
-    def _factor(self, strength: float) -> Float[Tensor, "width width"]:
+    def _factor(self, strength: float) -> tuple[Float[Tensor, "width width"], float]:
         if not torch.isfinite(self.zz.sum()):
             raise FloatingPointError(
                 "second moments of a site are not finite; nothing can be fitted"
             )
-        root, failed = torch.linalg.cholesky_ex(plus_diagonal(self.zz, strength))
+        penalized = plus_diagonal(self.zz, strength)
+        if self._sums.rough and strength >= ROUGH_FROM:
+            root, failed = torch.linalg.cholesky_ex(penalized.float())
+            if not failed:
+                return root, strength
+        root, failed = torch.linalg.cholesky_ex(penalized)
         while failed:
             strength *= 10
             root, failed = torch.linalg.cholesky_ex(plus_diagonal(self.zz, strength))
-        factor: Tensor = root
-        return factor
+        return root, strength
 
     def about(self, fold: int) -> FoldAbout:
         """Second moments of one fold about the training means."""

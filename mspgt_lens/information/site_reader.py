@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,17 @@ class Residuals:
     def n_features(self) -> int:
         return len(self.reader) // len(self.null_floor)
 
+    def only(self, targets: Sequence[int]) -> Residuals:
+        """Those of some targets."""
+        chosen, size = list(targets), self.n_features
+        at = torch.cat([torch.arange(t * size, (t + 1) * size) for t in chosen])
+        return Residuals(
+            self.reader[at][:, at],
+            self.null[at][:, at],
+            self.reader_floor[chosen],
+            self.null_floor[chosen],
+        )
+
     def covariances(self, target: int) -> tuple[Float[Tensor, "f f"], Float[Tensor, "f f"]]:
         """What one target's reader and the null reader leave, floors included."""
         at = slice(target * self.n_features, (target + 1) * self.n_features)
@@ -167,22 +178,45 @@ class SiteReader:
         self.n_features = yy.shape[1] // n_targets
 
     def tested(
-        self, fit: RidgeFit, fold: int, strengths: Float[np.ndarray, " target"]
+        self,
+        fit: RidgeFit,
+        fold: int,
+        strengths: Float[np.ndarray, " target"],
+        targets: Sequence[int] | None = None,
     ) -> Residuals:
-        """Residuals of readers of the given strengths on a fold that they were not fitted on."""
-        about = fit.about(fold)
-        yy = self._targets_about(fit, fold)
-        return self._residuals(fit, strengths, yy, about.zz_times, about.zt)
+        """Residuals of readers of the given strengths on a fold that they were not fitted on.
 
-    def trained(self, fit: RidgeFit, strengths: Float[np.ndarray, " target"]) -> Residuals:
-        """Residuals of readers of the given strengths on the folds that they were fitted on."""
-        yy = self._trained_targets(fit)
-        return self._residuals(fit, strengths, yy, fit.zz.matmul, fit.zt)
+        Args:
+            fit: Where readers come from.
+            fold: The fold.
+            strengths: Ridge strengths per target.
+            targets: Which targets; all by default.
+        """
+        at, about = self._columns(targets), fit.about(fold)
+        weights = self._weights(fit, strengths)[:, at]
+        yy = self._targets_about(fit, fold)[at][:, at]
+        return self._residuals(weights, about.zz_times(weights), yy, about.zt[:, at])
+
+    def trained(
+        self,
+        fit: RidgeFit,
+        strengths: Float[np.ndarray, " target"],
+        targets: Sequence[int] | None = None,
+    ) -> Residuals:
+        """The same on the folds that the readers were fitted on."""
+        at = self._columns(targets)
+        weights, zt = self._weights(fit, strengths)[:, at], fit.zt[:, at]
+        penalty = [0.0 if np.isinf(strength) else fit.penalty(strength) for strength in strengths]
+        penalties = torch.tensor(penalty).to(weights).repeat_interleave(self.n_features)[at]
+        # What solves (zz + penalty) W = zt tells zz W without a product; the null reader is 0.
+        explained = torch.where(penalties > 0, zt - weights * penalties, 0.0)
+        return self._residuals(weights, explained, self._trained_targets(fit)[at][:, at], zt)
 
     def score(
         self,
         strengths: Strengths,
         *,
+        scored: Sequence[int],
         chain: Sequence[int] = (),
         correlated: Sequence[int] = (),
         rows: SampledRows | None = None,
@@ -191,13 +225,14 @@ class SiteReader:
 
         Args:
             strengths: Ridge strengths per target.
-            chain: Targets whose joint information is split, from the first to the last.
+            scored: Targets whose log-likelihood ratios are wanted.
+            chain: Those of them whose joint information is split, from the first to the last.
             correlated: Targets whose canonical correlations are wanted.
             rows: Positions at which predictions are wanted too.
 
         Returns:
-            Scores of every target, then of every part of the chain; held-out canonical correlations
-            of those asked for, shape ``[fold, target, component]``; and predictions.
+            Scores of these targets, then of every part of the chain; held-out canonical
+            correlations, shape ``[fold, target, component]``; and predictions of all targets.
         """
         n_folds = len(self.count)
         spread: dict[int, Residuals] = {}
@@ -216,32 +251,33 @@ class SiteReader:
                     predicted = self._predict(fit, strengths.chosen[outer], rows.z[at])
                     inner_rows[outer].append((inner, at, predicted))
 
+        order = [list(scored).index(target) for target in chain]
+
         def ratios(tested: Residuals, expected: Residuals) -> np.ndarray:
-            parts = [chain_log_ratio(tested, expected, chain)] if chain else []
+            parts = [chain_log_ratio(tested, expected, order)] if chain else []
             return np.concatenate([log_ratio(tested, expected), *parts])
 
-        held_out, light, corrected = np.zeros((3, n_folds, self.n_targets + len(chain)))
+        held_out, light, corrected = np.zeros((3, n_folds, len(scored) + len(chain)))
+        weakest = np.where(np.isin(np.arange(self.n_targets), scored), strengths.weakest, np.inf)
         correlations = []
         for k in range(n_folds):
             fit = self.sums.fit([k])
-            held_out[k] = ratios(self.tested(fit, k, strengths.chosen[k]), spread[k])
-            trained = self.trained(fit, strengths.weakest)
-            light[k] = ratios(self.tested(fit, k, strengths.weakest), trained)
-            training = ratios(trained, trained)
-            # A fold that happens to score above training shows no optimism.
-            gap = np.maximum(training - light[k], 0.0) / self.n_features
-            corrected[k] = training - self.n_features / 2 * np.log1p(gap)
+            if scored:
+                left = self.tested(fit, k, strengths.chosen[k], scored)
+                held_out[k] = ratios(left, spread[k].only(scored))
+                trained = self.trained(fit, weakest, scored)
+                light[k] = ratios(self.tested(fit, k, weakest, scored), trained)
+                training = ratios(trained, trained)
+                # A fold that happens to score above training shows no optimism.
+                gap = np.maximum(training - light[k], 0.0) / self.n_features
+                corrected[k] = training - self.n_features / 2 * np.log1p(gap)
             correlations.append(self._canonical(fit, k, strengths.chosen[k], correlated))
             means.append(fit.mean_t)
             if rows is not None:
                 at = np.flatnonzero(rows.fold == k)
                 held_out_rows[at] = self._predict(fit, strengths.chosen[k], rows.z[at])
-                fitted_rows.append(
-                    [
-                        self._predict(fit, strengths.chosen[k], rows.z[p])
-                        for _, p, _ in inner_rows[k]
-                    ]
-                )
+                near = [rows.z[position] for _, position, _ in inner_rows[k]]
+                fitted_rows.append([self._predict(fit, strengths.chosen[k], z) for z in near])
         scores = Scores(held_out, light, corrected)
         if rows is None:
             return scores, np.stack(correlations), None
@@ -304,19 +340,15 @@ class SiteReader:
 
     def _residuals(
         self,
-        fit: RidgeFit,
-        strengths: Float[np.ndarray, " target"],
+        weights: Float[Tensor, "width column"],
+        zz_weights: Float[Tensor, "width column"],
         yy: Float[Tensor, "column column"],
-        zz_times: Callable[[Tensor], Tensor],
         zt: Float[Tensor, "width column"],
     ) -> Residuals:
         null_floor = _floor(_diagonal_blocks(yy, self.n_features))
-        if np.isinf(strengths).all():
-            return Residuals(yy, yy, null_floor, null_floor)
-        weights = self._weights(fit, strengths)
         # E (y - W z)(y - W z)^T = yy - W^T zy - (W^T zy)^T + W^T zz W. The null reader has no
         # weights, and is left exactly as it is.
-        change = weights.T @ (zz_times(weights) / 2 - zt)
+        change = weights.T @ (zz_weights / 2 - zt)
         residual = yy + change + change.T
         lengths = rearrange(weights, "d (t f) -> t d f", f=self.n_features).pow(2).sum(dim=1)
         reader_floor = null_floor + RESOLUTION * lengths.amax(dim=-1)
@@ -326,6 +358,12 @@ class SiteReader:
             lowest = torch.linalg.eigvalsh(blocks)[:, 0]
             reader_floor = reader_floor + 2 * (-lowest).clamp(min=0.0)
         return Residuals(residual, yy, reader_floor, null_floor)
+
+    def _columns(self, targets: Sequence[int] | None) -> Int[Tensor, " column"] | slice:
+        if targets is None:
+            return slice(None)
+        start = torch.tensor(list(targets), dtype=torch.long) * self.n_features
+        return (start[:, None] + torch.arange(self.n_features)).flatten()
 
     def _weights(
         self, fit: RidgeFit, strengths: Float[np.ndarray, " target"]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # Beside 0, which is the prior itself and gains exactly nothing.
-TEMPERATURES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
+TEMPERATURES = (0.1, 0.2, 0.35, 0.6, 1.0)
 
 
 @dataclass(frozen=True)

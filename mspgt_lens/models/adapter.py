@@ -257,7 +257,8 @@ class ModelAdapter:
     def inference(self) -> Iterator[None]:
         """Evaluation mode without gradients; the model's modes are restored on leaving."""
         modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
+        if any(training for _, training in modes):
+            self.model.eval()  # Recurses through a bridge's modules several times over.
         try:
             with torch.no_grad():
                 yield

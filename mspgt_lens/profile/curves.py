@@ -130,7 +130,7 @@ def target_curves(
     target's distribution can forge.
 
     Args:
-        reading: Of every target, by linear-Gaussian readers.
+        reading: By linear-Gaussian readers.
         tokens: Of targets that are one token.
         forged: What each Gaussian reading may owe to its target's distribution (nats).
         scales: Names of the bands.
@@ -150,7 +150,7 @@ def target_curves(
             curves[quantity][scale] = (
                 token_curve(tokens[target], said(f"{quantity} token"))
                 if target in tokens
-                else gaussian(reading.targets, target, target, quantity)
+                else gaussian(reading.targets, reading.scored.index(target), target, quantity)
             )
     curves["added"] = {
         scales[band]: gaussian(reading.added, part, len(scales) + band, "added")
