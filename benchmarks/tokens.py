@@ -1,0 +1,97 @@
+"""Readings of single tokens on processes whose information is known at every offset.
+
+    python benchmarks/tokens.py --out docs/tokens.csv
+
+writes the table and, beside it, its rendering after the mark in information.md. Processes,
+activations and truths are those of tests/information/token_processes.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Next to this file lies profile.py, which would stand in for the standard library's.
+sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parent]
+sys.path.append(str(ROOT / "tests" / "information"))
+
+import argparse  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+from token_processes import AHEAD, BACK, PROCESSES, Process, fits, read, truths  # noqa: E402
+
+_ENDS = ("values", "low", "high")
+START, END = "<!-- table of benchmarks/tokens.py -->", "<!-- end of it -->"
+
+
+def rows(process: Process, steps: tuple[int, ...], n_prompts: int, n_seeds: int) -> pd.DataFrame:
+    """One row per site and target that the site's reader can say all of, and one for the rest."""
+    readings = [read(process, steps, n_prompts, seed) for seed in range(n_seeds)]
+    found = []
+    for (side, offset, site), truth in truths(process, steps).items():
+        of = [reading[side, offset] for reading in readings]
+        value, low, high = (np.array([getattr(r, n)[site] for r in of]) for n in _ENDS)
+        place = "prediction" if site == len(steps) else f"token at {steps[site]:+d}"
+        asked = offset if side == "future" else 1 - offset
+        found.append(
+            {
+                "process": process.name,
+                "site": place,
+                "asked": f"token at {asked:+d}",
+                "carried": fits(steps, side, offset, site),
+                "truth": truth,
+                "estimate": value.mean(),
+                "share": value.mean() / truth,
+                "holds": np.mean((low <= truth) & (truth <= high)),
+                "above": np.mean(low > truth),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def page(table: pd.DataFrame) -> str:
+    """The table in Markdown."""
+    lines = [
+        "| process | site carries | asked for | truth | estimate | interval holds truth | "
+        "interval above truth |",
+        "| --- | --- | --- | --: | --: | --: | --: |",
+    ]
+    lines += [
+        f"| {r.process} | {r.site} | {r.asked} | {r.truth:.3f} | {r.estimate:.3f} | "
+        f"{r.holds:.0%} | {r.above:.0%} |"
+        for r in table[table.carried].itertuples()
+    ]
+    rest = table[~table.carried]
+    for name, part in rest.groupby("process", sort=False):
+        lines.append(
+            f"| {name} | another token, or the prediction | {len(part)} farther ones | "
+            f"{part.truth.min():.3f} to {part.truth.max():.3f} | "
+            f"{part.share.min():.0%} to {part.share.max():.0%} of the truth | "
+            f"{part.holds.mean():.0%} | {part.above.mean():.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="where to write the table (CSV)")
+    parser.add_argument("--prompts", type=int, default=400, help="sequences of 40 tokens")
+    parser.add_argument("--seeds", type=int, default=20, help="draws of text and noise")
+    options = parser.parse_args()
+    table = pd.concat(
+        rows(process, steps, options.prompts, options.seeds)
+        for process in PROCESSES
+        for steps in (BACK, AHEAD)
+    )
+    print(page(table))
+    if options.out:
+        table.round(4).to_csv(options.out, index=False)
+        beside = options.out.with_name("information.md")
+        head, rest = beside.read_text().split(START)
+        beside.write_text(f"{head}{START}\n\n{page(table)}\n\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
