@@ -133,8 +133,23 @@ class ScalePartition(Result):
 
     @property
     def supported(self) -> bool:
-        """Whether the data ask for as many boundaries as are placed, no more and no fewer."""
-        return self.n_boundaries == len(self.boundaries)
+        """Whether the data ask for these segments: as many boundaries, each where one was found."""
+        return self.n_boundaries == len(self.boundaries) and all(
+            map(self.is_found, self.boundaries)
+        )
+
+    def is_found(self, boundary: int) -> bool:
+        """Whether the data support a boundary at this block.
+
+        Args:
+            boundary: One of ``boundaries``; those of other methods than ``"fused"`` may be a block
+                off.
+
+        Returns:
+            Whether one of ``found`` is there.
+        """
+        reach = 0 if self.method == "fused" else 1
+        return any(abs(change.block - boundary) <= reach for change in self.found)
 
     @property
     def segments(self) -> dict[str, range]:
@@ -162,22 +177,14 @@ class ScalePartition(Result):
         return f"ScalePartition{named(self.model_name)}: {counted(self.n_layers, 'block')}"
 
     def findings(self) -> list[str]:
-        """Every sharp change, how sure; stages or drift; the best places."""
-        lines = self.changes_in_words()
-        lines.append(
-            f"Left-out blocks are described best by {self._best_description()}: "
-            + ", ".join(f"{name} {value:.2f}" for name, value in self.sharpness.items())
-            + " of the variance left."
-        )
-        places = "; ".join(
-            f"block {b} ({low} to {high})"
-            for b, (low, high) in zip(self.boundaries, self.intervals, strict=True)
-        )
-        label = (
-            "Boundaries" if self.supported else "Best places, which the data do not support as such"
-        )
-        method = "" if self.method == "fused" else f" by {self.method}"
-        return [*lines, f"{label}{method}: {places}."]
+        """Every sharp change, how sure; stages or drift; where segments begin."""
+        errors = ", ".join(f"{name} {value:.2f}" for name, value in self.sharpness.items())
+        return [
+            *self.changes_in_words(),
+            f"Left-out blocks are described best by {self.best_description}: {errors} of the "
+            "variance left.",
+            *self._places_in_words(),
+        ]
 
     def rows(self) -> Rows:
         """The segments."""
@@ -190,31 +197,59 @@ class ScalePartition(Result):
         """Every sharp change, shared or of one signal alone, then the first and the last block.
 
         Returns:
-            One sentence each.
+            Sentences, the first of which says how many boundaries there are and how surely.
         """
-        number = {0: "No boundary", 1: "One boundary", 2: "Two boundaries", 3: "Three boundaries"}
-        count = number.get(self.n_boundaries, f"{self.n_boundaries} boundaries")
         p = self.p_values[min(max(self.n_boundaries, 1), max(self.p_values))]
-        lines = [f"{count} beyond gradual change with depth ({_p_words(p)})."]
-        for one in self.found:
-            shared = f"shared by {len(one.signals)} of {len(self.by_signal)} signals"
-            lines.append(f"{_change(one)} at block {one.block}, {shared}, {_times(one)}.")
-        for one in self.alone:
+        lines = [f"{_counted(self.n_boundaries)} beyond gradual change with depth ({_p_words(p)})."]
+        n_signals = len(self.by_signal)
+        for change in self.found:
+            shared = f", shared by {len(change.signals)} of {n_signals} signals" * (n_signals > 1)
             lines.append(
-                f"{_change(one)} of {one.signals[0]} alone at block {one.block}, {_times(one)}."
+                f"{_NAMES[change.kind]} at block {change.block}{shared}{_by_size(change)}."
             )
-        for name, one in zip(("first", "last"), self.edges, strict=False):
-            if one.signals:
+        for change in self.alone:
+            lines.append(
+                f"{_NAMES[change.kind]} of {change.signals[0]} alone at block "
+                f"{change.block}{_by_size(change)}."
+            )
+        for name, change in zip(("first", "last"), self.edges, strict=False):
+            if change.signals:
+                counted = f"{len(change.signals)} of {n_signals} signals"
                 lines.append(
-                    f"The {name} block changes {len(one.signals)} of {len(self.by_signal)} signals "
-                    f"more than any gradual block ({one.size:.2g} times a typical block's change); "
-                    "it is not counted."
+                    f"The {name} block changes {counted if n_signals > 1 else 'the signal'} more "
+                    f"than any gradual block does ({size_digits(change.size)} times a typical "
+                    "block's change); it is not counted."
                 )
         return lines
 
-    def _best_description(self) -> str:
+    @property
+    def best_description(self) -> str:
+        """What describes left-out blocks best, in words."""
         words = {"stages": "stages", "drift": "gradual drift", "both": "stages and drift together"}
-        return words[min(self.sharpness, key=lambda name: self.sharpness[name])]
+        best = min(self.sharpness, key=lambda name: self.sharpness[name])
+        return words[best] if self.sharpness[best] < 1 else "their mean alone"
+
+    def _places_in_words(self) -> list[str]:
+        """Where segments begin, told apart by whether the data support it."""
+        places = {
+            boundary: f"block {boundary} ({low} to {high})"
+            for boundary, (low, high) in zip(self.boundaries, self.intervals, strict=True)
+        }
+        by = "" if self.method == "fused" else f" by {self.method}"
+        found = [words for boundary, words in places.items() if self.is_found(boundary)]
+        others = [words for boundary, words in places.items() if not self.is_found(boundary)]
+        lines = []
+        if found:
+            most = " with most evidence" * (
+                self.method == "fused" and self.n_boundaries > len(found)
+            )
+            name = "Boundary" if len(found) == 1 else "Boundaries"
+            lines.append(f"{name}{most}{by}: {'; '.join(found)}.")
+        if others:
+            name = "Best other place" if found else "Best place"
+            name += "s" * (len(others) > 1)
+            lines.append(f"{name}{by}, which the data do not support as such: {'; '.join(others)}.")
+        return lines
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per quantity and block: ``model, quantity, segment, block, value, unit``.
@@ -297,13 +332,33 @@ def _between(boundaries: list[int], n_layers: int) -> dict[str, range]:
     return {name: range(edges[i], edges[i + 1]) for i, name in enumerate(names)}
 
 
-def _change(one: Boundary) -> str:
-    return "A sharp change" if one.kind == "jump" else "A bend"
+_NAMES = {"jump": "A sharp change", "bend": "A bend"}
+_NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six")
 
 
-def _times(one: Boundary) -> str:
-    of = "" if one.kind == "jump" else ", in the change per block"
-    return f"{one.size:.2g} times a typical block's{of}"
+def size_digits(size: float) -> str:
+    """A size in units of a typical block's change, with the two digits that count.
+
+    Args:
+        size: Such as ``Boundary.size``.
+
+    Returns:
+        Such as ``"20"``, never with an exponent.
+    """
+    rounded = float(f"{size:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
+def _counted(n_boundaries: int) -> str:
+    number = _NUMBERS[n_boundaries] if n_boundaries < len(_NUMBERS) else str(n_boundaries)
+    return f"{number} {'boundary' if n_boundaries < 2 else 'boundaries'}"
+
+
+def _by_size(change: Boundary) -> str:
+    times = f"{size_digits(change.size)} times"
+    if change.kind == "jump":
+        return f", {times} a typical block's"
+    return f": from there on the change per block differs by {times} a typical block's"
 
 
 def _p_words(p_value: float) -> str:

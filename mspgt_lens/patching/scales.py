@@ -154,7 +154,7 @@ def _supported(partition: Segments) -> bool | None:
     """Whether the data support the boundaries; None where they were given by hand."""
     if not isinstance(partition, ScalePartition):
         return None
-    return partition.n_boundaries == len(partition.boundaries)
+    return partition.supported
 
 
 def _other_sets(
