@@ -75,7 +75,7 @@ def plot_emergence(emergence: Emergence) -> go.Figure:
     supported = [
         str(step)
         for step, p in zip(emergence.steps, emergence.partitions, strict=True)
-        if p is not None and p.n_boundaries == 2
+        if p is not None and p.supported
     ]
     words = (
         f"two boundaries supported at: {', '.join(supported)}"
@@ -101,7 +101,7 @@ def _draw_partitions(figure: go.Figure, emergence: Emergence) -> None:
     for step, partition in zip(emergence.steps, emergence.partitions, strict=True):
         if partition is None:
             continue
-        label, sure = escape(str(step)), partition.n_boundaries == len(partition.boundaries)
+        label, sure = escape(str(step)), partition.supported
         for name, inside in partition.segments.items():
             figure.add_trace(
                 go.Bar(

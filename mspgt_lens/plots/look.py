@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import plotly.graph_objects as go
 
 from mspgt_lens.partition import ScalePartition
@@ -10,6 +12,8 @@ from mspgt_lens.partition import ScalePartition
 SCALE_COLORS = {"local": "#0072B2", "intermediate": "#D55E00", "global": "#009E73"}
 OTHER_COLORS = ("#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")
 NEUTRAL = "#767676"
+# Of segments and places that the data do not support.
+FAINT = 0.35
 # Viridis without its ends, which vanish on dark or on light.
 DEPTH_SCALE = [[0.0, "#46327e"], [0.33, "#277f8e"], [0.66, "#4ac16d"], [1.0, "#d2b01c"]]
 
@@ -56,26 +60,31 @@ def segment_color(partition: ScalePartition, name: str) -> str:
     return SCALE_COLORS.get(name, OTHER_COLORS[names.index(name) % len(OTHER_COLORS)])
 
 
-def segment_words(partition: ScalePartition) -> str:
-    """The segments in words, and whether the data support them."""
-    words = ", ".join(
-        f"{name} {blocks[0]} to {blocks[-1]}" for name, blocks in partition.segments.items()
-    )
-    supported = partition.n_boundaries == len(partition.boundaries)
-    return words if supported else f"{words} (best places; not supported as such)"
-
-
-def draw_segments(
-    figure: go.Figure, partition: ScalePartition, shift: float, *, row: int, col: int
-) -> None:
-    """Segments as a tint behind one panel; block l begins at ``l + shift`` on its axis."""
+def draw_segment_strip(figure: go.Figure, partition: ScalePartition, *, row: int, col: int) -> None:
+    """The segments as a row of bars with their names; faint where the data do not support them."""
+    strength = 1.0 if partition.supported else FAINT
     for name, blocks in partition.segments.items():
-        figure.add_vrect(
-            x0=blocks[0] + shift,
-            x1=blocks[-1] + 1 + shift,
-            fillcolor=transparent(segment_color(partition, name), 0.13),
-            line_width=0,
-            layer="below",
+        wide = len(blocks) * 12 >= partition.n_layers
+        figure.add_trace(
+            go.Bar(
+                x=[blocks[0] - 0.5 + len(blocks) / 2],
+                y=[1],
+                width=[len(blocks)],
+                marker={
+                    "color": transparent(segment_color(partition, name), strength),
+                    "line": {"width": 0},
+                },
+                text=escape(name.capitalize() if wide else name[0].upper()),
+                textposition="inside",
+                insidetextanchor="middle",
+                textangle=0,
+                textfont={"color": "#ffffff" if partition.supported else NEUTRAL, "size": 13},
+                hovertext=f"<b>{escape(name)}</b>: blocks {blocks[0]} to {blocks[-1]}"
+                + "<br>not supported as such" * (not partition.supported),
+                hoverinfo="text",
+                showlegend=False,
+            ),
             row=row,
             col=col,
         )
+    figure.update_yaxes(visible=False, range=[0, 1], row=row, col=col)

@@ -13,10 +13,11 @@ from mspgt_lens.ambient import in_own_state
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.plots.look import (
+    FAINT,
     NEUTRAL,
     SCALE_COLORS,
     digits,
-    segment_color,
+    draw_segment_strip,
     style_figure,
     transparent,
 )
@@ -74,9 +75,11 @@ def plot_patching(sweep: PatchSweep, partition: ScalePartition | None = None) ->
     if p_values is not None:
         figure.add_trace(_dots(p_values), row=row, col=1)
     if partition is not None:
-        _draw_strip(figure, partition)
+        draw_segment_strip(figure, partition, row=1, col=1)
+        sure = {"color": NEUTRAL, "width": 3}
+        unsure = {"color": transparent(NEUTRAL, 2 * FAINT), "width": 1.5, "dash": "dot"}
         for boundary in partition.boundaries:
-            line = {"color": NEUTRAL, "width": 3}
+            line = sure if partition.is_found(boundary) else unsure
             figure.add_vline(x=boundary - 0.5, line=line, row=row, col=1)
     style_figure(
         figure,
@@ -286,32 +289,3 @@ def _sweep_words(sweep: PatchSweep) -> str:
             f"{error['correlation']:.2f} with exact on {error['n_cells']:.0f} cells"
         )
     return "<br>".join(lines)
-
-
-def _draw_strip(figure: go.Figure, partition: ScalePartition) -> None:
-    """The segments as one row of bars; faint if the data do not support them as such."""
-    strength = 1.0 if partition.n_boundaries == len(partition.boundaries) else 0.7
-    for name, inside in partition.segments.items():
-        wide = len(inside) * 12 >= partition.n_layers
-        figure.add_trace(
-            go.Bar(
-                x=[inside[0] - 0.5 + len(inside) / 2],
-                y=[1],
-                width=[len(inside)],
-                marker={
-                    "color": transparent(segment_color(partition, name), strength),
-                    "line": {"width": 0},
-                },
-                text=escape(name.capitalize() if wide else name[0].upper()),
-                textposition="inside",
-                insidetextanchor="middle",
-                textangle=0,
-                textfont={"color": "#ffffff", "size": 13},
-                hovertext=f"<b>{escape(name)}</b>: blocks {inside[0]} to {inside[-1]}",
-                hoverinfo="text",
-                showlegend=False,
-            ),
-            row=1,
-            col=1,
-        )
-    figure.update_yaxes(visible=False, range=[0, 1], row=1, col=1)

@@ -14,11 +14,11 @@ from mspgt_lens.ambient import in_own_state
 from mspgt_lens.estimates import NATS_PER_BIT, Curve, Unit
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.plots.look import (
+    FAINT,
     NEUTRAL,
     OTHER_COLORS,
     digits,
-    draw_segments,
-    segment_words,
+    segment_color,
     style_figure,
     transparent,
 )
@@ -38,6 +38,8 @@ from mspgt_lens.signals import SIGNALS, SignalWords
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _COLUMNS = 3
 _ROW_HEIGHT = 250
+# Height of the segments above a panel, in pixels.
+_STRIP = 7
 
 # Of what is a signal of no block; signals say these things of themselves.
 _TITLES = {"compression": "Compression", "relevance": "Relevance"}
@@ -54,6 +56,7 @@ def plot_profile(
     partition: ScalePartition | None = None,
     *,
     unit: Unit = "nats",
+    unsupported: bool = False,
 ) -> go.Figure:
     """All curves of one profile, or of several overlaid, as small multiples.
 
@@ -62,8 +65,10 @@ def plot_profile(
 
     Args:
         profile: One profile, or several with the same bands.
-        partition: Draws its segments behind the curves; of a model as deep as the profiles'.
+        partition: Draws its segments as a strip above the curves if the data support them; of a
+            model as deep as the profiles'.
         unit: Unit of the information quantities.
+        unsupported: Draw segments that the data do not support too, faint.
 
     Returns:
         The figure; nothing is shown.
@@ -81,6 +86,7 @@ def plot_profile(
             f"partition is of {partition.n_layers} blocks, but the profiles have "
             f"{sorted({p.n_layers for p in profiles})}"
         )
+    strip = partition if partition is not None and (partition.supported or unsupported) else None
     panels = _panels(profiles)
     n_rows = len(panels) // _COLUMNS
     figure = make_subplots(
@@ -93,7 +99,7 @@ def plot_profile(
     for index, panel in enumerate(panels):
         if panel is not None:
             cell = {"row": index // _COLUMNS + 1, "col": index % _COLUMNS + 1}
-            _draw_panel(figure, cell, profiles, panel, partition, unit)
+            _draw_panel(figure, cell, profiles, panel, strip, unit)
     for number, named in enumerate(profiles if len(profiles) > 1 else []):
         line = {"color": NEUTRAL, "dash": _DASHES[number % len(_DASHES)]}
         label = escape(named.model_name)
@@ -101,13 +107,15 @@ def plot_profile(
     names = ", ".join(dict.fromkeys(escape(p.model_name) for p in profiles))
     shaded = "shaded: 95% intervals"
     if partition is not None:
-        shaded += f"; background: {segment_words(partition)}"
+        shaded += f"; {_strip_words(partition, strip)}"
     style_figure(
         figure,
         f"What each layer keeps and predicts: {names}",
         sample_words(profiles, shaded),
         height=130 + _ROW_HEIGHT * n_rows,
     )
+    if strip is not None:
+        figure.update_annotations(yshift=_STRIP)
     return figure
 
 
@@ -138,7 +146,7 @@ def _draw_panel(
     cell: Mapping[str, int],
     profiles: Sequence[LayerProfile],
     panel: tuple[str, str],
-    partition: ScalePartition | None,
+    strip: ScalePartition | None,
     unit: Unit,
 ) -> None:
     """One quantity of all profiles, with its axes."""
@@ -156,9 +164,9 @@ def _draw_panel(
         if (curve := _curve(profile, quantity, scale)) is not None
     )
     axis = "site" if len(shown) > owner.n_layers else "block"
-    if partition is not None:
+    if strip is not None:
         # Block l lies between sites l and l + 1.
-        draw_segments(figure, partition, 0.0 if axis == "site" else -0.5, **cell)
+        _draw_strip(figure, strip, 0.0 if axis == "site" else -0.5, cell)
     figure.update_xaxes(title_text=f"relative depth ({axis})" if relative else axis, **cell)
     signal = _words(profiles, quantity)
     # The changes of compression with depth are small against its size.
@@ -171,6 +179,42 @@ def _draw_panel(
         dtick=1 if logarithmic else None,
         **cell,
     )
+
+
+def _draw_strip(
+    figure: go.Figure, partition: ScalePartition, shift: float, cell: Mapping[str, int]
+) -> None:
+    """The segments above a panel; block l begins at ``l + shift`` on its axis."""
+    for name, blocks in partition.segments.items():
+        figure.add_shape(
+            type="rect",
+            xref="x",
+            x0=blocks[0] + shift,
+            x1=blocks[-1] + 1 + shift,
+            yref="y domain",
+            ysizemode="pixel",
+            yanchor=1,
+            y0=2,
+            y1=_STRIP,
+            fillcolor=transparent(
+                segment_color(partition, name), 1.0 if partition.supported else FAINT
+            ),
+            line={"width": 0},
+            **cell,
+        )
+
+
+def _strip_words(partition: ScalePartition, strip: ScalePartition | None) -> str:
+    """The segments' names in their colors, or why there are none."""
+    if strip is None:
+        return "no segments: the data do not support them"
+    words = ", ".join(
+        f"<span style='color:{segment_color(partition, name)}'>{escape(name)}</span> "
+        f"{blocks[0]} to {blocks[-1]}"
+        for name, blocks in partition.segments.items()
+    )
+    unsure = " (best places; not supported as such)" * (not partition.supported)
+    return f"strip: {words}{unsure}"
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartiti
     )
     if not controls:
         return shown
-    rows = [("", "boundaries chosen", "p of two jumps", "best two places", "least error")]
+    rows = [("", "boundaries chosen", "p of two", "best two places", "least error")]
     for shown_partition in (partition, *controls):
         best = min(shown_partition.sharpness, key=lambda name: shown_partition.sharpness[name])
         places = ", ".join(map(str, shown_partition.boundaries))
@@ -127,7 +127,7 @@ def verdict_section(verdicts: Verdicts) -> Markup:
 
 def comparison_section(comparison: Comparison) -> Markup:
     """Models side by side."""
-    rows = [("model", "family", "blocks", "boundaries", "chosen", "p of two jumps")]
+    rows = [("model", "family", "blocks", "boundaries", "chosen", "p of two")]
     for row in records(comparison.models):
         family = row["family"]
         rows.append(

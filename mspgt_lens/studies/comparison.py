@@ -62,7 +62,7 @@ class Comparison(Result):
 
     def rows(self) -> Rows:
         """Boundaries of every model."""
-        rows: Rows = [("model", "blocks", "boundaries", "depths", "supported", "p of two jumps")]
+        rows: Rows = [("model", "blocks", "boundaries", "depths", "supported", "p of two")]
         for row in records(self.models):
             rows.append(
                 (
@@ -82,7 +82,7 @@ class Comparison(Result):
         Returns:
             Columns ``model, family, quantity, segment, shape, value, low, high, unit, p_value``. A
             ``"boundary"`` (share of the depth) is named by the segment that begins there, and its
-            p-value is that of two jumps; then come the ``"length"`` of every segment and its
+            p-value is that of two boundaries; then come the ``"length"`` of every segment and its
             ``"brittleness"``.
         """
         rows: list[dict[str, Any]] = []

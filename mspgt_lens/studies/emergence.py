@@ -61,7 +61,7 @@ class Emergence(Result):
 
     def rows(self) -> Rows:
         """Relevance and boundaries at every checkpoint."""
-        rows: Rows = [("step", "relevance", "best two places", "supported", "p of two jumps")]
+        rows: Rows = [("step", "relevance", "best two places", "supported", "p of two")]
         for step, profile, partition in zip(
             self.steps, self.profiles, self.partitions, strict=True
         ):
