@@ -26,9 +26,6 @@ import numpy as np  # noqa: E402
 
 import mspgt_lens as ml  # noqa: E402
 from mspgt_lens.partition import SCALES  # noqa: E402
-from mspgt_lens.scales.evidence import search_plan  # noqa: E402
-from mspgt_lens.scales.normalizing import rank_normalize  # noqa: E402
-from mspgt_lens.scales.segments import _sharpness, compare_with_drift  # noqa: E402
 from mspgt_lens.theory import effect_predictions as about_effects  # noqa: E402
 from mspgt_lens.theory import partition_predictions as about_boundaries  # noqa: E402
 
@@ -37,14 +34,20 @@ _POOL = 100
 
 
 def first_family(results: Sequence[ml.results.ModelResults]) -> ml.results.Verdict:
-    return about_boundaries.dominance(results)[0]
+    return about_boundaries.dominance().verdicts(results)[0]
+
+
+def judged_by(prediction: ml.extending.Prediction) -> Judge:
+    return lambda results: prediction.verdicts(results)[0]
 
 
 def cases() -> Iterator[tuple[str, str, str, Judge, dict[str, Any]]]:
     """Prediction, what is true, the right verdict, what judges, and what is made."""
-    position, share = about_boundaries.position, about_boundaries.family_share
-    families = partial(about_effects.brittleness_between_families, shape="covariance")
-    segments = partial(about_effects.brittleness_between_segments, shape="covariance")
+    position = judged_by(about_boundaries.position())
+    share = judged_by(about_boundaries.family_share())
+    families = judged_by(about_effects.brittleness_between_families(shape="covariance"))
+    segments = judged_by(about_effects.brittleness_between_segments(shape="covariance"))
+    dissociation, order = judged_by(about_effects.dissociation()), judged_by(about_effects.order())
     tight = {"boundaries": "families", "noise": 0.3}
     yield "P2", "by water-filling", "supported", position, {"boundaries": "water-filling"}
     for kind in ("thirds", "quarters", "random"):
@@ -60,21 +63,20 @@ def cases() -> Iterator[tuple[str, str, str, Judge, dict[str, Any]]]:
     for ratio, right in ((5.0, "supported"), (1.0, "refuted"), (0.2, "refuted")):
         yield "P4 segments", f"ratio {ratio:g}", right, segments, {"segment_ratio": ratio}
     for excess, right in ((0.5, "supported"), (0.0, "refuted"), (-0.3, "refuted")):
-        yield "P5", f"excess {excess:g}", right, about_effects.dissociation, {"excess": excess}
+        yield "P5", f"excess {excess:g}", right, dissociation, {"excess": excess}
     for places, right in (
         ((0.1, 0.35, 0.6), "supported"),
         ((0.1, 0.35, 0.35), "refuted"),
         ((0.6, 0.35, 0.1), "refuted"),
     ):
         truth = "half at " + ", ".join(f"{100 * place:.0f}%" for place in places)
-        yield "P6", truth, right, about_effects.order, {"half_depths": places}
+        yield "P6", truth, right, order, {"half_depths": places}
 
 
 @cache
 def evidence_pool(effect: float) -> list[dict[str, Any]]:
     """What the boundary test says of synthetic signals: planted stages, or drift only for 0."""
     pool = []
-    plan = search_plan(30, 2)
     for seed in range(_POOL):
         made = ml.synthetic.synthetic_signals(
             30,
@@ -84,13 +86,9 @@ def evidence_pool(effect: float) -> list[dict[str, Any]]:
             drift="flat" if effect else "quadratic",
             seed=seed,
         )
-        tested = compare_with_drift(made.signals, 2, 99, np.random.default_rng(seed))
+        found = ml.segment_blocks(made.signals, n_draws=99, n_bootstraps=20, seed=seed)
         pool.append(
-            {
-                "p_values": tested.p_values,
-                "n_boundaries": tested.n_boundaries,
-                "sharpness": _sharpness(plan, rank_normalize(made.signals), 2),
-            }
+            {name: getattr(found, name) for name in ("p_values", "n_boundaries", "sharpness")}
         )
     return pool
 
@@ -146,7 +144,7 @@ def tested_existence(
 ) -> ml.results.Verdict:
     rng = np.random.default_rng(results[0].n_parameters)
     trained, untrained = evidence_pool(effect), evidence_pool(twin)
-    return about_boundaries.existence(with_evidence(results, trained, untrained, rng))
+    return judged_by(about_boundaries.existence())(with_evidence(results, trained, untrained, rng))
 
 
 def print_rates(

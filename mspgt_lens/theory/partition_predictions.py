@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,9 @@ _RULES = ("water-filling", "thirds", "quarters", "same depth")
 def existence(*, significance: float = 0.05, share: float = 0.5) -> Prediction:
     """P1: most models have two boundaries beyond drift, and not for their architecture alone.
 
-    A model counts if its partition has p below ``significance`` for two boundaries, two
-    chosen, stages that describe left-out blocks better than drift does (alone or beside it), and a
+    A model counts if its partition has p below ``significance`` for two boundaries, exactly two
+    found (jumps or bends; what one signal shows alone, and the first and the last block, do not
+    count), stages that describe left-out blocks better than drift does (alone or beside it), and a
     twin with random weights of which not all of this holds. A model that passes without such a twin
     may count or not: the interval (Clopper & Pearson 1934) takes in both.
 
@@ -53,12 +55,20 @@ def existence(*, significance: float = 0.05, share: float = 0.5) -> Prediction:
         words = (
             f"{len(shown)} of {n} models show two boundaries beyond drift that random weights lack"
         )
+        kinds = Counter(change.kind for r in shown for change in r.partition.found)
+        if kinds:
+            words += f" ({', '.join(f'{kinds[kind]} {kind}s' for kind in ('jump', 'bend'))})"
         if len(passed) > len(shown):
             words += (
                 f"; {len(passed) - len(shown) - uncontrolled} more share them with random weights"
             )
         if uncontrolled:
             words += f"; {uncontrolled} more lack the control with random weights"
+        numbers = Counter(r.partition.n_boundaries for r in results if not shows(r.partition))
+        if numbers:
+            words += "; numbers of boundaries in the others: " + ", ".join(
+                f"{number} ({numbers[number]})" for number in sorted(numbers)
+            )
         if shuffled:
             still = sum(shows(r.shuffled_tokens) for r in shuffled if r.shuffled_tokens)
             words += f"; on shuffled text {still} of {len(shuffled)} show them"
@@ -221,8 +231,10 @@ def family_share(*, difference: float = 0.0) -> Prediction:
 
 def _unsupported(results: Sequence[ModelResults]) -> str:
     """A reminder that places are not boundaries where the model's own test finds none."""
-    unsure = sum(r.partition.n_boundaries != 2 for r in results)
-    return f"; in {unsure} of {len(results)} the data do not support two boundaries" * bool(unsure)
+    unsure = sum(not r.partition.supported for r in results)
+    return f"; in {unsure} of {len(results)} the data do not support these boundaries" * bool(
+        unsure
+    )
 
 
 def depths_and_errors(results: Sequence[ModelResults]) -> tuple[np.ndarray, np.ndarray]:

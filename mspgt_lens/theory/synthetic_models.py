@@ -8,7 +8,7 @@ import numpy as np
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.estimates import Curve, Estimate
-from mspgt_lens.partition import SCALES, ScalePartition
+from mspgt_lens.partition import SCALES, Boundary, ScalePartition, Support
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.targets import DEFAULT_BANDS
 from mspgt_lens.theory.effect_predictions import SHAPES
@@ -151,10 +151,11 @@ def _partition(
         probability=np.zeros(n_layers),
         sharpness={"stages": 0.5 if supported else 0.9, "drift": 0.7, "both": 0.6},
         by_method={"fused": placed},
-        by_signal={},
-        signals=np.zeros((n_layers, 1)),
+        by_signal={"made up": Support(1.0, None, None)},
+        signals=np.arange(n_layers, dtype=float)[:, None],
         drift="made up",
         autocorrelation=0.0,
+        found=tuple(Boundary(b, "jump", ("made up",), 10.0, p_value) for b in placed if supported),
     )
 
 
