@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import pandas as pd
-
 from mspgt_lens.cli.analyze import add_analyze_command
 from mspgt_lens.cli.brittleness import add_brittleness_command
+from mspgt_lens.cli.curves import read_curves
 from mspgt_lens.cli.patch import add_patch_command
 from mspgt_lens.cli.reading import read_documents
 from mspgt_lens.contract import aligned
@@ -91,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         help="find scale boundaries, tested against gradual drift",
         description="Find the boundaries between Local, Intermediate and Global blocks, or find "
         "that the data do not support any; print the partition and write its figures.",
-        epilog="example: mspgt-lens scales gpt2 --prompts texts.jsonl --out scales.html",
+        epilog="examples: mspgt-lens scales gpt2 --prompts texts.jsonl --out scales.html; "
+        "mspgt-lens scales --curves table.csv --out scales.html",
     )
     _add_model(scales, required=False)
     scales.add_argument(
@@ -104,15 +104,15 @@ def _parser() -> argparse.ArgumentParser:
         "--curves",
         type=Path,
         metavar="CSV",
-        help="a table of per-layer numbers to test instead of a model: one row per block, one "
-        "named column per curve",
+        help="a table of per-layer numbers to test instead of a model: one row per block or site, "
+        "one named column per curve, separated by commas; a column called site, block or layer "
+        "numbers the rows from 0",
     )
     scales.add_argument(
         "--rows",
         choices=get_args(Rows),
-        default="blocks",
         help="what a row of --curves is: a block, or a site (one row more: before every "
-        "block, then after the last one); default: %(default)s",
+        "block, then after the last one); default: sites where a column is called so, else blocks",
     )
     scales.add_argument(
         "--method", choices=METHODS, default="fused", help="what places them (default: fused)"
@@ -198,6 +198,8 @@ def _scales(options: argparse.Namespace) -> int:
         return _scales_of_curves(options)
     if options.model is None:
         raise ValueError("scales needs a MODEL, or --curves with a table")
+    if options.rows is not None:
+        raise ValueError("--rows says what the rows of --curves are: leave it out")
     if options.profile is not None:
         superfluous = [n for n in ("prompts", "control") if getattr(options, n) is not None]
         if superfluous:
@@ -213,15 +215,10 @@ def _scales(options: argparse.Namespace) -> int:
             progress=not options.no_progress,
         )
     partition = detect_scales(profile=profile, method=options.method, seed=options.seed)
-    print("", partition.model_name, *partition.findings(), "", sep="\n")
-    for name, blocks in partition.segments.items():
-        print(f"{name.capitalize():14}blocks {blocks[0]} to {blocks[-1]}")
-    print("\nby method")
+    print(f"\n{partition.summary()}\n\nby method")
     for name, boundaries in partition.by_method.items():
         places = "none found" if boundaries is None else ", ".join(map(str, boundaries))
         print(f"{name:16}{places}")
-    for note in partition.warnings:
-        print(f"note: {note}")
     if options.save is not None:
         print(f"\npartition: {partition.save(options.save).resolve()}")
     path = write_report(options.out, profile, partition)
@@ -231,19 +228,19 @@ def _scales(options: argparse.Namespace) -> int:
 
 def _scales_of_curves(options: argparse.Namespace) -> int:
     given = [
-        n for n in ("model", "profile", "prompts", "control") if getattr(options, n) is not None
+        n
+        for n in ("model", "profile", "prompts", "control", "device")
+        if getattr(options, n) is not None
     ]
     if given:
         names = ", ".join(n if n == "model" else f"--{n}" for n in given)
         raise ValueError(f"--curves holds the numbers already: leave out {names}")
     if options.method != "fused":
         raise ValueError(f"--method {options.method} needs a model, not --curves")
-    if not options.curves.is_file():
-        raise FileNotFoundError(f"--curves: no file at {options.curves}")
-    table = pd.read_csv(options.curves)
-    partition = replace(
-        segment_blocks(table, rows=options.rows, seed=options.seed), model_name=options.curves.stem
-    )
+    table, rows = read_curves(options.curves, options.rows)
+    print(f"{options.curves}: {table.shape[1]} curves over {len(table)} {rows}")
+    found = segment_blocks(table, rows=rows, seed=options.seed)
+    partition = replace(found, model_name=options.curves.stem)
     print(f"\n{partition.summary()}\n")
     if options.save is not None:
         print(f"partition: {partition.save(options.save).resolve()}")

@@ -75,7 +75,7 @@ def read_documents(path: Path) -> Documents:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no UTF-8, a record is wrong, or there is no document.
     """
-    _check_file("--prompts", path)
+    _check_documents("--prompts", path)
     form = _form(path)
     number = sum(1 for _ in _documents(path, form))
     if not number:
@@ -90,7 +90,7 @@ def read_records(flag: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no UTF-8, no JSON, or holds something else than objects.
     """
-    _check_file(flag, path)
+    _check_documents(flag, path)
     head = _head(flag, path).lstrip()
     values = _array(flag, path) if head.startswith("[") else _json_lines(flag, path)
     records = []
@@ -101,16 +101,17 @@ def read_records(flag: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
     return records
 
 
-def _check_file(flag: str, path: Path) -> None:
+def check_file(flag: str, path: Path) -> None:
+    """See that there is such a file, and that it may be UTF-8.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is a folder, or cannot be UTF-8.
+    """
     if path.is_dir():
         raise ValueError(f"{flag}: {path} is a folder: give one file")
     if not path.is_file():
         raise FileNotFoundError(f"{flag}: no file at {path}")
-    if path.suffix.lower() in _TABLE_SUFFIXES:
-        raise ValueError(
-            f"{flag}: {path} is a table: write its texts as .jsonl, one record with a 'text' field "
-            "per line"
-        )
     with path.open("rb") as file:
         head = file.read(_PEEK)
     for mark, said in _MARKS.items():
@@ -123,7 +124,16 @@ def _check_file(flag: str, path: Path) -> None:
         )
 
 
-def _lines(flag: str, path: Path) -> Iterator[str]:
+def _check_documents(flag: str, path: Path) -> None:
+    if path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
+        raise ValueError(
+            f"{flag}: {path} is a table: write its texts as .jsonl, one record with a 'text' field "
+            "per line"
+        )
+    check_file(flag, path)
+
+
+def read_lines(flag: str, path: Path) -> Iterator[str]:
     """Lines of a UTF-8 file; a byte order mark is no part of the first."""
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -138,7 +148,7 @@ def _lines(flag: str, path: Path) -> Iterator[str]:
 
 def _head(flag: str, path: Path) -> str:
     size, taken = 0, []
-    for line in _lines(flag, path):
+    for line in read_lines(flag, path):
         taken.append(line)
         size += len(line)
         if size > _PEEK:
@@ -163,7 +173,7 @@ def _is_array(path: Path) -> bool:
     if path.suffix.lower() == ".json":
         return True
     try:
-        values = json.loads("".join(_lines("--prompts", path)))
+        values = json.loads("".join(read_lines("--prompts", path)))
     except json.JSONDecodeError:
         return False
     return any(isinstance(value, dict | str) for value in values)
@@ -205,7 +215,7 @@ def _documents(path: Path, form: Form) -> Iterator[dict[str, Any]]:
         return
     number = 0
     for blank, lines in itertools.groupby(
-        _lines("--prompts", path), key=lambda line: not line.strip()
+        read_lines("--prompts", path), key=lambda line: not line.strip()
     ):
         if blank:
             continue
@@ -241,7 +251,7 @@ def record_group(flag: str, where: str, record: dict[str, Any], number: int) -> 
 
 
 def _json_lines(flag: str, path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_lines(flag, path), start=1):
+    for number, line in enumerate(read_lines(flag, path), start=1):
         if not line.strip():
             continue
         where = f"line {number} of {path}"
@@ -256,7 +266,7 @@ def _json_lines(flag: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 def _array(flag: str, path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        values = json.loads("".join(_lines(flag, path)))
+        values = json.loads("".join(read_lines(flag, path)))
     except json.JSONDecodeError as error:
         raise ValueError(f"{flag}: {path} is not one JSON array ({error})") from error
     for number, value in enumerate(values, start=1):
