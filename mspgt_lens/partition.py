@@ -132,6 +132,11 @@ class ScalePartition(Result):
         return self.p_values[2]
 
     @property
+    def p_found(self) -> float:
+        """p-value of as many boundaries as were found (at most three), or of any if none were."""
+        return self.p_values[min(max(self.n_boundaries, 1), max(self.p_values))]
+
+    @property
     def supported(self) -> bool:
         """Whether the data ask for these segments: as many boundaries, each where one was found."""
         return self.n_boundaries == len(self.boundaries) and all(
@@ -199,8 +204,8 @@ class ScalePartition(Result):
         Returns:
             Sentences, the first of which says how many boundaries there are and how surely.
         """
-        p = self.p_values[min(max(self.n_boundaries, 1), max(self.p_values))]
-        lines = [f"{_counted(self.n_boundaries)} beyond gradual change with depth ({_p_words(p)})."]
+        number, p = _counted(self.n_boundaries), _p_words(self.p_found)
+        lines = [f"{number} beyond gradual change with depth ({p})."]
         n_signals = len(self.by_signal)
         for change in self.found:
             shared = f", shared by {len(change.signals)} of {n_signals} signals" * (n_signals > 1)

@@ -28,8 +28,8 @@ def findings(
         for scale, curve in profile.predicted.items():
             found.append(f"Predicted information, {scale}: {_course(curve)}.")
     if partition is not None:
-        found.append(partition.findings()[0])
-    found += [f"{one.model_name}: {one.findings()[0]}" for one in controls]
+        found.append(" ".join(partition.changes_in_words()))
+    found += [f"{one.model_name}: {' '.join(one.changes_in_words())}" for one in controls]
     if brittleness is not None:
         # The last says what slopes are, which the report tells elsewhere.
         found += brittleness.findings()[:-1]

@@ -84,24 +84,22 @@ def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartiti
     """The partition with its test, and what the controls give."""
     shown = section(
         "Scale boundaries",
-        f"{' '.join(partition.findings())} Jumps that all signals share are tested against gradual "
-        "drift with depth: p says how often drift alone gives as much.",
+        f"{' '.join(partition.findings())} p says how often gradual change alone gives as much "
+        "evidence for sharp changes; what signals share weighs more than what one of them shows.",
         plot_boundaries(partition),
     )
     if not controls:
         return shown
-    rows = [("", "boundaries chosen", "p of two", "best two places", "least error")]
-    for shown_partition in (partition, *controls):
-        best = min(shown_partition.sharpness, key=lambda name: shown_partition.sharpness[name])
-        places = ", ".join(map(str, shown_partition.boundaries))
-        name = shown_partition.model_name or "signals"
+    rows = [("", "boundaries", "where", "p", "left-out blocks described best by")]
+    for one in (partition, *controls):
+        where = ", ".join(f"{change.kind} at block {change.block}" for change in one.found)
         rows.append(
             (
-                name,
-                str(shown_partition.n_boundaries),
-                f"{shown_partition.p_value:.3g}",
-                places,
-                best,
+                one.model_name or "signals",
+                str(one.n_boundaries),
+                where or "none",
+                f"{one.p_found:.3g}",
+                one.best_description,
             )
         )
     words = (

@@ -140,6 +140,8 @@ class _Given:
             return "which activations carry the answer"
         if self.one(Brittleness) is not None:
             return "how much noise each scale bears"
+        if self.partitions:
+            return "where curves change sharply with depth"
         return "results"
 
     def _warnings(self, one: Any) -> Sequence[str]:
