@@ -2,21 +2,26 @@
 
     mspgt-lens profile demo --save output/demo
     python docs/make_figures.py profile output/demo
+    python docs/make_figures.py kinds
+    python docs/make_figures.py curves
+    python docs/make_figures.py boundaries
 
-    python benchmarks/boundaries.py --calibration > docs/boundaries.csv
-    python docs/make_figures.py boundaries docs/boundaries.csv
-
-Needs Chromium on the path, which turns a figure into a picture. The second also rewrites the table
-in docs/boundaries.md.
+Needs Chromium on the path, which turns a figure into a picture. ``curves`` runs the code of
+docs/curves.md and writes what it prints into that page; ``boundaries`` draws the tables of
+docs/boundaries.md.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,8 +29,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 import mspgt_lens as ml
-from mspgt_lens.plots.look import NEUTRAL, OTHER_COLORS, SCALE_COLORS, style_figure
+from mspgt_lens.plots.look import NEUTRAL, SCALE_COLORS, style_figure, transparent
 
+DOCS = Path(__file__).parent
 WIDTH, ROWS = 1200, 3
 INK = {"light": ("#ffffff", "#4a4a4e"), "dark": ("#0d1117", "#b4b4ba")}
 
@@ -38,106 +44,178 @@ def draw_profile(saved: str) -> None:
     picture(figure, "profile", 105 + round((height - 130) * ROWS / all_rows) + 6)
 
 
-def draw_boundaries(path: str) -> None:
-    table = pd.read_csv(path)
-    table = table[table["signals"] > 1]
-    nulls, planted = table[table["planted"] == 0], table[table["planted"] == 2]
-    plain = planted[(planted["drift"] == "flat") & (planted["autocorrelation"] == 0)]
+def draw_kinds() -> None:
+    """Which block a jump and a bend belong to, in curves over blocks and over sites."""
+    n_layers, jump, bend = 8, 3, 4
+    panels = [
+        ("A jump at block 3, rows are blocks", "block", jump, "jump"),
+        ("A bend at block 4, rows are blocks", "block", bend, "bend"),
+        ("The same jump, rows are sites", "site", jump, "jump"),
+        ("The same bend, rows are sites", "site", bend, "bend"),
+    ]
     figure = make_subplots(
         rows=1,
-        cols=4,
-        subplot_titles=[
-            "No boundary: found by error",
-            "Planted: by depth",
-            "Planted: by size of jumps",
-            "Planted: by autocorrelation",
-        ],
-        horizontal_spacing=0.055,
+        cols=len(panels),
+        subplot_titles=[title for title, *_ in panels],
+        horizontal_spacing=0.035,
     )
-    colors = [*SCALE_COLORS.values(), *OTHER_COLORS]
-    kinds = nulls["drift"].where(
-        nulls["autocorrelation"] == 0, "AR(" + nulls["autocorrelation"].astype(str) + ")"
+    for col, (_, axis, block, kind) in enumerate(panels, start=1):
+        # Site l is before block l, so the first new value stands a place further.
+        first_new = block + (axis == "site")
+        x = np.arange(n_layers + (axis == "site"))
+        y = (x >= first_new) * 2.0 if kind == "jump" else np.clip(x - first_new + 1, 0, None)
+        start = block if axis == "site" else block - 0.5
+        figure.add_annotation(
+            text=f"block {block}",
+            x=start + 0.5,
+            y=1,
+            yref="y domain",
+            yanchor="top",
+            showarrow=False,
+            row=1,
+            col=col,
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=y,
+                mode="lines+markers",
+                line={"color": NEUTRAL, "width": 2},
+                marker={
+                    "size": 9,
+                    "color": [
+                        SCALE_COLORS["intermediate" if x_ >= first_new else "local"] for x_ in x
+                    ],
+                    "symbol": ["square" if x_ >= first_new else "circle" for x_ in x],
+                },
+                showlegend=False,
+            ),
+            row=1,
+            col=col,
+        )
+        figure.add_vrect(
+            x0=start,
+            x1=start + 1,
+            fillcolor=transparent(SCALE_COLORS["intermediate"], 0.25),
+            line_width=0,
+            layer="below",
+            row=1,
+            col=col,
+        )
+        figure.update_xaxes(title_text=axis, dtick=1, showgrid=False, row=1, col=col)
+        figure.update_yaxes(
+            showticklabels=False,
+            showgrid=False,
+            range=[-0.6, y.max() * 1.35],
+            title_text="value" if col == 1 else "",
+            row=1,
+            col=col,
+        )
+    style_figure(
+        figure,
+        "A boundary bears the index of the block that makes the change",
+        "squares: the first values that follow the new level or rate, and all after them; "
+        "site l is the residual stream before block l",
+        height=330,
     )
-    for color, kind in zip([*colors, *colors], kinds.unique(), strict=False):
-        rows = nulls[(kinds == kind) & (nulls["correlation"] == 0)]
-        look = color, "dot" if kind.startswith("AR") else "solid"
-        name = kind.replace("_", " ")
-        add(figure, rows["blocks"], rows["rejected"], rows["draws"], name, look, 1)
-    figure.add_hline(y=0.05, line={"color": NEUTRAL, "dash": "dash", "width": 1}, row=1, col=1)
-    eight = plain[(plain["signals"] == 8) & (plain["effect"] == 2)].sort_values("blocks")
-    jumps = plain[(plain["signals"] == 8) & (plain["blocks"] == 30)].sort_values("effect")
-    correlated = planted[
-        (planted["drift"] == "flat") & (planted["blocks"] == 30) & (planted["signals"] == 8)
-    ]
-    correlated = correlated[correlated["effect"] == 2].sort_values("autocorrelation")
-    for col, (rows, axis) in enumerate(
-        ((eight, "blocks"), (jumps, "effect"), (correlated, "autocorrelation")), start=2
+    picture(figure, "kinds", 330)
+
+
+def draw_curves() -> None:
+    """Run the how-to's code; its picture, and what it prints."""
+    page = DOCS / "curves.md"
+    text = page.read_text("utf-8")
+    said = io.StringIO()
+    scope: dict[str, Any] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(said),
     ):
-        for name, quantity, look in (
-            ("p < 0.05", "rejected", (NEUTRAL, "solid")),
-            ("both within one block", "located", (NEUTRAL, "dash")),
-        ):
-            add(figure, rows[axis], rows[quantity], rows["draws"], name, look, col, show=col == 2)
-        figure.update_yaxes(range=[0, 1.03], tickformat=".0%", row=1, col=col)
-    figure.update_yaxes(range=[0, 0.2], tickformat=".0%", title_text="share of draws", row=1, col=1)
-    titles = ("blocks", "blocks", "jump / noise deviation", "lag-one autocorrelation")
-    for col, title in enumerate(titles, start=1):
-        figure.update_xaxes(title_text=title, row=1, col=col)
+        for block in python_blocks(text):
+            exec(block, scope)
+    figure = scope["figure"]
+    picture(figure, "curves", figure.layout.height)
+    marks = r"(<!-- output -->\n```text\n).*?(```\n<!-- end of output -->)"
+    page.write_text(
+        re.sub(marks, lambda m: f"{m[1]}{said.getvalue()}{m[2]}", text, flags=re.DOTALL), "utf-8"
+    )
+
+
+def python_blocks(text: str) -> list[str]:
+    """The Python code of a page, in order."""
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def draw_boundaries() -> None:
+    """The calibration's tables as colors with their numbers."""
+    nulls, planted = (calibration(first) for first in ("null", "planted"))
+    found, right = (planted.map(lambda cell, i=i: float(cell.split(", ")[i])) for i in (0, 1))
+    panels = [
+        ("Nothing planted: any change found", nulls.astype(float), 0.2, "blocks x signals"),
+        ("Planted: any change found", found, 1.0, "size / noise deviation"),
+        ("Planted: exactly these, within one block", right, 1.0, "size / noise deviation"),
+    ]
+    rows = max(len(nulls), len(planted))
+    figure = make_subplots(
+        rows=1,
+        cols=3,
+        subplot_titles=[title for title, *_ in panels],
+        column_widths=[0.28, 0.36, 0.36],
+        horizontal_spacing=0.015,
+    )
+    for col, (_, shares, most, axis) in enumerate(panels, start=1):
+        wrong = col == 1
+        figure.add_trace(
+            go.Heatmap(
+                x=[str(name) for name in shares.columns],
+                y=list(shares.index),
+                z=shares.to_numpy(),
+                zmin=0,
+                zmax=most,
+                colorscale=[[0, "#c9c9c9"], [1, "#c65a11" if wrong else "#1f66a8"]],
+                text=[[f"{100 * share:.0f}" for share in row] for row in shares.to_numpy()],
+                texttemplate="%{text}",
+                showscale=False,
+                xgap=1,
+                ygap=1,
+            ),
+            row=1,
+            col=col,
+        )
+        figure.update_xaxes(type="category", title_text=axis, showgrid=False, row=1, col=col)
+        figure.update_yaxes(
+            autorange="reversed", showgrid=False, showticklabels=col != 3, row=1, col=col
+        )
+    # The names of planted cases stand between the first two panels.
+    figure.update_xaxes(domain=[0.0, 0.24], row=1, col=1)
+    figure.update_xaxes(domain=[0.45, 0.72], row=1, col=2)
+    figure.update_xaxes(domain=[0.73, 1.0], row=1, col=3)
+    for title, middle in zip(figure.layout.annotations, (0.12, 0.585, 0.865), strict=True):
+        title.x = middle
+    height = 26 * rows + 175
     style_figure(
         figure,
         "How often the boundary test is wrong, and right",
-        "8 signals; planted: two jumps of twice the noise at 30 blocks unless said otherwise; "
-        "bars: 95% binomial intervals",
-        height=500,
+        "percent of draws with p < 0.05, and with exactly the planted boundaries; the tables of "
+        "docs/boundaries.md",
+        height,
     )
-    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.25, "yref": "paper"}
-    figure.update_layout(legend=legend, margin={"b": 130})
-    picture(figure, "boundaries", 500)
-    write_table(table)
+    figure.update_layout(margin={"l": 190})
+    picture(figure, "boundaries", height)
 
 
-def add(
-    figure: go.Figure,
-    x: pd.Series,
-    share: pd.Series,
-    draws: pd.Series,
-    name: str,
-    look: tuple[str, str],
-    col: int,
-    show: bool = True,
-) -> None:
-    """A line of shares with Wilson's 95% intervals."""
-    z = 1.96
-    center = (share + z**2 / (2 * draws)) / (1 + z**2 / draws)
-    half = z / (1 + z**2 / draws) * np.sqrt(share * (1 - share) / draws + z**2 / (4 * draws**2))
-    bars = {"array": center + half - share, "arrayminus": share - center + half}
-    figure.add_trace(
-        go.Scatter(
-            x=x,
-            y=share,
-            error_y={"type": "data", "symmetric": False, **bars, "thickness": 1, "width": 0},
-            mode="lines+markers",
-            line={"color": look[0], "dash": look[1], "width": 2},
-            name=name,
-            showlegend=show,
-        ),
-        row=1,
-        col=col,
-    )
-
-
-def write_table(table: pd.DataFrame) -> None:
-    """All rows, good and bad, between the two marks in docs/boundaries.md."""
-    lines = ["| " + " | ".join(table.columns) + " |", "| " + "--- | " * len(table.columns)]
-    text = table.astype(object).where(table.notna(), "")
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in text.to_numpy()]
-    page = Path(__file__).parent / "boundaries.md"
-    head, rest = page.read_text().split("<!-- table -->")[:2]
-    tail = page.read_text().split("<!-- end of table -->")[1]
-    assert rest
-    page.write_text(
-        f"{head}<!-- table -->\n\n" + "\n".join(lines) + f"\n\n<!-- end of table -->{tail}"
-    )
+def calibration(first: str) -> pd.DataFrame:
+    """A table of docs/boundaries.md, by the name of its first column."""
+    lines = (DOCS / "boundaries.md").read_text("utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    header, _, *cells = rows
+    return pd.DataFrame(cells, columns=header).set_index(first)
 
 
 def picture(figure: go.Figure, name: str, shown: int) -> None:
@@ -152,7 +230,7 @@ def picture(figure: go.Figure, name: str, shown: int) -> None:
             page = Path(folder) / "figure.html"
             body = figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
             page.write_text(body.replace("<body>", f"<body style='margin:0;background:{paper}'>"))
-            target = Path(__file__).parent / f"{name}-{mode}.png"
+            target = DOCS / f"{name}-{mode}.png"
             subprocess.run(
                 [
                     browser,
@@ -173,4 +251,10 @@ def picture(figure: go.Figure, name: str, shown: int) -> None:
 
 
 if __name__ == "__main__":
-    {"profile": draw_profile, "boundaries": draw_boundaries}[sys.argv[1]](sys.argv[2])
+    wanted, *arguments = sys.argv[1:]
+    {
+        "profile": draw_profile,
+        "kinds": draw_kinds,
+        "curves": draw_curves,
+        "boundaries": draw_boundaries,
+    }[wanted](*arguments)

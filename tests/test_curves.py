@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,25 @@ def test_curves_are_tested_and_drawn_without_a_model(tmp_path, capsys):
     levels.to_csv(path, index=False)
     assert main(["scales", *files]) == 0
     assert "A sharp change at block 10, shared by 4 of 4 signals" in capsys.readouterr().out
+
+
+def test_the_how_to_runs_and_finds_what_it_says(tmp_path, capsys, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "curves.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
+        exec(block, scope)
+    told = capsys.readouterr().out
+
+    def changes(text):
+        return re.findall(r"^(A [a-z ]+) at block (\d+)", text, flags=re.MULTILINE)
+
+    # What the page says was made.
+    assert changes(told) == [
+        ("A sharp change", "6"),
+        ("A bend", "15"),
+        ("A sharp change of span alone", "11"),
+    ]
+    assert changes(page) == changes(told)
+    assert main(["scales", "--curves", "curves.csv", "--out", "curves.html"]) == 0
+    assert changes(capsys.readouterr().out) == changes(told)
