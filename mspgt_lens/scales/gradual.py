@@ -4,8 +4,8 @@ Every kind is a straight line, free in level and slope, and what varies about it
 covariance: noise that is new at every block or remembers the last one's, random walks, walks whose
 steps wander themselves, smooth curves of several lengths, exponentials, logistics and polynomials
 beneath noise. Noise and walks come in several sizes over depth: even, growing, shrinking, larger at
-both ends or in a part of it. A series' own kind is weighed by its likelihood, so that none has to be
-chosen.
+both ends or in a part of it. A series' own kind is weighed by its likelihood, so that none has to
+be chosen.
 """
 
 from __future__ import annotations
