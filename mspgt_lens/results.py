@@ -22,12 +22,12 @@ from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.perturbation.residuals import ResidualStatistics
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.rates.results import ChannelRun, RateDistortion
-from mspgt_lens.scales.detection import Stability
 from mspgt_lens.scales.synthetic import Power, SyntheticSignals
 from mspgt_lens.storage import saved_kind
 from mspgt_lens.studies.analysis import Analysis
 from mspgt_lens.studies.comparison import Comparison
 from mspgt_lens.studies.emergence import Emergence
+from mspgt_lens.studies.stability import Stability
 from mspgt_lens.theory.dominance import VarianceShares
 from mspgt_lens.theory.verdicts import ModelResults, Verdict, Verdicts
 from mspgt_lens.theory.waterfilling import WaterFilling

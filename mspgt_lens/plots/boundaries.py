@@ -23,9 +23,9 @@ from mspgt_lens.plots.look import (
     style_figure,
     transparent,
 )
-from mspgt_lens.scales.detection import Stability
 from mspgt_lens.scales.normalizing import rank_normalize
 from mspgt_lens.scales.segments import Rows, segment_blocks
+from mspgt_lens.studies.stability import Stability
 
 # Blue to orange through gray: told apart with any color vision, on light and on dark.
 _RANK_SCALE = [[0.0, "#1f66a8"], [0.5, "#c9c9c9"], [1.0, "#c65a11"]]

@@ -31,10 +31,10 @@ from mspgt_lens.plots.rate_distortion import plot_rate_distortion
 from mspgt_lens.plots.tables import plot_class_counts, plot_table
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.rates.results import RateDistortion
-from mspgt_lens.scales.detection import Stability
 from mspgt_lens.studies.analysis import Analysis
 from mspgt_lens.studies.comparison import Comparison
 from mspgt_lens.studies.emergence import Emergence
+from mspgt_lens.studies.stability import Stability
 from mspgt_lens.theory.verdicts import ModelResults
 
 

@@ -20,9 +20,9 @@ from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.rates.results import RateDistortion
 from mspgt_lens.report import sections
-from mspgt_lens.scales.detection import Stability
 from mspgt_lens.studies.comparison import Comparison
 from mspgt_lens.studies.emergence import Emergence
+from mspgt_lens.studies.stability import Stability
 from mspgt_lens.theory.verdicts import Verdicts
 
 

@@ -35,9 +35,9 @@ from mspgt_lens.report.tables import (
     summary_rows,
     verdict_rows,
 )
-from mspgt_lens.scales.detection import Stability
 from mspgt_lens.studies.comparison import Comparison, records
 from mspgt_lens.studies.emergence import Emergence
+from mspgt_lens.studies.stability import Stability
 from mspgt_lens.theory.verdicts import Verdicts
 
 
