@@ -173,7 +173,7 @@ def _draw_panel(
     from_zero = quantity != "compression" if signal is None else signal.from_zero
     logarithmic = signal is not None and signal.logarithmic
     figure.update_yaxes(
-        title_text=escape(_axis_unit(owner, quantity, scale, shown.unit)),
+        title_text=escape(_axis_unit(owner, quantity, scale, shown.unit), quote=False),
         rangemode="tozero" if from_zero else "normal",
         type="log" if logarithmic else "linear",
         dtick=1 if logarithmic else None,
