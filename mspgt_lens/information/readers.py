@@ -56,9 +56,8 @@ class TargetReadings:
         targets: Those of ``scored``, by their Gaussian log-likelihood ratios.
         scored: Which of all targets (the past of every band, then the future of every band): all,
             or those of several tokens where single ones are read otherwise.
-        added: What the future of each band of several tokens adds to that of the coarser ones, in
-            the order of ``several``.
-        several: Which bands hold several tokens, in band order.
+        added: What the future of each of ``added_bands`` adds to those of the coarser of them.
+        added_bands: Which bands these are: all, or those of several tokens, as ``scored``.
         correlations: Held-out canonical correlations with the future of each band, shape
             ``[fold, band, site, component]``.
         ridge: The ridge strength chosen for each fold and target, shape ``[fold, target]``.
@@ -67,7 +66,7 @@ class TargetReadings:
     targets: Reading
     scored: tuple[int, ...]
     added: Reading
-    several: tuple[int, ...]
+    added_bands: tuple[int, ...]
     correlations: Float[np.ndarray, "fold band site component"]
     ridge: Float[np.ndarray, "fold target"]
 
@@ -100,26 +99,23 @@ def read_targets(
     between neighboring positions. It is taken at the weakest strength whose gap is small enough.
 
     What a band adds to the coarser ones is read off the same readers taken together: the joint
-    log-likelihood ratio splits by the chain rule, coarse to fine, and the parts sum to it. Bands of
-    one token have no part: a Gaussian says nothing fair of a single token.
+    log-likelihood ratio splits by the chain rule, coarse to fine, and the parts sum to it.
 
     Args:
         moments: The sums.
         coordinates: The reader's coordinates.
         sampled: Given what readers predict at the sampled positions, site by site; it reads targets
-            of one token, so that these get no Gaussian log-likelihood ratio.
+            of one token, of which a Gaussian says nothing fair, so that they get no ratio here.
     """
     n_sites, n_bands = moments.z_read.shape[1], len(moments.plan.bands)
     bands = list(moments.plan.bands.values())
-    several = [i for i, (first, last) in enumerate(bands) if first < last]
+    # Where single tokens are read otherwise, they get no Gaussian log-likelihood ratio.
+    gaussian = [i for i, (first, last) in enumerate(bands) if first < last or sampled is None]
+    scored = [*gaussian, *(n_bands + i for i in gaussian)]
     # Coarse to fine: from the band that reaches farthest to the one nearest.
-    coarse_to_fine = sorted(several, key=lambda i: bands[i], reverse=True)
+    coarse_to_fine = sorted(gaussian, key=lambda i: bands[i], reverse=True)
     chain = [n_bands + i for i in coarse_to_fine]
     futures = [n_bands + i for i in range(n_bands)]
-    if sampled is None:
-        scored = list(range(2 * n_bands))
-    else:
-        scored = [*several, *(n_bands + i for i in several)]
     strengths = choose_strengths(
         [_site_reader(moments, s, coordinates) for s in spread_sites(n_sites, SELECTION_SITES)]
     )
@@ -147,7 +143,7 @@ def read_targets(
         targets=_pick(everything, np.arange(len(scored))),
         scored=tuple(scored),
         added=_pick(everything, len(scored) + in_band_order),
-        several=tuple(several),
+        added_bands=tuple(gaussian),
         correlations=np.stack(correlations, axis=2),
         ridge=strengths.chosen,
     )

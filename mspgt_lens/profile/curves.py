@@ -154,7 +154,7 @@ def target_curves(
             )
     curves["added"] = {
         scales[band]: gaussian(reading.added, part, len(scales) + band, "added")
-        for part, band in enumerate(reading.several)
+        for part, band in enumerate(reading.added_bands)
     }
     return curves
 
