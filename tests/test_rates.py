@@ -16,7 +16,8 @@ import mspgt_lens as ml
 from mspgt_lens.models import RecordedRun, as_adapter, bridge_from_huggingface, differentiable
 from mspgt_lens.rates import shaping
 from mspgt_lens.rates.channel import Channel, channel_rate, find_directions, kept_correlations
-from mspgt_lens.rates.measuring import Installed, measure
+from mspgt_lens.rates.ladder import Ladder
+from mspgt_lens.rates.measuring import Installed, Reading, measure
 from mspgt_lens.rates.reading import read_rate
 from mspgt_lens.rates.shaping import find_shapes, gradients
 from mspgt_lens.rates.windows import Plan, draw_windows, recorded, split_prompts
@@ -135,6 +136,40 @@ def test_rates_are_read_between_channels_in_use_by_turns_and_never_beyond():
     assert read_rate(np.array([0.0, 9.0, 10.0]), np.array([1.0, 0.9, 0.0]), 0.5) == pytest.approx(5)
     with pytest.raises(ValueError, match=r"must reach down to 0.05 nats, got 0.1"):
         read_rate(rates, kl, 0.05)
+
+
+@pytest.mark.parametrize("steepness", [0.7, 1.0, 1.6])
+def test_a_ladder_runs_a_channel_near_every_distortion(steepness):
+    """Measured KL is far from the expected one, and levels off where nothing is passed on."""
+    along = directions()
+    levels = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+    def moved(expected):
+        return 2 * (1 - np.exp(-3 * (expected / along.most) ** steepness))
+
+    ladder = Ladder(0, "far", True, along, levels, (along.most / 10, 0.8 * moved(along.most / 10)))
+    groups = np.arange(40)
+    noise = np.random.default_rng(0).gamma(20, 1 / 20, 40)
+    while not ladder.done:
+        assert len(ladder.runs) < 9
+        one = ladder.next()
+        kl = moved(along.expected_cost(one.channel))
+        ladder.tell(one, Reading(one.channel.rate, kl * noise, groups), seed=0)
+    assert ladder.runs[0].rate == 0
+    for level in levels:
+        assert min(abs(np.log(run.kl / level)) for run in ladder.runs) < 0.5
+    rate, low, high = ladder.read()
+    assert (np.diff(rate) < 0).all()
+    assert (low <= rate).all()
+    assert (rate <= high).all()
+
+
+def test_a_ladder_that_nothing_moves_has_one_rung():
+    ladder = Ladder(0, "far", True, directions(), (0.01,), (1.0, 0.0))
+    one = ladder.next()
+    ladder.tell(one, Reading(0.0, np.zeros(4), np.arange(4)), seed=0)
+    assert ladder.done
+    assert [x.tolist() for x in ladder.read()] == [[0.0]] * 3
 
 
 @cache

@@ -196,7 +196,7 @@ def _chosen(
                     index == best,
                     along[index],
                     distortions,
-                    kl[index] / expected[index],
+                    (expected[index], kl[index]),
                 )
             )
     return ladders, np.reshape(shrinkage, (len(plan.bands), len(plan.sites)))
