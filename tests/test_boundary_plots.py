@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -196,3 +197,15 @@ def test_the_figure_opens_in_a_real_browser(tmp_path):
     assert page.plots == page.drawn == page.hovered == 1
     for words in ("jump, block 3", "bend, block 8", "alone: bend, block 5", *SIGNALS):
         assert words in page.html
+
+
+def test_reports_say_where_controls_change_sharply_too(tmp_path):
+    twin = replace(made([bend(5)]), model_name="twin", control="random_weights")
+    page = ml.write_report(tmp_path / "r.html", made([jump(3), bend(8)]), twin).read_text()
+    rows = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert rows[:10] == [
+        *("made", "2", "jump at block 3, bend at block 8", "0.002", "stages"),
+        *("twin", "1", "bend at block 5", "0.001", "stages"),
+    ]
+    assert "where curves change sharply with depth" in page
+    assert page.count("A sharp change at block 3, shared by 4 of 5 signals") == 2

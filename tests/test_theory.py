@@ -133,6 +133,38 @@ def test_existence_needs_all_of_its_evidence(weaker):
     assert existence().verdicts(models)[0].verdict == "refuted"
 
 
+def test_existence_says_of_what_kind_boundaries_are_and_how_many_others_have():
+    models = ml.synthetic.synthetic_models(2, 6)
+    bent, *_ = models
+    change = bent.partition.found[0]._replace(kind="bend")
+    found = (change, *bent.partition.found[1:])
+    models[0] = replace(bent, partition=replace(bent.partition, found=found))
+    assert "(23 jumps, 1 bend)" in existence().verdicts(models)[0].reason
+    for at, number in ((1, 0), (2, 1), (3, 1), (4, 3)):
+        other = replace(models[at].partition, n_boundaries=number)
+        models[at] = replace(models[at], partition=other)
+    reason = existence().verdicts(models)[0].reason
+    assert "8 of 12 models show two boundaries" in reason
+    assert "numbers of boundaries in the others: 0 (1), 1 (2), 3 (1)" in reason
+    # A change of one signal, and what the first block does, are no boundaries.
+    for kind in ("alone", "edges"):
+        none = []
+        for r in ml.synthetic.synthetic_models(2, 6):
+            listed = {kind: r.partition.found, "found": (), "n_boundaries": 0}
+            none.append(replace(r, partition=replace(r.partition, **listed)))
+        assert existence().verdicts(none)[0].verdict == "refuted"
+
+
+def test_places_that_the_test_finds_elsewhere_are_said_to_be_unsupported():
+    models = ml.synthetic.synthetic_models(2, 4)
+    moved = [
+        replace(r, partition=replace(r.partition, boundaries=(1, r.partition.n_layers - 1)))
+        for r in models[:3]
+    ]
+    judged = position().verdicts([*moved, *models[3:]])[0]
+    assert "in 3 of 8 the data do not support these boundaries" in judged.reason
+
+
 def test_existence_says_what_shuffled_text_shows():
     one, *others = ml.synthetic.synthetic_models(2, 6)
     shuffled = replace(one, shuffled_tokens=one.partition)

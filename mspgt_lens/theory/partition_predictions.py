@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from mspgt_lens.contract import counted
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.statistics import LEVEL
 from mspgt_lens.theory.dominance import MIN_FAMILY, depth_variation, variance_shares
@@ -57,7 +58,7 @@ def existence(*, significance: float = 0.05, share: float = 0.5) -> Prediction:
         )
         kinds = Counter(change.kind for r in shown for change in r.partition.found)
         if kinds:
-            words += f" ({', '.join(f'{kinds[kind]} {kind}s' for kind in ('jump', 'bend'))})"
+            words += f" ({counted(kinds['jump'], 'jump')}, {counted(kinds['bend'], 'bend')})"
         if len(passed) > len(shown):
             words += (
                 f"; {len(passed) - len(shown) - uncontrolled} more share them with random weights"
