@@ -116,7 +116,7 @@ def test_curves_are_tested_and_drawn_without_a_model(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "4 curves over 21 sites" in shown
     assert "A sharp change at block 9, shared by 4 of 4 signals" in shown
-    found = ml.ScalePartition.load(kept)
+    found = ml.results.ScalePartition.load(kept)
     assert (found.model_name, found.n_layers) == ("mine", 20)
     assert [change.block for change in found.found] == [9]
     page = out.read_text()
