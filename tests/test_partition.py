@@ -29,10 +29,10 @@ def made(
     signals: tuple[str, ...] = SIGNALS,
     alone: tuple[Boundary, ...] = (),
     edges: tuple[Boundary, ...] = (),
-) -> ml.ScalePartition:
+) -> ml.results.ScalePartition:
     """Of 12 blocks."""
     p = {number: 0.001 * number if number <= len(found) else 0.4 for number in (1, 2, 3)}
-    return ml.ScalePartition(
+    return ml.results.ScalePartition(
         model_name="made",
         n_layers=12,
         boundaries=boundaries,
