@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,7 +105,7 @@ class TokenReader:
             if lens[~own].mean() >= best.most:
                 gain[own, site] = lens[own]
                 return
-        self._beyond[target][site] += own.mean() * best.beyond
+        self._beyond[target][site] += own.mean() * self._try_beyond(target, best, fold, told)
         if best.temperature:
             size = max(1, _LOGITS_PER_CHUNK // len(best.scorer.features))
             mine = np.flatnonzero(own)
@@ -119,22 +120,38 @@ class TokenReader:
         tokens, prior = self._tokens[target], self._priors[fold]
         either = prior.covariance(reader.features) if tokens.two_sided else None
         scorer = reader.scorer(told, fold, either)
+        asked = self._asked(target, scorer, fold, told, fitted=False)
+        return _Trial(scorer, asked, *best_temperature(asked))
+
+    def _try_beyond(self, target: int, trial: _Trial, fold: int, told: Predictions) -> float:
+        """How much more than a trial the best reader of its kind may gain.
+
+        It lies about as far above what is held out as below what was fitted.
+        """
+        temperature, apart = trial.temperature, trial.most
+        if not temperature:
+            temperature = TEMPERATURES[0]
+            apart = mean_gain(trial.asked, temperature)
+        fitted = self._asked(target, trial.scorer, fold, told, fitted=True)
+        middle = (apart + mean_gain(fitted, temperature)) / 2
+        return max(0.0, middle - trial.most)
+
+    def _asked(
+        self, target: int, scorer: _Scorer, fold: int, told: Predictions, *, fitted: bool
+    ) -> list[AmongTokens]:
+        """The neighbors' tokens, from readers that left the neighbor out, or were fitted on it."""
+        tokens, prior = self._tokens[target], self._priors[fold]
         frequent = scorer.among(prior.seen)
-        inner: list[AmongTokens] = []
-        fitted: list[AmongTokens] = []
+        asked = []
         for (neighbor, position, apart), seen in zip(
             told.inner[fold], told.fitted[fold], strict=True
         ):
             row, token = tokens.among(position)
             if len(row):
-                log_prior = prior.without(neighbor)
+                scores = frequent.scores((seen if fitted else apart)[row])
                 place = prior.place[torch.from_numpy(token)]
-                for asked, predicted in ((inner, apart), (fitted, seen)):
-                    asked.append(AmongTokens(frequent.scores(predicted[row]), log_prior, place))
-        temperature, most = best_temperature(inner)
-        shown = temperature or TEMPERATURES[0]
-        middle = (mean_gain(inner, shown) + mean_gain(fitted, shown)) / 2
-        return _Trial(scorer, temperature, most, max(0.0, middle - most))
+                asked.append(AmongTokens(scores, prior.without(neighbor), place))
+        return asked
 
     def _reading(self, target: int) -> TokenReading:
         relevance, sample, tokens = self._relevance, self._moments.sample, self._tokens[target]
@@ -235,16 +252,15 @@ class _Trial:
 
     Attributes:
         scorer: It.
+        asked: The tokens of the inner folds.
         temperature: The best.
         most: The mean gain at that.
-        beyond: How much more the best reader of its kind may gain: it lies about as far above what
-            is held out as below what was fitted.
     """
 
     scorer: _Scorer
+    asked: Sequence[AmongTokens]
     temperature: float
     most: float
-    beyond: float
 
 
 class _Tokens:
