@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from test_contract import MADE
-from tiny import ARCHITECTURES, random_model, random_tokens, tiny_config, tiny_model
+from tiny import ARCHITECTURES, random_model, random_tokens, tiny_config, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
 from mspgt_lens.models import RecordedRun, as_adapter, bridge_from_huggingface, differentiable
@@ -447,6 +447,10 @@ def test_what_cannot_be_measured_says_why():
         ml.rate_distortion(model, short, **QUICK)
     with pytest.raises(ml.CannotMeasure, match=r"above what can be told from rounding"):
         ml.rate_distortion(model, dataset(), distortions=(1e-14,), **QUICK)
+    encoder = tiny_model("bert")
+    encoder.tokenizer = tiny_tokenizer()
+    with pytest.raises(ml.CannotMeasure, match="needs a causal model"):
+        ml.rate_distortion(encoder, dataset(), **QUICK)
     with torch.inference_mode():
         made = tiny_model("llama")
     with pytest.raises(ml.CannotMeasure, match=r"was made under torch\.inference_mode"):

@@ -56,15 +56,25 @@ def plot_rate_distortion(found: RateDistortion, *, unit: Unit = "nats") -> go.Fi
         _draw_functions(figure, found, scale, unit, number + 1)
     figure.update_xaxes(title_text="site", row=1)
     figure.update_yaxes(title_text=f"{unit} per token", rangemode="tozero", row=1, col=1)
-    figure.update_xaxes(title_text="distortion D (nats of KL)", type="log", row=2)
+    figure.update_xaxes(
+        title_text="distortion D (nats of KL)",
+        type="log",
+        tickvals=found.distortions,
+        ticktext=[f"{distortion:g}" for distortion in found.distortions],
+        row=2,
+    )
     figure.update_yaxes(title_text=f"{unit} per token", row=2, col=1)
     figure.update_yaxes(rangemode="tozero", row=2)
     name = f": {escape(found.model_name)}" if found.model_name else ""
     words = (
-        "upper bounds: channels of these rates were run, and the KL measured; bands are 95% "
-        "intervals; dotted: the same correlation in every direction"
+        "upper bounds, from channels that were run; bands: 95% intervals; dotted: one correlation "
+        "in every direction; below: early sites dark, late ones bright"
     )
-    style_figure(figure, f"What predictions need of every site{name}", words, height=720)
+    style_figure(figure, f"What predictions need of every site{name}", words, height=760)
+    figure.update_layout(
+        margin={"b": 95},
+        legend={"y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left", "xref": "container"},
+    )
     return figure
 
 
@@ -82,6 +92,7 @@ def _draw_depth(
         go.Scatter(
             x=np.concatenate([sites, sites[::-1]]),
             y=np.concatenate([curve.high, curve.low[::-1]]),
+            mode="lines",
             fill="toself",
             fillcolor=transparent(color, 0.18 if shaped else 0.07),
             line={"width": 0},
