@@ -40,7 +40,8 @@ def dataset(n_prompts=40, n_pos=24, seed=0):
 
 
 def plan(**changed):
-    given = {"sites": (1, 3), "bands": BANDS, "n_targets": 4, "skip_first": 4, "seed": 0}
+    given = {"sites": (1, 3), "bands": BANDS, "n_targets": 4, "skip_first": 4}
+    given |= {"batch_size": None, "seed": 0}
     return Plan(**given | changed)
 
 
@@ -185,8 +186,8 @@ def test_gradients_are_those_of_a_plain_run(architecture, monkeypatch):
     adapter = as_adapter(bridge)
     chosen = torch.tensor([7, 8, 9])
     monkeypatch.setattr(shaping, "_sampled", lambda scores, keys, *_: chosen[: len(keys)])
-    plan_ = plan(sites=(0, 2), bands={"all": (1, 5)})
-    batches = split_prompts(adapter, dataset(36), plan_, 3).shaping
+    plan_ = plan(sites=(0, 2), bands={"all": (1, 5)}, batch_size=3)
+    batches = split_prompts(adapter, dataset(36), plan_).shaping
     with adapter.inference():
         batch, run = next(recorded(adapter, batches))
         part = draw_windows(run, batch, plan_, "all", 1, "shaping")[0]
@@ -216,7 +217,7 @@ def test_the_fisher_information_is_that_of_a_softmax():
     """At the last site it is J' (diag p - p p') J, J being the unembedding's derivative."""
     adapter = as_adapter(tiny_model("llama", n_layers=2, d_model=16))
     plan_ = plan(sites=(0, 2), bands={"local": (1, 1)}, n_targets=60)
-    batches = split_prompts(adapter, dataset(72), plan_, None).shaping
+    batches = split_prompts(adapter, dataset(72), plan_).shaping
     shape = find_shapes(adapter, batches, plan_, Bar())[2]
     exact, n = torch.zeros(16, 16, dtype=torch.float64), 0
 
@@ -250,7 +251,7 @@ def test_the_channel_acts_at_the_bands_positions_and_the_target_is_read(architec
     plain, bridge = plain_and_bridge(architecture)
     adapter = as_adapter(bridge)
     plan_ = plan(sites=(2,), bands={"far": (2, 4)}, n_targets=16)
-    batches = split_prompts(adapter, dataset(36, seed=5), plan_, None).measuring
+    batches = split_prompts(adapter, dataset(36, seed=5), plan_).measuring
     mean = torch.linspace(-1, 1, 32)
     constant = Channel(mean, torch.eye(32), torch.zeros(32, 32), torch.eye(32), np.zeros(32))
     (reading,) = measure(adapter, batches, [Installed(2, "far", constant)], plan_, Bar())
@@ -278,7 +279,7 @@ def test_the_channel_acts_at_the_bands_positions_and_the_target_is_read(architec
 def test_runs_that_resume_at_blocks_only_give_the_same(monkeypatch):
     adapter = as_adapter(tiny_model("llama"))
     plan_ = plan(sites=(1,), n_targets=8)
-    parts = split_prompts(adapter, dataset(), plan_, None)
+    parts = split_prompts(adapter, dataset(), plan_)
 
     def read():
         shape = find_shapes(adapter, parts.shaping, plan_, Bar())[1]
@@ -356,7 +357,7 @@ def test_noise_goes_where_nothing_is_read():
 def test_the_same_noise_in_random_directions_costs_more():
     adapter = as_adapter(few_directions_matter())
     plan_ = plan(sites=(2,), bands={"local": (1, 1)}, n_targets=16)
-    parts = split_prompts(adapter, dataset(60), plan_, None)
+    parts = split_prompts(adapter, dataset(60), plan_)
     shape = find_shapes(adapter, parts.shaping, plan_, Bar())[2]
     shaped = find_directions(shape.mean, shape.covariance, shape.fisher["local"]).at_cost(0.01)
     turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0]
@@ -400,7 +401,7 @@ def test_no_group_is_in_two_parts():
     adapter = as_adapter(tiny_model("llama"))
     tokens = random_tokens(60, 24)
     prompts = ml.PromptDataset.from_tokens(tokens, groups=[i // 3 for i in range(60)])
-    parts = split_prompts(adapter, prompts, plan(), None)
+    parts = split_prompts(adapter, prompts, plan())
     groups = [set(part.groups) for part in (parts.shaping, parts.choosing, parts.measuring)]
     assert [len(one) for one in groups] == [10, 4, 6] or sum(map(len, groups)) == 20
     assert len(set.union(*groups)) == 20
@@ -461,7 +462,7 @@ def test_prompts_that_are_too_short_are_left_out_and_said_to_be():
     adapter = as_adapter(tiny_model("llama"))
     mixed = [*random_tokens(20, 8).tolist(), *random_tokens(9, 7).tolist()]
     with pytest.warns(UserWarning, match="9 of 29 prompts were left out: they hold fewer than 8"):
-        parts = split_prompts(adapter, ml.PromptDataset.from_tokens(mixed), plan(), None)
+        parts = split_prompts(adapter, ml.PromptDataset.from_tokens(mixed), plan())
     assert sum(parts.group_counts().values()) == 20
 
 

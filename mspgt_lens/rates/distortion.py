@@ -118,12 +118,13 @@ def rate_distortion(
         bands=check_bands(bands),
         n_targets=n_targets,
         skip_first=skip_first,
+        batch_size=batch_size,
         seed=seed,
     )
     levels = _checked_distortions(distortions)
     if n_targets < 1:
         raise ValueError(f"n_targets must be at least 1 prediction of each prompt, got {n_targets}")
-    parts = split_prompts(adapter, prompts, plan, batch_size)
+    parts = split_prompts(adapter, prompts, plan)
     with tqdm(unit="run", disable=not progress) as bar:
         bar.set_description("shaping channels")
         shapes = find_shapes(adapter, parts.shaping, plan, bar)
@@ -264,6 +265,7 @@ def _result(
             "n_targets": plan.n_targets,
             "n_groups": groups,
             "skip_first": plan.skip_first,
+            "batch_size": plan.batch_size,
             "seed": plan.seed,
             "weights": adapter.weight_processing,
             "prompts_fingerprint": parts.fingerprint,

@@ -38,6 +38,7 @@ class Plan:
         bands: Scale name to offsets.
         n_targets: Predictions of each prompt that shape the channels of the farthest band.
         skip_first: Tokens at a prompt's beginning that are left alone.
+        batch_size: Prompts per forward pass; None for a fixed number of tokens.
         seed: Decides the split, the targets, the sampled tokens and the noise.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     bands: Mapping[str, Band]
     n_targets: int
     skip_first: int
+    batch_size: int | None
     seed: int
 
     @property
@@ -86,7 +88,6 @@ def split_prompts(
     adapter: ModelAdapter,
     prompts: PromptDataset | Iterable[str],
     plan: Plan,
-    batch_size: int | None,
 ) -> Parts:
     """Prompts that are long enough for every band, dealt by group.
 
@@ -116,7 +117,11 @@ def split_prompts(
     def part(name: str) -> Batches:
         mine = [row for row in usable if fold[row.group] in _PARTS[name]]
         return make_batches(
-            adapter, _of(mine), skip_first=plan.skip_first, batch_size=batch_size, min_groups=1
+            adapter,
+            _of(mine),
+            skip_first=plan.skip_first,
+            batch_size=plan.batch_size,
+            min_groups=1,
         )
 
     return Parts(**{name: part(name) for name in _PARTS})
