@@ -403,7 +403,7 @@ def test_no_group_is_in_two_parts():
     prompts = ml.PromptDataset.from_tokens(tokens, groups=[i // 3 for i in range(60)])
     parts = split_prompts(adapter, prompts, plan())
     groups = [set(part.groups) for part in (parts.shaping, parts.choosing, parts.measuring)]
-    assert [len(one) for one in groups] == [10, 4, 6] or sum(map(len, groups)) == 20
+    assert sum(map(len, groups)) == 20
     assert len(set.union(*groups)) == 20
     assert len(groups[0]) > len(groups[2]) > len(groups[1])
 
