@@ -25,7 +25,9 @@ def difference(reference: Curve, other: Curve) -> float:
     """Largest difference of values and interval ends, relative to the largest reference value."""
     if len(reference) != len(other) or reference.unit != other.unit:
         return float("inf")
-    largest = max(np.abs(reference.values).max(), np.finfo(float).tiny)
+    # A curve that is 0 everywhere has no size but its interval's.
+    sizes = (np.abs(part).max() for part in (reference.values, reference.low, reference.high))
+    largest = next((size for size in sizes if size > 0), np.finfo(float).tiny)
     return max(
         float(np.abs(getattr(other, part) - getattr(reference, part)).max() / largest)
         for part in ("values", "low", "high")
