@@ -176,10 +176,10 @@ class Evidence:
         rest = np.maximum(1 - shared**2, 1 - _SAME)
         taken = (one**2 + along**2 - 2 * shared * one * along) / rest
         mine, other = length[:, first][:, None, None], length[:, :, None, None]
-        price = -0.5 * np.log(
-            (1 + _SIZE_VARIANCE * mine) * (1 + _SIZE_VARIANCE * other)
-            - _SIZE_VARIANCE**2 * shared**2 * mine * other
-        )
+        apart_by = (1 + _SIZE_VARIANCE * mine) * (1 + _SIZE_VARIANCE * other)
+        apart_by -= _SIZE_VARIANCE**2 * shared**2 * mine * other
+        # What single precision leaves of two large numbers may be less than it can be.
+        price = -0.5 * np.log(np.maximum(apart_by, 1))
         apart = (shared**2 < _SAME) & (other > 0)
         with_both = np.where(apart, self._fitted(taken) + price, -np.inf) + base[:, None]
         return _under_common_kind(with_both.transpose(1, 0, 2, 3))

@@ -46,6 +46,8 @@ _PARTS = (0.25, 0.33, 0.5)
 _MIDDLE = 0.3
 _MIDDLES = (-0.2, 0.0, 0.2)
 _LARGER = (4.0, 16.0)
+# Sums of what every block adds settle like powers of depth, so sizes may, too.
+_POWERS = (1.0, 2.0, 3.0)
 # The variance of a walk of the curvature, whose noise is the least.
 _SMOOTHEST = 1e5
 # Keeps covariances of walks regular.
@@ -97,9 +99,19 @@ def gradual_kinds(n_rows: int) -> Gradual:
     apart = np.abs(np.subtract.outer(rows, rows))
     made += [("wandering", np.eye(n_rows) + walk * summed @ summed.T) for walk in _WALKS]
     made += [("wandering", memory**apart) for memory in _MEMORIES]
-    for part in _LENGTHS:
-        smooth = np.exp(-(apart**2) / 2 / (n_rows / part) ** 2)
-        made += [("smooth", np.eye(n_rows) + v * smooth) for v in _VARIANCES]
+    # Depth itself, and its logarithm: what settles early is smooth in that.
+    for depth in (rows, n_rows * np.log1p(rows) / np.log1p(n_rows)):
+        between = np.subtract.outer(depth, depth)
+        for part in _LENGTHS:
+            smooth = np.exp(-(between**2) / 2 / (n_rows / part) ** 2)
+            made += [("smooth", np.eye(n_rows) + v * smooth) for v in _VARIANCES]
+    # Curves whose noise and course grow or shrink together.
+    smooth = np.exp(-(apart**2) / 2 / (n_rows / _LENGTHS[0]) ** 2)
+    for rate in _GROWTHS[1:]:
+        size = np.exp(rate * np.linspace(-0.5, 0.5, n_rows))
+        made += [
+            ("smooth", np.outer(size, size) * (np.eye(n_rows) + v * smooth)) for v in _VARIANCES
+        ]
     for word, shape in _shapes(n_rows):
         made += [(word, np.eye(n_rows) + v * np.outer(shape, shape)) for v in _SHAPE_VARIANCES]
     covariances = np.stack([c for _, c in made]) + _LEAST * np.eye(n_rows)
@@ -110,6 +122,7 @@ def _sizes(n_rows: int) -> list[np.ndarray]:
     """Standard deviations over depth: even, growing or shrinking, larger in some part."""
     depth = np.linspace(-0.5, 0.5, n_rows)
     sizes = [np.exp(rate * depth) for rate in _GROWTHS]
+    sizes += [(1.0 + np.arange(n_rows)) ** -power for power in _POWERS]
     at_end = np.minimum(np.arange(n_rows), np.arange(n_rows)[::-1])
     sizes += [np.where(at_end < width, _LARGER[0], 1.0) for width in _ENDS]
     for part in _PARTS:
