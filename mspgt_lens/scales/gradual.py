@@ -62,11 +62,13 @@ class Gradual:
         covariances: Of each kind, shape ``[kind, row, row]``.
         roots: Lower triangles that turn independent draws into them.
         words: What each kind is.
+        n_even: The first so many have noise and steps as large at every depth.
     """
 
     covariances: Float[np.ndarray, "kind row row"]
     roots: Float[np.ndarray, "kind row row"]
     words: tuple[str, ...]
+    n_even: int
 
     def autocorrelation(self, kind: int) -> float:
         """Lag-one autocorrelation about a straight line, between neighboring rows."""
@@ -80,10 +82,12 @@ class Gradual:
 @lru_cache(maxsize=64)
 def gradual_kinds(n_rows: int) -> Gradual:
     """All kinds for series of ``n_rows`` rows; see the module."""
-    made: list[tuple[str, np.ndarray]] = []
     rows = np.arange(n_rows)
     summed = np.tril(np.ones((n_rows, n_rows)))
+    even: list[tuple[str, np.ndarray]] = []
+    uneven: list[tuple[str, np.ndarray]] = []
     for size in _sizes(n_rows):
+        made = even if np.ptp(size) == 0 else uneven
         noise = np.diag(size**2)
         for word, shares in _WANDERING.items():
             for level, walk, slope in shares:
@@ -97,25 +101,27 @@ def gradual_kinds(n_rows: int) -> Gradual:
         bent = thrice @ noise @ thrice.T
         made.append(("smooth", bent * (_SMOOTHEST / bent.max())))
     apart = np.abs(np.subtract.outer(rows, rows))
-    made += [("wandering", np.eye(n_rows) + walk * summed @ summed.T) for walk in _WALKS]
-    made += [("wandering", memory**apart) for memory in _MEMORIES]
+    even += [("wandering", np.eye(n_rows) + walk * summed @ summed.T) for walk in _WALKS]
+    even += [("wandering", memory**apart) for memory in _MEMORIES]
     # Depth itself, and its logarithm: what settles early is smooth in that.
     for depth in (rows, n_rows * np.log1p(rows) / np.log1p(n_rows)):
         between = np.subtract.outer(depth, depth)
         for part in _LENGTHS:
             smooth = np.exp(-(between**2) / 2 / (n_rows / part) ** 2)
-            made += [("smooth", np.eye(n_rows) + v * smooth) for v in _VARIANCES]
+            even += [("smooth", np.eye(n_rows) + v * smooth) for v in _VARIANCES]
+    for word, shape in _shapes(n_rows):
+        even += [(word, np.eye(n_rows) + v * np.outer(shape, shape)) for v in _SHAPE_VARIANCES]
     # Curves whose noise and course grow or shrink together.
     smooth = np.exp(-(apart**2) / 2 / (n_rows / _LENGTHS[0]) ** 2)
     for rate in _GROWTHS[1:]:
         size = np.exp(rate * np.linspace(-0.5, 0.5, n_rows))
-        made += [
+        uneven += [
             ("smooth", np.outer(size, size) * (np.eye(n_rows) + v * smooth)) for v in _VARIANCES
         ]
-    for word, shape in _shapes(n_rows):
-        made += [(word, np.eye(n_rows) + v * np.outer(shape, shape)) for v in _SHAPE_VARIANCES]
-    covariances = np.stack([c for _, c in made]) + _LEAST * np.eye(n_rows)
-    return Gradual(covariances, np.linalg.cholesky(covariances), tuple(word for word, _ in made))
+    kinds = [*even, *uneven]
+    covariances = np.stack([c for _, c in kinds]) + _LEAST * np.eye(n_rows)
+    words = tuple(word for word, _ in kinds)
+    return Gradual(covariances, np.linalg.cholesky(covariances), words, len(even))
 
 
 def _sizes(n_rows: int) -> list[np.ndarray]:

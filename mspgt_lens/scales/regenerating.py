@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.special import ndtri
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata, t
 
 from mspgt_lens.scales.evidence import Evidence
 from mspgt_lens.scales.gradual import gradual_kinds
 
 # Degrees of freedom of heavy tails.
 _HEAVY = 3
+# Its scales that are tried, in units of the deviation.
+_HEAVY_SCALES = (0.3, 0.45, 0.6, 0.8, 1.0)
 _ITERATIONS = 100
 
 
@@ -107,23 +109,24 @@ def kind_weights(
 
 
 def lightness(
-    evidence: Evidence,
-    series: Float[np.ndarray, "draw row signal"],
-    kinds: Int[np.ndarray, " kind"],
+    evidence: Evidence, series: Float[np.ndarray, "draw row signal"]
 ) -> Float[np.ndarray, " draw"]:
-    """How light the tails are: mean size over root mean square, under each signal's likeliest kind.
+    """How much better normal noise describes series than Student's t with 3 degrees of freedom.
 
-    Between independent normal values it is .80, of Student's t with 3 degrees of freedom .64 (the
-    ratio of Geary, 1935).
+    The log-likelihood ratio per row, each signal of its likeliest kind whose size is even over
+    depth: one that is larger where steps are large would account for heavy tails.
     """
     n_draws, n_rows, n_signals = series.shape
+    even = np.arange(gradual_kinds(evidence.n_rows).n_even)
     flat = series.transpose(1, 2, 0).reshape(n_rows, -1)
-    white = evidence.whiteners[kinds] @ flat
-    likeliest = evidence.log_likelihood(white, kinds).argmax(axis=0)
+    white = evidence.whiteners[even] @ flat
+    likeliest = evidence.log_likelihood(white, even).argmax(axis=0)
     own = white[likeliest, :, np.arange(flat.shape[1])]
-    ratio = np.abs(own).mean(axis=1) / np.sqrt((own**2).mean(axis=1))
-    lightness: np.ndarray = ratio.reshape(n_signals, n_draws).mean(axis=0)
-    return lightness
+    own /= np.maximum(np.sqrt((own**2).mean(axis=1, keepdims=True)), np.finfo(float).tiny)
+    heavy = [t.logpdf(own, _HEAVY, scale=scale).mean(axis=1) for scale in _HEAVY_SCALES]
+    ratio = norm.logpdf(own).mean(axis=1) - np.max(heavy, axis=0)
+    value: np.ndarray = ratio.reshape(n_signals, n_draws).mean(axis=0)
+    return value
 
 
 def _correlation(

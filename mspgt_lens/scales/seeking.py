@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,13 +27,15 @@ MAX_CHANGES = 6
 # Later tests take this part of the draws, but no fewer than a p-value of 0.05 needs.
 _PART_OF_DRAWS = 4
 _FEWEST_DRAWS = 99
-# Heavy tails are left out where the data's are lighter than this share of heavy-tailed series'.
-_TOO_LIGHT = 0.99
 # What is taken out of the series that regenerated ones are like leaves so many rows on either side:
 # what happens in the outermost rows may be noise that is larger there.
 _ROWS_BESIDE = 2
 # Gradual kinds that are less likely than this for every signal are not weighed.
 _LIKELY = 0.01
+# Odds for heavy tails beforehand: to miss them makes more of chance than to miss normal ones.
+_HEAVY_ODDS = 8.0
+# Variance of how light tails are, in which any two can be told apart.
+_LEAST_SPREAD = 1e-12
 # What single precision cannot tell apart.
 _EQUAL = 1e-4
 
@@ -42,7 +45,8 @@ class ChangeTest:
     """Is there one more change?
 
     Attributes:
-        p_value: Share of regenerated series with as much evidence; the larger of both tails.
+        p_value: Share of regenerated series with as much evidence; normal and heavy-tailed ones are
+            weighed by how likely the signals' tails are either.
         without: The same with each signal left out.
         best: The likeliest change.
         alone: Evidence that a single signal reaches in 5% of regenerated series.
@@ -221,20 +225,14 @@ def _test(
     # Heavy tails account for the likeliest change themselves.
     likes = regenerator(without, series, correlated=evidence), regenerator(evidence, series)
     seen = evidence.weigh(series[None], kinds)
-    light = lightness(without, series[None], kinds)
-    drawn, p_values, p_without = [], [], []
+    drawn, tails = [], []
     for heavy, like in zip((False, True), likes, strict=True):
         parts = evidence.chunks(like.draw(n_draws, rng, heavy=heavy))
-        reference = _Reference([evidence.weigh(part, kinds) for part in parts])
-        if heavy:
-            tails = np.concatenate([lightness(without, part, kinds) for part in parts])
-            if light > np.quantile(tails, _TOO_LIGHT):
-                break
-        drawn.append(reference)
-        p_values.append(reference.p_value(seen))
-        p_without.append(reference.p_without(seen))
-        if decide_only and p_values[0] >= SIGNIFICANCE:
+        drawn.append(_Reference([evidence.weigh(part, kinds) for part in parts]))
+        if decide_only and drawn[0].p_value(seen) >= SIGNIFICANCE:
             break
+        tails.append(np.concatenate([lightness(evidence, part) for part in parts]))
+    heavy_share = _heavier(float(lightness(evidence, series[None])[0]), tails)
     total = votes(seen.gains[..., 0]).sum(axis=1)
     gains = seen.own[..., 0]
     alone = max(reference.highest(SIGNIFICANCE) for reference in drawn)
@@ -245,8 +243,8 @@ def _test(
         own[evidence.candidates[at]] = max(reference.p_alone(most) for reference in drawn)
     others = max(series.shape[1] - 1, 1)
     return ChangeTest(
-        p_value=max(p_values),
-        without=np.max(p_without, axis=0),
+        p_value=float(_mixed([reference.p_value(seen) for reference in drawn], heavy_share)),
+        without=_mixed([reference.p_without(seen) for reference in drawn], heavy_share),
         best=evidence.candidates[int(total.argmax())],
         alone=alone,
         shares=max(reference.anywhere(SIGNIFICANCE) for reference in drawn),
@@ -300,6 +298,27 @@ class _Reference:
 
     def _share(self, reached: np.ndarray) -> float:
         return float((1 + reached.sum()) / (1 + len(reached)))
+
+
+def _heavier(light: float, tails: list[Float[np.ndarray, " draw"]]) -> float:
+    """How likely tails are heavy.
+
+    Args:
+        light: How light the signals' tails are.
+        tails: The same of series with normal noise, and of some with heavy noise.
+    """
+    if len(tails) < 2:
+        return 0.0
+    normal, heavy = (float(part.mean()) for part in tails)
+    spread = float(np.mean([part.var() for part in tails]))
+    apart = (light - (normal + heavy) / 2) * (normal - heavy) / max(spread, _LEAST_SPREAD)
+    return float(1 / (1 + np.exp(np.clip(apart, -700, 700)) / _HEAVY_ODDS))
+
+
+def _mixed(p_values: Sequence[Any], heavy_share: float) -> Any:
+    """p-values over normal and heavy tails, of which the heavy never make a change likelier."""
+    normal, heavy = p_values[0], np.maximum(p_values[0], p_values[-1])
+    return (1 - heavy_share) * normal + heavy_share * heavy
 
 
 def _spread(evidence: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
