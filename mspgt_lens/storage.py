@@ -1,7 +1,11 @@
-"""Results on disk: one safetensors file with a JSON header, never pickled, written atomically."""
+"""Results on disk: one safetensors file with a JSON header, never pickled, written atomically.
+
+A checksum of header and arrays goes with them, so that a damaged file is told from a sound one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -22,7 +26,10 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 _HEADER = "mspgt_lens"
+_CHECKSUM = "mspgt_lens_checksum"
 _FORMAT = 2
+# Of what is being written; a process that is killed meanwhile leaves it behind.
+PARTIAL_SUFFIX = ".partial"
 
 
 def write_result(
@@ -44,21 +51,28 @@ def write_result(
     """
     file = _with_suffix(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".partial")
+    handle, temporary = tempfile.mkstemp(
+        dir=file.parent, prefix=f"{file.stem}-", suffix=PARTIAL_SUFFIX
+    )
     os.close(handle)
     text = json.dumps({"format": _FORMAT, "kind": kind, **header})
     try:
         # Arrays in any other order than C's would come back scrambled.
         ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        save_file(ordered, temporary, metadata={_HEADER: text})
+        written = {_HEADER: text, _CHECKSUM: _checksum(text, ordered)}
+        save_file(ordered, temporary, metadata=written)
         # Temporary files are private; results are as readable as any new file.
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
+        # On the disk before it takes its name, or a power cut could leave the name of nothing.
+        _flush(temporary, os.O_RDWR)
         os.replace(temporary, file)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    if hasattr(os, "O_DIRECTORY"):
+        _flush(file.parent, os.O_RDONLY)
     return file
 
 
@@ -67,7 +81,7 @@ def saved_kind(path: str | os.PathLike[str]) -> str:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read.
+        ValueError: If the file cannot be read, or is not as it was written.
     """
     file = Path(path) if Path(path).is_file() else _with_suffix(path)
     if not file.exists():
@@ -82,7 +96,7 @@ def read_result(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file holds no result of this kind.
+        ValueError: If the file holds no result of this kind, or is not as it was written.
     """
     file = Path(path) if Path(path).is_file() else _with_suffix(path)
     if not file.exists():
@@ -185,10 +199,39 @@ def package_versions() -> dict[str, str]:
 def _opened(file: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with safe_open(file, framework="np") as opened:
-            header = json.loads((opened.metadata() or {}).get(_HEADER, "{}"))
-            return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            written = opened.metadata() or {}
+            text = written.get(_HEADER, "{}")
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        header = json.loads(text)
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"path: {file} is not a saved {kind} ({error})") from error
+        raise ValueError(
+            f"path: {file} is not a saved {kind}, or it is cut short ({error}); save it again, or "
+            "take another copy"
+        ) from error
+    # Files of earlier versions have none.
+    if written.get(_CHECKSUM, checksum := _checksum(text, arrays)) != checksum:
+        raise ValueError(
+            f"path: {file} is not as it was saved: its checksum is {checksum}, and "
+            f"{written[_CHECKSUM]} is written in it; save it again, or take another copy"
+        )
+    return header, arrays
+
+
+def _checksum(text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _flush(path: str | Path, flags: int) -> None:
+    """See that what was written there has reached the disk."""
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _with_suffix(path: str | os.PathLike[str]) -> Path:

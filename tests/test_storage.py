@@ -1,15 +1,18 @@
 """Results on disk: what is read is what was written, whatever its shape and order in memory."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from mspgt_lens.contract import Result
 from mspgt_lens.estimates import Estimate
-from mspgt_lens.storage import read_result, write_result
+from mspgt_lens.storage import read_result, saved_kind, write_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,3 +96,44 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.safetensors").write_text("no such thing")
     with pytest.raises(ValueError, match="is not a saved Kept"):
         read_result(tmp_path / "text", "Kept")
+
+
+def test_a_file_that_is_cut_short_anywhere_is_refused_by_name(tmp_path):
+    path = kept(np.arange(50.0)).save(tmp_path / "kept")
+    whole = path.read_bytes()
+    for length in (0, 4, 60, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"path: .*kept\.safetensors is not a saved Kept"):
+            Kept.load(path)
+
+
+def test_a_file_that_was_altered_is_refused_by_name(tmp_path):
+    path = kept(np.arange(50.0)).save(tmp_path / "kept")
+    whole = path.read_bytes()
+    assert whole.count(b"Made up.") == 1
+    in_words = whole.index(b"Made up.")
+    # Another number, and another word in the header, which stays JSON.
+    for place in (len(whole) - 3, in_words):
+        altered = bytearray(whole)
+        altered[place] ^= 1
+        path.write_bytes(altered)
+        for read in (Kept.load, saved_kind):
+            with pytest.raises(ValueError, match=r"kept\.safetensors is not as it was saved"):
+                read(path)
+
+
+def test_files_of_before_there_were_checksums_load(tmp_path):
+    path = kept(np.arange(50.0)).save(tmp_path / "kept")
+    with safe_open(path, framework="np") as opened:
+        header = opened.metadata()["mspgt_lens"]
+    save_file(load_file(path), path, metadata={"mspgt_lens": header})
+    assert Kept.load(path) == kept(np.arange(50.0))
+
+
+def test_what_is_saved_has_reached_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    done = []
+    flush, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("flush"), flush(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("name"), replace(*paths)))
+    kept(np.ones(3)).save(tmp_path / "kept")
+    assert done[:2] == ["flush", "name"]
