@@ -11,9 +11,8 @@ from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
 from mspgt_lens.cli import analyze as analyze_command
-from mspgt_lens.cli import brittleness as brittleness_command
 from mspgt_lens.cli import command as cli
-from mspgt_lens.cli import patch as patch_command
+from mspgt_lens.cli import placing
 
 
 @pytest.fixture
@@ -27,8 +26,7 @@ def tiny_by_name(monkeypatch):
             raise OSError(f"{name} is no model here")
         return model
 
-    for module in (brittleness_command, cli, patch_command):
-        monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(placing, "load_model", load)
     return model
 
 
@@ -148,7 +146,7 @@ def test_what_was_read_is_said_before_the_model_is_loaded(tmp_path, capsys, monk
     def load(name, device=None):
         raise OSError("not loaded")
 
-    monkeypatch.setattr(cli, "load_model", load)
+    monkeypatch.setattr(placing, "load_model", load)
     path = tmp_path / "texts.NDJSON"
     path.write_text("\n".join(json.dumps({"text": f"text {i}"}) for i in range(24)))
     assert cli.main(["profile", "tiny", "--prompts", str(path)]) == 2
@@ -166,6 +164,31 @@ def test_missing_files_and_models_get_one_line(tiny_by_name, tmp_path, capsys):
     assert "no file at" in capsys.readouterr().err
     assert cli.main(["profile", "nobody/has-this"]) == 2
     assert "nobody/has-this" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["profile", "scales", "brittleness", "patch", "analyze"])
+def test_every_command_hands_devices_and_precision_on(command, monkeypatch, capsys):
+    asked = []
+
+    def load(name, **given):
+        asked.append((name, given))
+        raise OSError("not loaded")
+
+    monkeypatch.setattr(placing, "load_model", load)
+    more = {"brittleness": ["--blocks", "1,3"], "patch": ["--task", "indirect_objects"]}
+    spread = ["--device-map", "auto", "--max-memory", "0=20GiB,cpu=1GiB", "--dtype", "bfloat16"]
+    for arguments in (spread, ["--n-devices", "2"], ["--device", "cpu"], []):
+        assert cli.main([command, "some/name", *more.get(command, []), *arguments]) == 2
+    memory = {0: "20GiB", "cpu": "1GiB"}
+    assert asked == [
+        ("some/name", {"dtype": "bfloat16", "device_map": "auto", "max_memory": memory}),
+        ("some/name", {"n_devices": 2}),
+        ("some/name", {"device": "cpu"}),
+        ("some/name", {}),
+    ]
+    with pytest.raises(SystemExit):
+        cli.main([command, "some/name", *more.get(command, []), "--max-memory", "20GiB"])
+    assert "devices with sizes, such as 0=20GiB" in capsys.readouterr().err
 
 
 def test_brittleness_prints_slopes_and_writes_its_figures(tiny_by_name, texts, tmp_path, capsys):
@@ -198,7 +221,7 @@ def test_analyze_takes_models_one_after_the_other_and_compares_them(
         model.tokenizer, model.cfg.model_name = tiny_tokenizer(), name
         return model
 
-    monkeypatch.setattr(analyze_command, "load_model", load)
+    monkeypatch.setattr(placing, "load_model", load)
     fewer = partial(ml.analyze, n_control_documents=12, n_tokens=100)
     monkeypatch.setattr(analyze_command, "analyze", fewer)
     prompts, out = tmp_path / "texts.txt", tmp_path / "out"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
-from mspgt_lens.models import as_adapter, loading
+from mspgt_lens.models import as_adapter, loading, placing
 
 
 @pytest.fixture
@@ -47,6 +47,86 @@ def test_folders_of_save_pretrained_are_loaded(tmp_path, architecture):
     tokens = torch.arange(5, 15)[None]
     with torch.no_grad():
         torch.testing.assert_close(found(tokens), clean.eval()(tokens).logits)
+
+
+def test_devices_and_precision_go_to_transformer_lens(hub):
+    ml.load_model("gpt2", dtype="bfloat16", n_devices=2)
+    ml.load_model("gpt2", dtype=torch.float16, device_map="auto", max_memory={0: "2GiB"})
+    assert hub == [
+        ("gpt2", {"device": None, "dtype": torch.bfloat16, "n_devices": 2}),
+        (
+            "gpt2",
+            {
+                "device": None,
+                "dtype": torch.float16,
+                "device_map": "auto",
+                "max_memory": {0: "2GiB"},
+            },
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "named"),
+    [
+        ({"dtype": "int8"}, TypeError, "dtype must be one of float32, bfloat16, .*, got 'int8'"),
+        ({"dtype": torch.int64}, TypeError, "dtype must be one of"),
+        ({"device": "cpu", "n_devices": 2}, ValueError, "give one of them"),
+        ({"device": "cpu", "device_map": "auto"}, ValueError, "give one of them"),
+        ({"n_devices": 2, "device_map": "auto"}, ValueError, "both say how to spread"),
+        ({"n_devices": 0}, ValueError, "n_devices must be at least 1, got 0"),
+        ({"max_memory": {0: "1GiB"}}, ValueError, "max_memory bounds what a spread model takes"),
+    ],
+)
+def test_contradictions_are_named_before_anything_is_loaded(hub, given, error, named):
+    with pytest.raises(error, match=named):
+        ml.load_model("gpt2", **given)
+    assert not hub
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", torch.bfloat16])
+def test_folders_are_loaded_in_the_precision_asked_for(tmp_path, dtype):
+    place = saved("llama", tmp_path)
+    found, full = ml.load_model(place, dtype=dtype), ml.load_model(place)
+    expected = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    assert {weights.dtype for weights in found.parameters()} == {expected}
+    # Rotary frequencies are no weights: in half precision, late positions would run together.
+    kept = {b.dtype for name, b in found.original_model.named_buffers() if "inv_freq" in name}
+    assert kept == {torch.float32}
+    tokens = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(found(tokens).float(), full(tokens), atol=0.05, rtol=0.05)
+
+
+def test_folders_go_where_a_device_map_says(tmp_path, monkeypatch):
+    place = saved("llama", tmp_path)
+    load, asked = transformers.AutoModelForCausalLM.from_pretrained, []
+
+    def noted(name, **given):
+        asked.append(copy.deepcopy({k: v for k, v in given.items() if k != "dtype"}))
+        return load(name, **given)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", noted)
+    ml.load_model(place)
+    sizes = {"cpu": "1GiB"}
+    ml.load_model(place, device_map="auto", max_memory=sizes)
+    assert sizes == {"cpu": "1GiB"}
+    ml.load_model(place, device="meta")
+    assert asked == [
+        {},
+        {"device_map": "auto", "max_memory": {"cpu": "1GiB"}},
+        {"device_map": {"": "meta"}},
+    ]
+    with pytest.raises(ValueError, match="CUDA"):
+        ml.load_model(place, n_devices=64)
+    with pytest.raises(ValueError, match="the demo model is small"):
+        ml.load_model("demo", device_map="auto")
+
+
+def test_transformer_lens_2_spreads_by_number_of_devices_only(monkeypatch):
+    monkeypatch.setattr(placing, "bridge_class", lambda: None)
+    with pytest.raises(RuntimeError, match="device_map and max_memory need transformer-lens >= 3"):
+        ml.load_model("gpt2", device_map="auto")
 
 
 def saved(architecture, folder, change=lambda weights, config: None):

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mspgt_lens.cli.placing import load_placed
 from mspgt_lens.contract import aligned
-from mspgt_lens.models.loading import load_model
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.report.tables import verdict_rows
 from mspgt_lens.report.writing import write_report
@@ -116,7 +116,7 @@ def _one(
     prompts_of: Callable[[argparse.Namespace, Any], PromptDataset],
 ) -> Analysis:
     folder = options.out / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model")
-    model = load_model(name, device=options.device)
+    model = load_placed(options, name)
     analysis = analyze(
         model,
         prompts_of(options, model),

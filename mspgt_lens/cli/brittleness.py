@@ -7,8 +7,8 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
+from mspgt_lens.cli.placing import add_placing, load_placed
 from mspgt_lens.contract import aligned
-from mspgt_lens.models.loading import load_model
 from mspgt_lens.partition import ScalePartition, Segments
 from mspgt_lens.perturbation.brittleness import (
     DEFAULT_LEVELS,
@@ -74,7 +74,7 @@ def add_brittleness_command(
     )
     command.add_argument("--save", type=Path, metavar="PATH", help="also save the numbers")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    command.add_argument("--device", metavar="NAME", help="such as cuda or cpu")
+    add_placing(command)
     command.add_argument("--no-progress", action="store_true", help="no progress bar")
     command.set_defaults(run=lambda options: _brittleness(options, prompts_of))
 
@@ -87,7 +87,7 @@ def _brittleness(
     partition: Segments = options.blocks
     if options.partition is not None:
         partition = ScalePartition.load(options.partition)
-    model = load_model(options.model, device=options.device)
+    model = load_placed(options, options.model)
     brittleness = measure_brittleness(
         model,
         _first_windows(prompts_of(options, model), options.n_documents),

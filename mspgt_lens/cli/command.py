@@ -14,10 +14,10 @@ from mspgt_lens.cli.analyze import add_analyze_command
 from mspgt_lens.cli.brittleness import add_brittleness_command
 from mspgt_lens.cli.curves import read_curves
 from mspgt_lens.cli.patch import add_patch_command
+from mspgt_lens.cli.placing import PLACING, add_placing, load_placed
 from mspgt_lens.cli.reading import read_documents
 from mspgt_lens.contract import aligned
 from mspgt_lens.models import as_adapter
-from mspgt_lens.models.loading import load_model
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.settings import Control
@@ -159,12 +159,12 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         help="longest window in tokens (default: %(default)s, or the model's context if shorter)",
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    command.add_argument("--device", metavar="NAME", help="such as cuda or cpu")
+    add_placing(command)
     command.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
 def _profile(options: argparse.Namespace) -> int:
-    model = load_model(options.model, device=options.device)
+    model = load_placed(options, options.model)
 
     def run(**settings: Any) -> Any:
         return profile_layers(
@@ -206,7 +206,7 @@ def _scales(options: argparse.Namespace) -> int:
             raise ValueError(f"--profile holds a pass already: leave out --{superfluous[0]}")
         profile = LayerProfile.load(options.profile)
     else:
-        model = load_model(options.model, device=options.device)
+        model = load_placed(options, options.model)
         profile = profile_layers(
             model,
             _prompts(options, model),
@@ -229,11 +229,11 @@ def _scales(options: argparse.Namespace) -> int:
 def _scales_of_curves(options: argparse.Namespace) -> int:
     given = [
         n
-        for n in ("model", "profile", "prompts", "control", "device")
+        for n in ("model", "profile", "prompts", "control", *PLACING)
         if getattr(options, n) is not None
     ]
     if given:
-        names = ", ".join(n if n == "model" else f"--{n}" for n in given)
+        names = ", ".join(n if n == "model" else f"--{n.replace('_', '-')}" for n in given)
         raise ValueError(f"--curves holds the numbers already: leave out {names}")
     if options.method != "fused":
         raise ValueError(f"--method {options.method} needs a model, not --curves")

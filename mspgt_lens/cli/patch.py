@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
+from mspgt_lens.cli.placing import add_placing, load_placed
 from mspgt_lens.cli.reading import read_records, record_group
 from mspgt_lens.contract import aligned
 from mspgt_lens.models import PatchPlace
-from mspgt_lens.models.loading import load_model
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.layers import PatchMethod, patch_layers
 from mspgt_lens.patching.metrics import DEFAULT_METRIC, MetricName
@@ -70,7 +70,7 @@ def add_patch_command(commands: Any) -> None:
     )
     command.add_argument("--save", type=Path, metavar="PATH", help="also save the sweep")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    command.add_argument("--device", metavar="NAME", help="such as cuda or cpu")
+    add_placing(command)
     command.add_argument("--no-progress", action="store_true", help="no progress bar")
     command.set_defaults(run=_patch)
 
@@ -78,7 +78,7 @@ def add_patch_command(commands: Any) -> None:
 def _patch(options: argparse.Namespace) -> int:
     partition = None if options.partition is None else ScalePartition.load(options.partition)
     records = None if options.pairs is None else _records(options.pairs)
-    model = load_model(options.model, device=options.device)
+    model = load_placed(options, options.model)
     if records is None:
         pairs = TASKS[options.task](model, options.n_pairs, options.seed)
     else:

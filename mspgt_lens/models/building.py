@@ -24,9 +24,13 @@ def bridge_from_huggingface(model: Any, tokenizer: Any, name: str) -> Any:
     # The bridge edits the configuration it is given.
     config = copy.deepcopy(model.config)
     architecture = (config.architectures or [type(model).__name__])[0]
-    return build_bridge_from_module(
+    bridge = build_bridge_from_module(
         model, architecture, hf_config=config, tokenizer=tokenizer, model_name=name
     )
+    placed = getattr(model, "hf_device_map", None) or {}
+    # As TransformerLens sets it where it loads the model itself: it then refuses to move it.
+    bridge.cfg.n_devices = max(1, len({str(device) for device in placed.values()}))
+    return bridge
 
 
 def hooked_llama_from_huggingface(model: Any, tokenizer: Any, name: str, n_ctx: int) -> Any:

