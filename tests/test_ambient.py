@@ -223,6 +223,7 @@ CALLS = {
     "plot_effects": lambda t: ml.plots.plot_effects(t["perturb_scales"]),
     "plot_effects texts": lambda t: ml.plots.plot_effects(t["generation_effects"]),
     "plot_emergence": lambda t: ml.plots.plot_emergence(t["emergence"]),
+    "explore": lambda t: ml.plots.explore(t["profile_layers"]),
     "plot_hvib": lambda t: ml.plots.plot_hvib(t["fit_hvib"]),
     "plot_information_plane": lambda t: ml.plots.plot_information_plane(t["profile_layers"]),
     "plot_lens": lambda t: ml.plot_lens(t["fit_lens"], t.model, t.texts[0]),

@@ -98,10 +98,13 @@ def test_the_report_opens_in_a_real_browser(tmp_path, dark):
     page = open_page(path, tmp_path, dark=dark)
     assert page.console == []
     assert page.requests == []
-    assert page.plots == page.drawn == page.hovered == 3
+    assert page.plots == page.drawn == page.hovered == 4
     # Every curve of the profile, every path of the plane, and both maps are drawn.
     assert page.html.count('class="js-line"') >= len(list(made_profile().curves())) + 3
     assert page.html.count('class="hm"') == 2
+    # Menus of curves over sites, over blocks, and of profiles.
+    assert page.html.count('class="updatemenu-header"') == 3
+    assert page.html.count('class="slider-group"') == 1
     ink = "rgb(180, 180, 186)" if dark else "rgb(74, 74, 78)"
     assert f"fill: {ink}" in page.html
 

@@ -1,8 +1,9 @@
-"""Figures: every ``plot_*`` takes results and returns a plotly figure; nothing is shown."""
+"""Figures: functions of results that return a plotly figure; nothing is shown."""
 
 from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
 from mspgt_lens.plots.comparison import plot_comparison
 from mspgt_lens.plots.emergence import plot_emergence
+from mspgt_lens.plots.explore import explore
 from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
 from mspgt_lens.plots.lens import plot_lens, plot_lens_reading, plot_lens_scores
@@ -14,6 +15,7 @@ from mspgt_lens.plots.rate_distortion import plot_rate_distortion
 from mspgt_lens.plots.tables import plot_class_counts, plot_table
 
 __all__ = [
+    "explore",
     "plot_boundaries",
     "plot_brittleness",
     "plot_class_counts",

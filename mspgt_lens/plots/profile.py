@@ -35,7 +35,7 @@ from mspgt_lens.plots.wording import (
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.signals import SIGNALS, SignalWords
 
-_DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("solid", "dash", "dot", "dashdot")
 _COLUMNS = 3
 _ROW_HEIGHT = 250
 # Height of the segments above a panel, in pixels.
@@ -92,7 +92,7 @@ def plot_profile(
     figure = make_subplots(
         rows=n_rows,
         cols=_COLUMNS,
-        subplot_titles=["" if p is None else _panel_title(profiles, *p) for p in panels],
+        subplot_titles=["" if p is None else panel_title(profiles, *p) for p in panels],
         vertical_spacing=0.32 / n_rows,
         horizontal_spacing=0.075,
     )
@@ -101,7 +101,7 @@ def plot_profile(
             cell = {"row": index // _COLUMNS + 1, "col": index % _COLUMNS + 1}
             _draw_panel(figure, cell, profiles, panel, strip, unit)
     for number, named in enumerate(profiles if len(profiles) > 1 else []):
-        line = {"color": NEUTRAL, "dash": _DASHES[number % len(_DASHES)]}
+        line = {"color": NEUTRAL, "dash": DASHES[number % len(DASHES)]}
         label = escape(named.model_name)
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line=line, name=label))
     names = ", ".join(dict.fromkeys(escape(p.model_name) for p in profiles))
@@ -161,24 +161,14 @@ def _draw_panel(
     shown, owner = next(
         (in_unit(curve, unit), profile)
         for profile in profiles
-        if (curve := _curve(profile, quantity, scale)) is not None
+        if (curve := curve_of(profile, quantity, scale)) is not None
     )
     axis = "site" if len(shown) > owner.n_layers else "block"
     if strip is not None:
         # Block l lies between sites l and l + 1.
         _draw_strip(figure, strip, 0.0 if axis == "site" else -0.5, cell)
     figure.update_xaxes(title_text=f"relative depth ({axis})" if relative else axis, **cell)
-    signal = _words(profiles, quantity)
-    # The changes of compression with depth are small against its size.
-    from_zero = quantity != "compression" if signal is None else signal.from_zero
-    logarithmic = signal is not None and signal.logarithmic
-    figure.update_yaxes(
-        title_text=escape(_axis_unit(owner, quantity, scale, shown.unit), quote=False),
-        rangemode="tozero" if from_zero else "normal",
-        type="log" if logarithmic else "linear",
-        dtick=1 if logarithmic else None,
-        **cell,
-    )
+    figure.update_yaxes(**axis_style(owner, quantity, scale, shown.unit), **cell)
 
 
 def _draw_strip(
@@ -251,7 +241,7 @@ class _Trace:
         )
 
     def _curve(self, quantity: str, scale: str, color: str) -> list[go.Scatter]:
-        measured = _curve(self.profile, quantity, scale)
+        measured = curve_of(self.profile, quantity, scale)
         if measured is None:
             return []
         curve = in_unit(measured, self.unit)
@@ -260,7 +250,7 @@ class _Trace:
         who = f"<b>{escape(self.profile.model_name)}</b><br>" if self.named else ""
         hover = [
             f"{who}<b>{place_words(self.profile, point, at_sites)}</b><br>"
-            f"{_sentence(self.profile, quantity, scale, curve, point)}<br>"
+            f"{curve_sentence(self.profile, quantity, scale, curve, point)}<br>"
             f"{interval_words(curve, point)}"
             for point in range(len(curve))
         ]
@@ -277,7 +267,7 @@ class _Trace:
             x=x,
             y=curve.values,
             mode="lines",
-            line={"color": color, "width": 2.2, "dash": _DASHES[self.number % len(_DASHES)]},
+            line={"color": color, "width": 2.2, "dash": DASHES[self.number % len(DASHES)]},
             hovertext=hover,
             hoverinfo="text",
             showlegend=False,
@@ -294,10 +284,24 @@ def _as_list(profile: LayerProfile | Sequence[LayerProfile]) -> list[LayerProfil
     return profiles
 
 
-def _curve(profile: LayerProfile, quantity: str, scale: str) -> Curve | None:
+def curve_of(profile: LayerProfile, quantity: str, scale: str) -> Curve | None:
     """The profile's curve, or None where it has no such one."""
     matching = (c for name, at, c in profile.curves() if (name, at) == (quantity, scale))
     return next(matching, None)
+
+
+def axis_style(profile: LayerProfile, quantity: str, scale: str, unit: str) -> dict[str, object]:
+    """The axis of a curve's values: title, kind, and whether it begins at 0."""
+    signal = _words([profile], quantity)
+    # The changes of compression with depth are small against its size.
+    from_zero = quantity != "compression" if signal is None else signal.from_zero
+    logarithmic = signal is not None and signal.logarithmic
+    return {
+        "title_text": escape(_axis_unit(profile, quantity, scale, unit), quote=False),
+        "rangemode": "tozero" if from_zero else "normal",
+        "type": "log" if logarithmic else "linear",
+        "dtick": 1 if logarithmic else None,
+    }
 
 
 def _axis_unit(profile: LayerProfile, quantity: str, scale: str, unit: str) -> str:
@@ -315,7 +319,8 @@ def _words(profiles: Sequence[LayerProfile], signal: str) -> SignalWords | None:
     return SIGNALS.get(signal) or next(own, None)
 
 
-def _panel_title(profiles: Sequence[LayerProfile], quantity: str, scale: str) -> str:
+def panel_title(profiles: Sequence[LayerProfile], quantity: str, scale: str) -> str:
+    """What a curve is, for the panel that shows it."""
     profile, words_of_signal = profiles[0], _words(profiles, quantity)
     if words_of_signal is not None:
         return escape(words_of_signal.title, quote=False)
@@ -327,7 +332,10 @@ def _panel_title(profiles: Sequence[LayerProfile], quantity: str, scale: str) ->
     return f"{quantity.capitalize()}, {escape(scale)}: {words(profile, scale)}"
 
 
-def _sentence(profile: LayerProfile, quantity: str, scale: str, curve: Curve, point: int) -> str:
+def curve_sentence(
+    profile: LayerProfile, quantity: str, scale: str, curve: Curve, point: int
+) -> str:
+    """What a curve says at one point."""
     number = digits(curve.values[point])
     value = f"{number} {curve.unit}"
     if (signal := _words([profile], quantity)) is not None:

@@ -18,6 +18,7 @@ from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
 from mspgt_lens.plots.comparison import plot_comparison
 from mspgt_lens.plots.emergence import plot_emergence
+from mspgt_lens.plots.explore import explore
 from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
@@ -77,6 +78,15 @@ def profile_sections(
             "At which depth each single token offset is read best. A row's label gives its largest "
             "value; rows that cannot be told from 0 at any site stay blank.",
             plot_scale_map(scale_map),
+        )
+    shown = [*profiles, *([] if scale_map is None else [scale_map])]
+    if len({one.n_layers for one in shown}) == 1:
+        yield section(
+            "Look around",
+            "Choose the curves above from their menus, and a site with the slider. Shares are of "
+            "the site that retains or predicts most of a scale; on the right, a curve leaves 0 at "
+            "the beta from which on a Gaussian bottleneck finds the scale worth its rate.",
+            explore(shown),
         )
 
 
