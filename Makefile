@@ -7,7 +7,7 @@ COMPAT := output/compat
 COMPAT_VENVS := .venv-tl3 .venv-tl2 .venv-tl4-first .venv-tl3-first .venv-tl2-first
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-compat test-tutorials lint format clean
+.PHONY: help demo test test-compat test-tutorials tutorials lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' Makefile
@@ -34,8 +34,11 @@ test-compat: $(VENV)/.installed $(COMPAT_VENVS:%=%/.installed)  ## Same curves u
 	$(BIN)/python tests/compat/compare.py $(COMPAT)/behavior-TransformerBridge.safetensors \
 		$(COMPAT)/behavior-tl*.safetensors
 
-test-tutorials: $(VENV)/.installed  ## Execute every notebook in tutorials/
+test-tutorials: $(VENV)/.installed  ## Run every tutorial
 	$(BIN)/python tests/run_tutorials.py
+
+tutorials: $(VENV)/.installed  ## Write the notebooks, with what they show
+	$(BIN)/python tests/run_tutorials.py --write
 
 lint: $(VENV)/.installed  ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -220,34 +220,42 @@ def calibration(first: str) -> pd.DataFrame:
 
 def picture(figure: go.Figure, name: str, shown: int) -> None:
     """One PNG for light pages and one for dark ones, cut off below ``shown`` pixels."""
+    figure.update_layout(width=WIDTH)
+    for mode in INK:
+        target = DOCS / f"{name}-{mode}.png"
+        target.write_bytes(screenshot(figure, mode, WIDTH, shown))
+        print(target)
+
+
+def screenshot(figure: go.Figure, mode: str, width: int, height: int) -> bytes:
+    """A figure as a PNG, on the paper and with the ink of light or dark pages."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         raise SystemExit("no Chromium on the path: apt-get install chromium")
-    for mode, (paper, ink) in INK.items():
-        figure.update_layout(paper_bgcolor=paper, plot_bgcolor=paper, font_color=ink, width=WIDTH)
-        figure.update_annotations(font_color=ink)
-        with tempfile.TemporaryDirectory() as folder:
-            page = Path(folder) / "figure.html"
-            body = figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
-            page.write_text(body.replace("<body>", f"<body style='margin:0;background:{paper}'>"))
-            target = DOCS / f"{name}-{mode}.png"
-            subprocess.run(
-                [
-                    browser,
-                    "--headless",
-                    "--no-sandbox",
-                    "--disable-gpu",
-                    "--hide-scrollbars",
-                    f"--user-data-dir={folder}/browser",
-                    "--virtual-time-budget=20000",
-                    f"--window-size={WIDTH},{shown}",
-                    f"--screenshot={target}",
-                    page.as_uri(),
-                ],
-                check=True,
-                capture_output=True,
-            )
-            print(target)
+    paper, ink = INK[mode]
+    figure.update_layout(paper_bgcolor=paper, plot_bgcolor=paper, font_color=ink)
+    figure.update_annotations(font_color=ink)
+    with tempfile.TemporaryDirectory() as folder:
+        page, target = Path(folder) / "figure.html", Path(folder) / "figure.png"
+        body = figure.to_html(include_plotlyjs=True, config={"displayModeBar": False})
+        page.write_text(body.replace("<body>", f"<body style='margin:0;background:{paper}'>"))
+        subprocess.run(
+            [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+                f"--user-data-dir={folder}/browser",
+                "--virtual-time-budget=20000",
+                f"--window-size={width},{height}",
+                f"--screenshot={target}",
+                page.as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        return target.read_bytes()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Run the tutorials' setup cell where nothing is installed, then execute tutorials/*.ipynb here.
+"""Run the tutorials' setup cell where nothing is installed, then every tutorial here.
 
-Run as ``python tests/run_tutorials.py [NOTEBOOK...]``; notebooks that are named run alone, without
-the setup cell's own run. Fails if anything does, or there is no notebook.
+Run as ``python tests/run_tutorials.py [TUTORIAL...]``; tutorials that are named run alone, without
+the setup cell's own run. Fails if anything does, if there is no tutorial, or if a notebook shows
+other things (text, tables, figures) than its cells do now. ``--write`` writes the notebooks
+instead, for which Chromium must be on the path.
 """
 
 from __future__ import annotations
@@ -16,16 +18,16 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from notebooks import TEXTS, notebook_of, shown, write
 from setup_cell import run_without_package
 
-TUTORIALS = Path(__file__).resolve().parent.parent / "tutorials"
 TIMEOUT = 1800  # Seconds per notebook.
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def execute(path: Path) -> None:
+def execute(path: Path, rewrite: bool) -> None:
     """Run every cell; raises what the notebook raises."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook = notebook_of(path)
     deadline = time.monotonic() + TIMEOUT
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(
@@ -34,20 +36,33 @@ def execute(path: Path) -> None:
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
         ).execute()
+    target = path.with_suffix(".ipynb")
+    if rewrite:
+        write(notebook, target)
+        return
+    kept = shown(nbformat.read(target, as_version=4))
+    if kept != shown(notebook):
+        raise AssertionError(
+            f"{target.name} shows {kept}, its cells now {shown(notebook)}: make tutorials"
+        )
 
 
-def main(named: list[Path]) -> int:
-    """Run the notebooks; the exit code."""
-    paths = named or sorted(TUTORIALS.glob("*.ipynb"))
+def main(arguments: list[str]) -> int:
+    """Run the tutorials; the exit code."""
+    rewrite = "--write" in arguments
+    named = [Path(argument) for argument in arguments if argument != "--write"]
+    paths = named or TEXTS
     if not paths:
-        print(f"no notebook in {TUTORIALS}")
+        print("no tutorial to run")
         return 1
-    jobs = [(path.name, partial(execute, path)) for path in paths]
-    if not named:
+    jobs = [(path.name, partial(execute, path, rewrite)) for path in paths]
+    if not named and not rewrite:
         jobs.insert(0, ("setup cell, without the package", run_without_package))
-    # The kernel inherits both: the model that needs no network, and this environment's Python.
+    # The kernel inherits them: the model that needs no network, and this environment's Python.
     os.environ["MSPGT_LENS_TUTORIAL_MODEL"] = "demo"
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    # Figures as data, which is drawn when a notebook is written.
+    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
     failed = 0
     for name, job in jobs:
         start = time.monotonic()
@@ -64,4 +79,4 @@ def main(named: list[Path]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main([Path(p) for p in sys.argv[1:]]))
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,12 +1,7 @@
-"""The setup cell of the tutorials: written into every notebook, and run where nothing is installed.
-
-``python tests/setup_cell.py`` writes ``tutorials/setup_cell.py`` into every notebook's first code
-cell.
-"""
+"""The setup cell of the tutorials, run where nothing is installed."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -14,11 +9,9 @@ import tempfile
 import venv
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
-SOURCE = (ROOT / "tutorials" / "setup_cell.py").read_text("utf-8").rstrip("\n")
+from notebooks import ROOT, SETUP
+
 PUBLISHED = "git+https://github.com/mspgt-lens/mspgt_lens"
 _KEPT = ("numpy", "torch")
 _CHECK = f"""
@@ -26,20 +19,6 @@ import importlib.metadata as metadata, mspgt_lens
 from mspgt_lens.models.loading import _gguf_file
 print(*(metadata.version(name) for name in {_KEPT}), mspgt_lens.__file__, _gguf_file(), sep="\\n")
 """
-
-
-def setup_cell(notebook: Any) -> Any:
-    """A notebook's first code cell."""
-    return next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
-
-
-def write() -> None:
-    """Write the source into every notebook; nothing else in it changes."""
-    for path in NOTEBOOKS:
-        notebook = json.loads(path.read_text("utf-8"))
-        setup_cell(notebook)["source"] = SOURCE.splitlines(keepends=True)
-        text = json.dumps(notebook, indent=1, ensure_ascii=False)
-        path.write_text(f"{text}\n", "utf-8")
 
 
 def run_without_package() -> None:
@@ -60,9 +39,9 @@ def run_without_package() -> None:
         _link(_KEPT, folder / "kept")
         site = _output([python, "-c", "import site; print(site.getsitepackages()[0])"], folder)
         (Path(site) / "kept.pth").write_text(f"{folder / 'kept'}\n")
-        assert PUBLISHED in SOURCE, f"the setup cell must install from {PUBLISHED}"
+        assert PUBLISHED in SETUP, f"the setup cell must install from {PUBLISHED}"
         cell = folder / "cell.py"
-        cell.write_text(SOURCE.replace(PUBLISHED, ROOT.as_uri()))
+        cell.write_text(SETUP.replace(PUBLISHED, ROOT.as_uri()))
         _output([python, cell], folder)
         *versions, package, weights = _output([python, "-c", _CHECK], folder).splitlines()
         assert versions == [metadata.version(name) for name in _KEPT], versions
@@ -94,7 +73,3 @@ def _output(command: list[str | Path], folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, check=True)
     return done.stdout.decode().strip()
-
-
-if __name__ == "__main__":
-    write()

@@ -1,23 +1,39 @@
-"""Tutorials: one setup cell in all of them, which pins what is there, one per line."""
+"""Tutorials: notebooks say what their texts say, show what they found, and pin what is there."""
 
 import importlib.util
 import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import nbformat
 import pytest
-from setup_cell import NOTEBOOKS, SOURCE, setup_cell
+from notebooks import SETUP, TEXTS, notebook_of, shown
+
+MOST_BYTES = 1_200_000
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_notebook_begins_with_the_one_setup_cell(path):
-    notebook = nbformat.read(path, as_version=4)
+@pytest.fixture(params=TEXTS, ids=lambda path: path.stem)
+def text(request):
+    return request.param
+
+
+def test_notebooks_are_made_of_their_texts(text):
+    notebook = nbformat.read(text.with_suffix(".ipynb"), as_version=4)
     nbformat.validate(notebook)
-    assert setup_cell(notebook)["source"] == SOURCE, "run: python tests/setup_cell.py"
+    kept = [(cell.cell_type, cell.source) for cell in notebook.cells]
+    made = [(cell.cell_type, cell.source) for cell in notebook_of(text).cells]
+    assert kept == made, "run: make tutorials"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_what_is_installed_is_pinned_one_per_line(path, tmp_path, monkeypatch):
+def test_notebooks_show_what_they_found(text):
+    path = text.with_suffix(".ipynb")
+    kinds = [kind for cell in shown(nbformat.read(path, as_version=4)) for kind in cell]
+    assert "figure" in kinds, "run: make tutorials"
+    assert str(Path.home()) not in path.read_text("utf-8")
+    assert path.stat().st_size < MOST_BYTES
+
+
+def test_what_is_installed_is_pinned_one_per_line(tmp_path, monkeypatch):
     commands = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command[3:]))
@@ -26,7 +42,7 @@ def test_what_is_installed_is_pinned_one_per_line(path, tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in missing else here(name)
     )
-    exec(setup_cell(nbformat.read(path, as_version=4))["source"], {})
+    exec(SETUP, {})
     assert (tmp_path / "pins.txt").read_text().splitlines() == [
         f"{name}=={metadata.version(name)}" for name in ("numpy", "torch")
     ]
