@@ -9,7 +9,7 @@ from gaussian import N_FOLDS, draw, moments_of
 
 from mspgt_lens.information.channel import site_statistics
 from mspgt_lens.information.readers import read_targets
-from mspgt_lens.information.ridge import FoldSums
+from mspgt_lens.information.ridge import ROUGH_FROM, FoldSums
 from mspgt_lens.statistics import jackknife_interval
 
 
@@ -130,11 +130,38 @@ def test_fits_equal_ridge_regression_on_the_rows():
     np.testing.assert_allclose(
         fit.predict(0.3, torch.from_numpy(z[:5])), mean + (z[:5] - z[kept].mean(0)) @ expected
     )
+    blocks = fit.block_weights([0.3, np.inf, 0.3], [0, 1, 1], 2)
+    np.testing.assert_allclose(torch.cat(blocks, dim=1)[:, [0, 1, 4, 5]], expected, rtol=1e-10)
+    assert not blocks[1].any()
+    np.testing.assert_allclose(
+        torch.cat(fit.block_weights([0.3, 0.1], [1, 1], 2), dim=1),
+        np.hstack([fit.weights(0.3)[:, 2:], fit.weights(0.1)[:, 2:]]),
+        rtol=1e-10,
+    )
     tested = z[rows[3]] - z[kept].mean(0)
     about = fit.about(3)
     zz = about.zz_times(torch.eye(7, dtype=torch.float64))
     np.testing.assert_allclose(zz, tested.T @ tested / len(tested), rtol=1e-9)
     np.testing.assert_allclose(about.zt, tested.T @ (t[rows[3]] - mean) / len(tested), rtol=1e-9)
+
+
+def test_readers_in_float32_read_what_those_in_float64_do():
+    """Collinear coordinates, weak and strong penalties, and a target that is read without error."""
+    rng = np.random.default_rng(8)
+    clean, targets, fold, _, _ = draw(rng, 800, 24, 4, 0.2)
+    sites = [np.hstack([site, site @ rng.standard_normal((24, 24)) / 5]) for site in clean]
+    targets[:, :2] = sites[0][:, :2]
+    moments = moments_of(sites, targets, fold)
+    exact = read_targets(moments, "standardized")
+    moments.z_next = moments.z_next.float()
+    rough = read_targets(moments, "standardized")
+    assert (rough.ridge == exact.ridge).all()
+    assert (exact.ridge < ROUGH_FROM).any()
+    assert (exact.ridge >= ROUGH_FROM).any()
+    for name in ("values", "low", "high"):
+        mine, theirs = getattr(rough.targets, name), getattr(exact.targets, name)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(rough.correlations, exact.correlations, atol=1e-5)
 
 
 @pytest.mark.parametrize("distinct", [3, 40])

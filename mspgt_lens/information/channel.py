@@ -93,31 +93,47 @@ def site_statistics(
     for site in range(n_sites):
         total = _over(moments.z_read, chosen, site) + _over(moments.z_rest, chosen, site)
         outer = _over(moments.zz_read, chosen, site) + _over(moments.zz_rest, chosen, site)
-        covariance = outer / count - torch.outer(total, total) / count**2
-        scale = _scales(covariance, coordinates)
-        covariance = covariance / torch.outer(scale, scale)
-        root = torch.linalg.cholesky(plus_diagonal(covariance / noise, 1.0))
+        mean = total / count
+        covariance = outer.div_(count).addr_(mean, mean, alpha=-1)
+        scale = _scales(covariance.diagonal(), coordinates)
+        covariance /= torch.outer(scale, scale)
+        spread = plus_diagonal(covariance / noise, 1.0)
+        root = torch.linalg.cholesky(spread)
         rates.append(float(root.diagonal().log().sum()))
         norms.append(float(covariance.norm()))
-        ranks.append(float(covariance.trace() ** 2 / covariance.pow(2).sum()))
+        ranks.append(float(covariance.trace() ** 2) / norms[-1] ** 2)
         if before is not None:
-            total_before, scale_before, root_before = before
-            cross = _over(moments.z_next, chosen, site - 1).double() / count
-            cross = cross - torch.outer(total_before, total) / count**2
-            cross = cross / torch.outer(scale_before, scale)
-            novelty.append(1.0 - float(cross.pow(2).sum()) / (norms[-2] * norms[-1]))
-            # The noise bounds what float32 loses of these largest products.
-            seen = (cross / noise).float()
-            explained = torch.linalg.solve_triangular(root_before.float(), seen, upper=False)
-            rest = plus_diagonal(covariance / noise, 1.0) - (explained.T @ explained).double()
-            shared.append(rates[-1] - float(torch.linalg.cholesky(rest).diagonal().log().sum()))
-        before = (total, scale, root)
+            mean_before, scale_before, root_before = before
+            cross = _over(moments.z_next, chosen, site - 1).div_(count)
+            cross.addr_(mean_before.to(cross), mean.to(cross), alpha=-1)
+            cross /= torch.outer(scale_before, scale)
+            power = float(cross.pow(2).sum(dtype=torch.float64))
+            novelty.append(1.0 - power / (norms[-2] * norms[-1]))
+            shared.append(rates[-1] - _rate_left(root_before, spread, cross / noise))
+        before = (mean, scale, root)
     return SiteStatistics(
         compression=np.array(rates),
         novelty=np.array(novelty),
         inter_layer=np.array(shared),
         effective_rank=np.array(ranks[1:]),
     )
+
+
+def _rate_left(
+    root: Float[Tensor, "a a"], spread: Float[Tensor, "b b"], cross: Float[Tensor, "a b"]
+) -> float:
+    """``1/2 log det`` of what the first of two noisy sites leaves of the second's spread."""
+
+    def left(dtype: torch.dtype) -> Tensor:
+        explained = torch.linalg.solve_triangular(root.to(dtype), cross.to(dtype), upper=False)
+        return torch.addmm(spread.to(dtype), explained.T, explained, alpha=-1)
+
+    # The noise bounds what these largest products lose in the precision of the cross-moments,
+    # unless it is next to nothing itself.
+    rest, failed = torch.linalg.cholesky_ex(left(cross.dtype))
+    if failed:
+        rest = torch.linalg.cholesky(left(torch.float64))
+    return float(rest.diagonal().double().log().sum())
 
 
 def _over(sums: Tensor, folds: Sequence[int], at: int) -> Tensor:
@@ -132,21 +148,20 @@ def pooled_scale(moments: Moments, site: int, coordinates: Coordinates) -> Float
     """What a reader divides each coordinate by: its own deviation, or one deviation for all."""
     count = float(moments.n_valid.sum())
     total = (moments.z_read[:, site] + moments.z_rest[:, site]).sum(dim=0)
-    outer = (moments.zz_read[:, site] + moments.zz_rest[:, site]).sum(dim=0)
-    covariance = outer / count - torch.outer(total, total) / count**2
+    read, rest = (zz[:, site].diagonal(dim1=1, dim2=2) for zz in (moments.zz_read, moments.zz_rest))
+    variance = (read + rest).sum(dim=0) / count - (total / count) ** 2
     # Normalized residuals are of size 1, so this is what float32 cannot tell from standing still.
-    if covariance.diagonal().max() < 1e-12:
+    if variance.max() < 1e-12:
         raise ValueError(
             f"site {site} is the same at every valid position, so nothing can be read from it; "
             "is it ablated by a hook, or is every prompt the same?"
         )
     if coordinates == "raw":
-        return covariance.diagonal().mean().sqrt().expand(len(covariance))
-    return _scales(covariance, coordinates)
+        return variance.mean().sqrt().expand(len(variance))
+    return _scales(variance, coordinates)
 
 
-def _scales(covariance: Float[Tensor, "d d"], coordinates: Coordinates) -> Float[Tensor, " d"]:
-    variance = covariance.diagonal()
+def _scales(variance: Float[Tensor, " d"], coordinates: Coordinates) -> Float[Tensor, " d"]:
     if coordinates == "raw":
         return torch.ones_like(variance)
     # A coordinate that moves less than float32 resolves has nothing to standardize.

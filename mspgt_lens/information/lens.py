@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mspgt_lens.information.channel import pooled_scale
 from mspgt_lens.information.ridge import FoldSums, ring, spread_sites
+from mspgt_lens.information.tilting import log_total
 from mspgt_lens.information.unigram import unigram_log_probability
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.moments import Coordinates, Moments
@@ -303,10 +304,7 @@ def _log_likelihood(
         logits = adapter.decode(final[at])
         wanted = torch.from_numpy(tokens[at]).to(logits.device)
         chosen = logits.gather(1, wanted[:, None])[:, 0]
-        # In place: as large a temporary again would cost more than the exponentials.
-        highest = logits.amax(dim=1)
-        total = logits.sub_(highest[:, None]).exp_().sum(dim=1)
-        scores.append((chosen - highest - total.log()).double().cpu().numpy())
+        scores.append((chosen - log_total(logits)).double().cpu().numpy())
         del logits  # Freed before the next are made.
     return np.concatenate(scores)
 

@@ -200,7 +200,8 @@ def _site_reader(moments: Moments, site: int, coordinates: Coordinates) -> SiteR
         moments.zz_read[:, site] / torch.outer(scale, scale),
         moments.y,
         moments.zy[:, site] / scale[:, None],
-        rough=True,
+        # As wide as the products that were summed.
+        rough=moments.z_next.dtype == torch.float32,
     )
     n_features = moments.plan.features.shape[1]
     return SiteReader(sums, moments.yy, moments.yy.shape[1] // n_features)

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Of a standardized coordinate's variance: from this penalty on, the rounding of float32 moves
-# weights in directions that hardly matter, and what they leave is measured exactly in any case.
+# Of a standardized coordinate's variance: from this penalty on, weights are small enough that
+# float32 solves for them and measures what they leave within the resolution of readers, and the
+# rounding of its factors moves weights in directions that hardly matter.
 ROUGH_FROM = 1e-2
 
 
@@ -39,7 +40,8 @@ class FoldSums:
         zz: Sums of ``z z^T``, shape ``[fold, width, width]``.
         t: Sums of t, shape ``[fold, column]``.
         zt: Sums of ``z t^T``, shape ``[fold, width, column]``.
-        rough: Whether weights may be solved for in float32 where the penalty bounds its error.
+        rough: Whether the sums hold float32 products, so that float32 suffices for readers where
+            the penalty bounds its error.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class FoldSums:
         self.count, self.z, self.zz, self.t, self.zt = count, z, zz, t, zt
         self.rough = rough
         self._total = z.sum(0), zz.sum(0), t.sum(0), zt.sum(0)
-        self._covariances: dict[int, tuple[Tensor, Tensor]] = {}
+        self._covariances: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def fit(self, left_out: Sequence[int]) -> RidgeFit:
         """Ridge readers fitted on all folds but those left out."""
@@ -74,17 +76,17 @@ class FoldSums:
         return RidgeFit(self, folds, z, zz.addr_(z, z, alpha=-1), t, zt.addr_(z, t, alpha=-1))
 
     def covariances(
-        self, fold: int
+        self, fold: int, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "width width"], Float[Tensor, "width column"]]:
         """Of z, and of z with t, within one fold."""
-        if fold not in self._covariances:
+        if (fold, dtype) not in self._covariances:
             count = self.count[fold]
             z, t = self.z[fold] / count, self.t[fold] / count
-            self._covariances[fold] = (
-                (self.zz[fold] / count).addr_(z, z, alpha=-1),
-                (self.zt[fold] / count).addr_(z, t, alpha=-1),
+            self._covariances[fold, dtype] = (
+                (self.zz[fold] / count).addr_(z, z, alpha=-1).to(dtype),
+                (self.zt[fold] / count).addr_(z, t, alpha=-1).to(dtype),
             )
-        return self._covariances[fold]
+        return self._covariances[fold, dtype]
 
 
 class RidgeFit:
@@ -104,9 +106,11 @@ class RidgeFit:
         self.mean_z, self.mean_t, self.folds = z, t, folds
         self.zz, self.zt = zz, zt
         self._sums = sums
+        self._low: Tensor | None = None
         self._roots: dict[float, tuple[Tensor, float]] = {}
         self._weights: dict[tuple[float, tuple[int, ...] | None], Tensor] = {}
-        self._tests: dict[int, FoldAbout] = {}
+        self._blocks: dict[tuple[float, int], Tensor] = {}
+        self._tests: dict[tuple[int, torch.dtype], FoldAbout] = {}
 
     def weights(
         self, strength: float, columns: tuple[int, ...] | None = None
@@ -116,8 +120,28 @@ class RidgeFit:
         if key not in self._weights:
             wanted = self.zt if columns is None else self.zt[:, list(columns)]
             root, _ = self._root(strength)
-            self._weights[key] = _solve(root, wanted.to(root)).to(wanted)
+            self._weights[key] = _solve(root, wanted.to(root))
         return self._weights[key]
+
+    def block_weights(
+        self, strengths: Sequence[float], blocks: Sequence[int], size: int
+    ) -> list[Float[Tensor, "width size"]]:
+        """Weights of blocks of so many columns, each at its own strength; zeros at infinity.
+
+        Whatever was solved for before is not solved for again.
+        """
+        wanted = list(zip(strengths, blocks, strict=True))
+        for strength in set(strengths):
+            new = [b for s, b in wanted if s == strength and (s, b) not in self._blocks]
+            if new and np.isinf(strength):
+                zeros = self.zt.new_zeros(len(self.zt), size, dtype=torch.float32)
+                self._blocks |= {(strength, b): zeros for b in new}
+            elif new:
+                root, _ = self._root(strength)
+                columns = torch.cat([self.zt[:, b * size : (b + 1) * size] for b in new], dim=1)
+                solved = torch.split(_solve(root, columns.to(root)), size, dim=1)
+                self._blocks |= {(strength, b): one for b, one in zip(new, solved, strict=True)}
+        return [self._blocks[key] for key in wanted]
 
     def predict(
         self, strength: float, rows: Float[Tensor, "row width"]
@@ -145,25 +169,27 @@ class RidgeFit:
             raise FloatingPointError(
                 "second moments of a site are not finite; nothing can be fitted"
             )
-        penalized = plus_diagonal(self.zz, strength)
         if self._sums.rough and strength >= ROUGH_FROM:
-            root, failed = torch.linalg.cholesky_ex(penalized.float())
+            if self._low is None:
+                self._low = self.zz.float()
+            root, failed = torch.linalg.cholesky_ex(plus_diagonal(self._low, strength))
             if not failed:
                 return root, strength
-        root, failed = torch.linalg.cholesky_ex(penalized)
+        root, failed = torch.linalg.cholesky_ex(plus_diagonal(self.zz, strength))
         while failed:
             strength *= 10
             root, failed = torch.linalg.cholesky_ex(plus_diagonal(self.zz, strength))
         return root, strength
 
-    def about(self, fold: int) -> FoldAbout:
+    def about(self, fold: int, dtype: torch.dtype = torch.float64) -> FoldAbout:
         """Second moments of one fold about the training means."""
-        if fold not in self._tests:
+        if (fold, dtype) not in self._tests:
             sums, count = self._sums, self._sums.count[fold]
-            zz, zt = sums.covariances(fold)
-            off_z, off_t = sums.z[fold] / count - self.mean_z, sums.t[fold] / count - self.mean_t
-            self._tests[fold] = FoldAbout(zz, off_z, torch.addr(zt, off_z, off_t))
-        return self._tests[fold]
+            zz, zt = sums.covariances(fold, dtype)
+            off_z = (sums.z[fold] / count - self.mean_z).to(dtype)
+            off_t = (sums.t[fold] / count - self.mean_t).to(dtype)
+            self._tests[fold, dtype] = FoldAbout(zz, off_z, torch.addr(zt, off_z, off_t))
+        return self._tests[fold, dtype]
 
 
 @dataclass(frozen=True)

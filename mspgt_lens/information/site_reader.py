@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,6 +167,14 @@ def chain_log_ratio(
     return values
 
 
+@dataclass(frozen=True)
+class _OnFold:
+    """One target's reader on a fold: its weights, and the fold's second moment times these."""
+
+    weights: Float[Tensor, "width feature"]
+    products: Float[Tensor, "width feature"]
+
+
 class SiteReader:
     """Readers of one site's coordinates, fitted and tested on sums per fold of groups."""
 
@@ -176,7 +184,6 @@ class SiteReader:
         self.sums, self.yy, self.n_targets = sums, yy, n_targets
         self.count = sums.count
         self.n_features = yy.shape[1] // n_targets
-        self._latest: tuple[RidgeFit, tuple[float, ...], Tensor] | None = None
 
     def tested(
         self,
@@ -193,10 +200,8 @@ class SiteReader:
             strengths: Ridge strengths per target.
             targets: Which targets; all by default.
         """
-        at, about = self._columns(targets), fit.about(fold)
-        weights = self._weights(fit, strengths)[:, at]
-        yy = self._targets_about(fit, fold)[at][:, at]
-        return self._residuals(weights, about.zz_times(weights), yy, about.zt[:, at])
+        chosen = range(self.n_targets) if targets is None else targets
+        return self._left(fit, fold, self._on_fold(fit, fold, strengths, chosen), chosen)
 
     def trained(
         self,
@@ -205,10 +210,12 @@ class SiteReader:
         targets: Sequence[int] | None = None,
     ) -> Residuals:
         """The same on the folds that the readers were fitted on."""
-        at = self._columns(targets)
-        weights, zt = self._weights(fit, strengths)[:, at], fit.zt[:, at]
-        penalty = [0.0 if np.isinf(strength) else fit.penalty(strength) for strength in strengths]
-        penalties = torch.tensor(penalty).to(weights).repeat_interleave(self.n_features)[at]
+        chosen = range(self.n_targets) if targets is None else targets
+        at = self._columns(chosen)
+        weights = torch.cat(self._weights(fit, strengths, chosen), dim=1)
+        zt = fit.zt[:, at].to(weights)
+        penalty = [0.0 if np.isinf(s) else fit.penalty(s) for s in strengths[list(chosen)]]
+        penalties = torch.tensor(penalty).to(weights).repeat_interleave(self.n_features)
         # What solves (zz + penalty) W = zt tells zz W without a product; the null reader is 0.
         explained = torch.where(penalties > 0, zt - weights * penalties, 0.0)
         return self._residuals(weights, explained, self._trained_targets(fit)[at][:, at], zt)
@@ -259,12 +266,14 @@ class SiteReader:
             return np.concatenate([log_ratio(tested, expected), *parts])
 
         held_out, light, corrected = np.zeros((3, n_folds, len(scored) + len(chain)))
+        asked = sorted({*scored, *correlated})
         weakest = np.where(np.isin(np.arange(self.n_targets), scored), strengths.weakest, np.inf)
         correlations = []
         for k in range(n_folds):
             fit = self.sums.fit([k])
+            here = self._on_fold(fit, k, strengths.chosen[k], asked)
             if scored:
-                left = self.tested(fit, k, strengths.chosen[k], scored)
+                left = self._left(fit, k, here, scored)
                 held_out[k] = ratios(left, spread[k].only(scored))
                 trained = self.trained(fit, weakest, scored)
                 light[k] = ratios(self.tested(fit, k, weakest, scored), trained)
@@ -272,7 +281,7 @@ class SiteReader:
                 # A fold that happens to score above training shows no optimism.
                 gap = np.maximum(training - light[k], 0.0) / self.n_features
                 corrected[k] = training - self.n_features / 2 * np.log1p(gap)
-            correlations.append(self._canonical(fit, k, strengths.chosen[k], correlated))
+            correlations.append(self._canonical(fit, k, here, correlated))
             means.append(fit.mean_t)
             if rows is not None:
                 at = np.flatnonzero(rows.fold == k)
@@ -292,43 +301,75 @@ class SiteReader:
         strengths: Float[np.ndarray, " target"],
         rows: Float[Tensor, "row width"],
     ) -> Float[Tensor, "row column"]:
-        return fit.mean_t + (rows - fit.mean_z) @ self._weights(fit, strengths)
+        weights = torch.cat(self._weights(fit, strengths, range(self.n_targets)), dim=1)
+        return fit.mean_t + (rows - fit.mean_z).to(weights) @ weights
 
     def _canonical(
-        self,
-        fit: RidgeFit,
-        fold: int,
-        strengths: Float[np.ndarray, " target"],
-        targets: Sequence[int],
+        self, fit: RidgeFit, fold: int, here: Mapping[int, _OnFold], targets: Sequence[int]
     ) -> Float[np.ndarray, "part component"]:
         """Correlations, on one fold, along the canonical directions of the folds fitted on.
 
         The null reader has no direction, and correlates 0.
         """
         chosen = list(targets)
-        weights = self._weights(fit, strengths)
-        split = rearrange(weights, "d (t f) -> t d f", f=self.n_features)[chosen]
+        weights = torch.stack([here[target].weights.double() for target in chosen])
+        products = torch.stack([here[target].products.double() for target in chosen])
+
+        def split(columns: Tensor) -> Tensor:
+            return rearrange(columns, "d (t f) -> t d f", f=self.n_features)[chosen]
 
         def blocks(matrix: Tensor) -> Tensor:
             return _diagonal_blocks(matrix, self.n_features)[chosen]
 
         spread = blocks(self._trained_targets(fit))
         root = torch.linalg.cholesky(spread + _isotropic(_floor(spread), spread))
-        shared = split.mT @ rearrange(fit.zt, "d (t f) -> t d f", f=self.n_features)[chosen]
-        whitened = torch.linalg.solve_triangular(root, shared, upper=False)
+        whitened = torch.linalg.solve_triangular(root, weights.mT @ split(fit.zt), upper=False)
         whitened = torch.linalg.solve_triangular(root, whitened.mT, upper=False)
         directions = torch.linalg.eigh((whitened + whitened.mT) / 2).eigenvectors.flip(-1)
-        y_axes = torch.linalg.solve_triangular(root.mT, directions, upper=True)
-        z_axes = split @ y_axes
-        about = fit.about(fold)
-        tested = rearrange(about.zt, "d (t f) -> t d f", f=self.n_features)[chosen]
-        together = (z_axes * (tested @ y_axes)).sum(dim=1)
-        power_z = (z_axes * about.zz_times(z_axes)).sum(dim=1)
-        power_y = (y_axes * (blocks(self._targets_about(fit, fold)) @ y_axes)).sum(dim=1)
-        power = power_z * power_y
+        axes = torch.linalg.solve_triangular(root.mT, directions, upper=True)
+
+        def along(moment: Tensor) -> Tensor:
+            diagonal: Tensor = (axes * (moment @ axes)).sum(dim=1)
+            return diagonal
+
+        power_y = along(blocks(self._targets_about(fit, fold)))
+        power = along(weights.mT @ products) * power_y
+        together = along(weights.mT @ split(fit.about(fold).zt))
         correlation = torch.where(power > 0, together / power.sqrt(), 0.0)
         values: np.ndarray = correlation.cpu().numpy()
         return values
+
+    def _on_fold(
+        self,
+        fit: RidgeFit,
+        fold: int,
+        strengths: Float[np.ndarray, " target"],
+        targets: Sequence[int],
+    ) -> dict[int, _OnFold]:
+        """Readers of some targets on a fold that they were not fitted on, by target."""
+        weights = dict(zip(targets, self._weights(fit, strengths, targets), strict=True))
+        found: dict[int, _OnFold] = {}
+        # Each in the precision that it was solved for in.
+        for dtype in {one.dtype for one in weights.values()}:
+            alike = [target for target in targets if weights[target].dtype == dtype]
+            together = torch.cat([weights[target] for target in alike], dim=1)
+            products = fit.about(fold, dtype).zz_times(together)
+            found |= {
+                target: _OnFold(weights[target], product)
+                for target, product in zip(
+                    alike, torch.split(products, self.n_features, dim=1), strict=True
+                )
+            }
+        return found
+
+    def _left(
+        self, fit: RidgeFit, fold: int, here: Mapping[int, _OnFold], targets: Sequence[int]
+    ) -> Residuals:
+        at = self._columns(targets)
+        weights = torch.cat([here[target].weights for target in targets], dim=1)
+        products = torch.cat([here[target].products for target in targets], dim=1)
+        yy = self._targets_about(fit, fold)[at][:, at]
+        return self._residuals(weights, products, yy, fit.about(fold, weights.dtype).zt[:, at])
 
     def _targets_about(self, fit: RidgeFit, fold: int) -> Float[Tensor, "column column"]:
         count = self.count[fold]
@@ -349,9 +390,9 @@ class SiteReader:
         null_floor = _floor(_diagonal_blocks(yy, self.n_features))
         # E (y - W z)(y - W z)^T = yy - W^T zy - (W^T zy)^T + W^T zz W. The null reader has no
         # weights, and is left exactly as it is.
-        change = weights.T @ (zz_weights / 2 - zt)
+        change = (weights.T @ (zz_weights / 2 - zt)).to(yy)
         residual = yy + change + change.T
-        lengths = rearrange(weights, "d (t f) -> t d f", f=self.n_features).pow(2).sum(dim=1)
+        lengths = rearrange(weights, "d (t f) -> t d f", f=self.n_features).pow(2).sum(dim=1).to(yy)
         reader_floor = null_floor + RESOLUTION * lengths.amax(dim=-1)
         blocks = _diagonal_blocks(residual, self.n_features)
         if torch.linalg.cholesky_ex(blocks + _isotropic(reader_floor, blocks)).info.any():
@@ -360,27 +401,15 @@ class SiteReader:
             reader_floor = reader_floor + 2 * (-lowest).clamp(min=0.0)
         return Residuals(residual, yy, reader_floor, null_floor)
 
-    def _columns(self, targets: Sequence[int] | None) -> Int[Tensor, " column"] | slice:
-        if targets is None:
-            return slice(None)
+    def _columns(self, targets: Sequence[int]) -> Int[Tensor, " column"]:
         start = torch.tensor(list(targets), dtype=torch.long) * self.n_features
         return (start[:, None] + torch.arange(self.n_features)).flatten()
 
     def _weights(
-        self, fit: RidgeFit, strengths: Float[np.ndarray, " target"]
-    ) -> Float[Tensor, "width column"]:
-        """Every target's weights at its own strength; zeros for the null reader."""
-        key = tuple(strengths.tolist())
-        if self._latest is not None and self._latest[:2] == (fit, key):
-            return self._latest[2]
-        weights = torch.zeros_like(fit.zt)
-        for strength in set(strengths.tolist()) - {np.inf}:
-            targets = np.flatnonzero(strengths == strength)
-            columns = (targets[:, None] * self.n_features + np.arange(self.n_features)).ravel()
-            chosen = tuple(columns.tolist())
-            weights[:, list(chosen)] = fit.weights(strength, chosen)
-        self._latest = fit, key, weights
-        return weights
+        self, fit: RidgeFit, strengths: Float[np.ndarray, " target"], targets: Sequence[int]
+    ) -> list[Float[Tensor, "width feature"]]:
+        """Some targets' weights, each at its own strength; zeros for the null reader."""
+        return fit.block_weights(strengths[list(targets)].tolist(), targets, self.n_features)
 
 
 def _log_likelihood(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Beside 0, which is the prior itself and gains exactly nothing.
 TEMPERATURES = (0.1, 0.2, 0.35, 0.6, 1.0)
+# A logarithm of a share that is taken for no less.
+_NOTHING = -80.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,20 @@ class Tilt:
         targets: Float[Tensor, "target feature"],
     ) -> Float[Tensor, "position target"]:
         """Of every target at every position; both about the mean of the targets."""
-        return (predicted @ self.precision) @ targets.T - self._own_part(targets)
+        return torch.addmm(-self._own_part(targets), predicted @ self.precision, targets.T)
+
+    def gain(
+        self,
+        predicted: Float[Tensor, "position feature"],
+        targets: Float[Tensor, "target feature"],
+        log_prior: Float[Tensor, " target"],
+        wanted: Int[Tensor, " position"],
+        temperature: float,
+    ) -> Float[Tensor, " position"]:
+        """That of :class:`AmongTokens` with these scores, in a third of the time if asked once."""
+        bias = torch.sub(log_prior, self._own_part(targets), alpha=temperature)
+        logits = torch.addmm(bias, (predicted * temperature) @ self.precision, targets.T)
+        return _gain(logits, log_prior, wanted)
 
     def own_scores(
         self,
@@ -81,8 +96,7 @@ class AmongTokens:
     def gain(self, temperature: float) -> Float[Tensor, " position"]:
         """``log q(x | z) - log p(x)``; at most ``-log p(x)`` at every position."""
         logits = torch.add(self.log_prior, self.scores, alpha=temperature)
-        chosen = logits.gather(1, self.wanted[:, None])[:, 0]
-        return chosen - _log_total(logits) - self.log_prior[self.wanted]
+        return _gain(logits, self.log_prior, self.wanted)
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ class AmongDraws:
         """
         if not self.scores.shape[1]:
             return torch.zeros_like(self.own)
-        average = _log_total(temperature * self.scores) - math.log(self.scores.shape[1])
+        average = log_total(temperature * self.scores) - math.log(self.scores.shape[1])
         return temperature * self.own - average
 
 
@@ -114,18 +128,49 @@ def mean_gain(asked: Sequence[AmongTokens] | Sequence[AmongDraws], temperature: 
     return float(torch.cat(gains).mean()) if gains else 0.0
 
 
-def best_temperature(asked: Sequence[AmongTokens] | Sequence[AmongDraws]) -> tuple[float, float]:
-    """The temperature of the largest mean gain, which is concave in it; and that gain."""
-    best, most = 0.0, 0.0
-    for temperature in TEMPERATURES:
-        gain = mean_gain(asked, temperature)
-        if gain <= most:
-            break
-        best, most = temperature, gain
-    return best, most
+def best_temperature(
+    asked: Sequence[AmongTokens] | Sequence[AmongDraws], start: float = TEMPERATURES[0]
+) -> tuple[float, float]:
+    """The temperature of the largest mean gain, which is concave in it; and that gain.
+
+    Args:
+        asked: Positions.
+        start: Where to begin: the nearer to the best, the sooner it is found.
+    """
+    grid = (0.0, *TEMPERATURES)
+    best = grid.index(start)
+    most = mean_gain(asked, start) if best else 0.0
+    rises = True
+    while rises and best + 1 < len(grid):
+        gain = mean_gain(asked, grid[best + 1])
+        rises = gain > most
+        if rises:
+            best, most = best + 1, gain
+    if grid[best] > start:
+        return grid[best], most
+    falls = True
+    while falls and best:
+        gain = mean_gain(asked, grid[best - 1]) if best > 1 else 0.0
+        falls = gain >= most
+        if falls:
+            best, most = best - 1, gain
+    return grid[best], most
 
 
-def _log_total(logits: Float[Tensor, "position target"]) -> Float[Tensor, " position"]:
+def _gain(
+    logits: Float[Tensor, "position target"],
+    log_prior: Float[Tensor, " target"],
+    wanted: Int[Tensor, " position"],
+) -> Float[Tensor, " position"]:
+    """How much more likely the right target is than it was before; in place."""
+    chosen = logits.gather(1, wanted[:, None])[:, 0]
+    return chosen - log_total(logits) - log_prior[wanted]
+
+
+def log_total(logits: Float[Tensor, "position target"]) -> Float[Tensor, " position"]:
     """``log sum exp``, in place: another temporary would cost more than the exponentials."""
     highest = logits.amax(dim=1)
-    return highest + logits.sub_(highest[:, None]).exp_().sum(dim=1).log()
+    # What is this far below adds nothing that even float64 resolves, but numbers next to the least
+    # that float32 holds are ten times as slow.
+    about = logits.sub_(highest[:, None]).clamp_(min=_NOTHING)
+    return highest + about.exp_().sum(dim=1).log()

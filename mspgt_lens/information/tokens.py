@@ -83,6 +83,8 @@ class TokenReader:
         n_sites = moments.z_read.shape[1]
         self._gain = {t: np.zeros((len(self._tokens[t].wanted), n_sites)) for t in single}
         self._beyond = {t: np.zeros(n_sites) for t in single}
+        # Where the search for a temperature begins: by reader and fold, what was best last.
+        self._latest: dict[tuple[int, int], float] = {}
 
     def read(self, site: int, told: Predictions) -> None:
         """Take in what the readers of one site predict."""
@@ -110,10 +112,11 @@ class TokenReader:
             size = max(1, _LOGITS_PER_CHUNK // len(best.scorer.features))
             mine = np.flatnonzero(own)
             for part in (mine[i : i + size] for i in range(0, len(mine), size)):
-                scores = best.scorer.scores(told.held_out[tokens.position[part]])
-                wanted = torch.from_numpy(tokens.wanted[part]).to(scores.device)
-                asked = AmongTokens(scores, self._priors[fold].every, wanted)
-                gain[part, site] = asked.gain(best.temperature).double().cpu().numpy()
+                held_out = told.held_out[tokens.position[part]]
+                gained = best.scorer.gain(
+                    held_out, self._priors[fold].every, tokens.wanted[part], best.temperature
+                )
+                gain[part, site] = gained.double().cpu().numpy()
 
     def _try(self, target: int, reader: _Reader, fold: int, told: Predictions) -> _Trial:
         """One reader on the inner folds, among the tokens that the other folds hold."""
@@ -121,7 +124,10 @@ class TokenReader:
         either = prior.covariance(reader.features) if tokens.two_sided else None
         scorer = reader.scorer(told, fold, either)
         asked = self._asked(target, scorer, fold, told, fitted=False)
-        return _Trial(scorer, asked, *best_temperature(asked))
+        start = self._latest.get((reader.target, fold), TEMPERATURES[0])
+        temperature, most = best_temperature(asked, start)
+        self._latest[reader.target, fold] = temperature
+        return _Trial(scorer, asked, temperature, most)
 
     def _try_beyond(self, target: int, trial: _Trial, fold: int, told: Predictions) -> float:
         """How much more than a trial the best reader of its kind may gain.
@@ -209,8 +215,24 @@ class _Scorer:
         self, predicted: Float[Tensor, "position column"]
     ) -> Float[Tensor, "position token"]:
         """Of every token at every position."""
-        shown = predicted[:, self.columns].to(self.features) - self.center
-        return self.tilt.scores(shown, self.features)
+        return self.tilt.scores(self._shown(predicted), self.features)
+
+    def gain(
+        self,
+        predicted: Float[Tensor, "position column"],
+        log_prior: Float[Tensor, " token"],
+        wanted: Int[np.ndarray, " position"],
+        temperature: float,
+    ) -> Float[Tensor, " position"]:
+        """How much more likely the wanted token is than by the prior."""
+        shown = self._shown(predicted)
+        right = torch.from_numpy(wanted).to(shown.device)
+        return self.tilt.gain(shown, self.features, log_prior, right, temperature)
+
+    def _shown(
+        self, predicted: Float[Tensor, "position column"]
+    ) -> Float[Tensor, "position feature"]:
+        return predicted[:, self.columns].to(self.features) - self.center
 
 
 @dataclass(frozen=True)

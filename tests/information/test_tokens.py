@@ -9,7 +9,14 @@ from token_processes import AHEAD, BACK, PROCESSES, fits, read, truths
 
 from mspgt_lens.information.forging import forged
 from mspgt_lens.information.site_reader import Predictions, Residuals
-from mspgt_lens.information.tilting import AmongTokens, Tilt, channel
+from mspgt_lens.information.tilting import (
+    TEMPERATURES,
+    AmongTokens,
+    Tilt,
+    best_temperature,
+    channel,
+    log_total,
+)
 from mspgt_lens.moments import Sample
 
 
@@ -54,8 +61,32 @@ def test_a_tilt_is_bayes_rule_for_a_linear_gaussian_channel_of_any_tokens():
     torch.testing.assert_close(told, expected, rtol=1e-8, atol=1e-8)
     wanted = torch.tensor([0, 7, 7, 12, 29])
     gain = AmongTokens(scores, share.log(), wanted).gain(1.0)
+    at_once = tilt.gain(z @ weights, centered, share.log(), wanted, 1.0)
+    np.testing.assert_allclose(at_once, gain, atol=1e-12)
     torch.testing.assert_close(gain, (expected - share.log())[range(5), wanted])
     assert (gain <= -share.log()[wanted]).all()
+
+
+def test_the_best_temperature_is_found_from_wherever_the_search_begins():
+    rng = np.random.default_rng(3)
+    found = set()
+    for size in (-1.0, 0.0, 0.5, 1.0, 2.0, 5.0, 20.0):
+        scores = torch.from_numpy(rng.standard_normal((200, 9)))
+        right = torch.distributions.Categorical(logits=size * scores).sample()
+        asked = [AmongTokens(scores, torch.full((9,), 1 / 9).double().log(), right)]
+        gains = {0.0: 0.0} | {t: float(asked[0].gain(t).mean()) for t in TEMPERATURES}
+        best = max(gains, key=gains.__getitem__)
+        for start in gains:
+            assert best_temperature(asked, start) == (best, pytest.approx(gains[best]))
+        found.add(best)
+    assert len(found) > 2
+
+
+def test_what_is_hardly_possible_adds_nothing():
+    logits = torch.tensor([[3.0, 2.0, -90.0, -120.0], [-500.0, -500.0, -640.0, -500.0]])
+    expected = logits.double().logsumexp(dim=1)
+    for dtype in (torch.float32, torch.float64):
+        torch.testing.assert_close(log_total(logits.to(dtype, copy=True)), expected.to(dtype))
 
 
 @pytest.mark.parametrize(
