@@ -20,6 +20,7 @@ from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.perturbation.residuals import ResidualStatistics
+from mspgt_lens.perturbation.skipping import BlockEffects
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.rates.results import ChannelRun, RateDistortion
 from mspgt_lens.scales.synthetic import Power, SyntheticSignals
@@ -34,6 +35,7 @@ from mspgt_lens.theory.waterfilling import WaterFilling
 
 __all__ = [
     "Analysis",
+    "BlockEffects",
     "Brittleness",
     "ChannelRun",
     "Comparison",

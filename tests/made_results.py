@@ -58,6 +58,7 @@ def made_results() -> dict[str, Result]:
         table,
         made_perturbations(HOSTILE),
         made_effects(HOSTILE),
+        made_block_effects(rng),
         made_statistics(),
         made_lens(rng),
         made_reading(rng),
@@ -83,6 +84,14 @@ def made_results() -> dict[str, Result]:
         ),
     ]
     return {type(one).__name__: one for one in made}
+
+
+def made_block_effects(rng: np.random.Generator) -> ml.results.BlockEffects:
+    """Four blocks, three documents; the last block has no future."""
+    skip, swap = rng.random((3, 3, 4, 3)), rng.random((3, 3, 3, 3))
+    for table in (skip, swap):
+        table[2, :, -1] = np.array([0.0, 1.0, 0.0])[:, None]
+    return ml.results.BlockEffects(HOSTILE, 4, skip, swap, {"seed": 0}, {"numpy": "2"}, NOTES)
 
 
 def made_partition() -> ml.results.ScalePartition:

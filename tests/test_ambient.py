@@ -168,6 +168,7 @@ CALLS = {
             progress=False,
         ).profile
     ),
+    "block_effects": lambda t: ml.studies.block_effects(t.model, t.few, n_places=1, **QUIET),
     "bottleneck_frontier": lambda t: ml.arrays.bottleneck_frontier(*t.rows),
     "boundary_signals": lambda t: ml.arrays.boundary_signals(t["profile_layers"]),
     "channel_rate": lambda t: ml.arrays.channel_rate(np.cov(t.rows[0].T)),
@@ -217,6 +218,7 @@ CALLS = {
     "perturb_scales": lambda t: ml.perturb_scales(t.model, t.few, PART, n_controls=2, **QUIET),
     "plot_class_counts": lambda t: ml.plots.plot_class_counts(t["classify_tokens"]),
     "plot_table": lambda t: ml.plots.plot_table(t["fit_water_filling"]),
+    "plot_block_effects": lambda t: ml.plots.plot_block_effects(t["block_effects"]),
     "plot_boundaries": lambda t: ml.plot_boundaries(t["detect_scales"]),
     "plot_brittleness": lambda t: ml.plots.plot_brittleness(t["measure_brittleness"]),
     "plot_comparison": lambda t: ml.plots.plot_comparison(t["compare_models"]),

@@ -103,15 +103,31 @@ class CleanRun:
     def _scores(
         self, residual: Float[Tensor, "prompt pos d_model"], what: str
     ) -> Float[Tensor, "position vocab"]:
-        scores = self.adapter.decode(self.adapter.normalize(residual[self._valid]))
-        for rows in torch.split(scores, _ROWS):
-            rows -= rows.logsumexp(dim=1, keepdim=True)
-            if not bool(torch.isfinite(rows.sum())):
-                raise FloatingPointError(
-                    f"logits of {what} of {self.adapter.name} are NaN or infinite; load the model "
-                    "in float32, or change it less"
-                )
-        return scores
+        return log_probabilities(self.adapter, residual[self._valid], what)
+
+
+def log_probabilities(
+    adapter: ModelAdapter, rows: Float[Tensor, "position d_model"], what: str
+) -> Float[Tensor, "position vocab"]:
+    """Log-probabilities of the next token from rows of the residual stream at the last site.
+
+    Args:
+        adapter: The model, in :meth:`ModelAdapter.inference`.
+        rows: As the model leaves them, before the final norm.
+        what: Which run they are of, for the message.
+
+    Raises:
+        FloatingPointError: If a logit is NaN or infinite.
+    """
+    scores = adapter.decode(adapter.normalize(rows))
+    for part in torch.split(scores, _ROWS):
+        part -= part.logsumexp(dim=1, keepdim=True)
+        if not bool(torch.isfinite(part.sum())):
+            raise FloatingPointError(
+                f"logits of {what} of {adapter.name} are NaN or infinite; load the model in "
+                "float32, or change it less"
+            )
+    return scores
 
 
 def check_resuming(adapter: ModelAdapter, batches: Batches) -> None:

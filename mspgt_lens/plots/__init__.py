@@ -1,5 +1,6 @@
 """Figures: functions of results that return a plotly figure; nothing is shown."""
 
+from mspgt_lens.plots.block_effects import plot_block_effects
 from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
 from mspgt_lens.plots.comparison import plot_comparison
 from mspgt_lens.plots.emergence import plot_emergence
@@ -16,6 +17,7 @@ from mspgt_lens.plots.tables import plot_class_counts, plot_table
 
 __all__ = [
     "explore",
+    "plot_block_effects",
     "plot_boundaries",
     "plot_brittleness",
     "plot_class_counts",

@@ -69,13 +69,13 @@ def plot_brittleness(brittleness: Brittleness, *, mode: Mode = "equal_energy") -
     )
     colors = _colors(brittleness.segments)
     slopes = brittleness.signals(n_folds=2)
-    floors = [_floor(brittleness, mode), None, _least(*slopes.values())]
+    floors = [_floor(brittleness, mode), None, least_positive(*slopes.values())]
     for col, shape in enumerate(brittleness.shapes, start=1):
         for name in brittleness.segments:
             for row, measure in ((1, "kl"), (2, "agreement")):
                 curve = brittleness.response(name, shape, mode, measure)
                 hover = _hover(brittleness, name, shape, curve, measure)
-                for trace in _line(
+                for trace in banded_line(
                     np.array(brittleness.levels), curve, colors[name], hover, floors[row - 1]
                 ):
                     trace.update(name=name.capitalize(), legendgroup=name)
@@ -88,7 +88,7 @@ def plot_brittleness(brittleness: Brittleness, *, mode: Mode = "equal_energy") -
             f"{digits(slope.low[b])} to {digits(slope.high[b])}"
             for b in range(len(slope))
         ]
-        for trace in _line(np.arange(len(slope)), slope, NEUTRAL, words, floors[2]):
+        for trace in banded_line(np.arange(len(slope)), slope, NEUTRAL, words, floors[2]):
             trace.update(showlegend=False)
             figure.add_trace(trace, row=3, col=col)
         for name, first, last in _spans(brittleness.segments):
@@ -228,7 +228,7 @@ def _spans(segments: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int, 
 
 
 def _floor(brittleness: Brittleness, mode: Mode) -> float | None:
-    return _least(
+    return least_positive(
         *(
             brittleness.response(name, shape, mode)
             for name in brittleness.segments
@@ -237,15 +237,16 @@ def _floor(brittleness: Brittleness, mode: Mode) -> float | None:
     )
 
 
-def _least(*curves: Curve) -> float | None:
+def least_positive(*curves: Curve) -> float | None:
     """Half the smallest positive value: where a logarithmic axis cuts intervals that reach 0."""
     positive = [float(v) for curve in curves for v in curve.values if v > 0]
     return min(positive) / 2 if positive else None
 
 
-def _line(
+def banded_line(
     x: np.ndarray, curve: Curve, color: str, hover: list[str], floor: float | None
 ) -> Iterator[go.Scatter]:
+    """A curve's interval as a band, cut at the floor where there is one, then its line."""
     low = curve.low if floor is None else np.maximum(curve.low, floor)
     yield go.Scatter(
         x=np.concatenate([x, x[::-1]]),

@@ -18,6 +18,8 @@ from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
+from mspgt_lens.perturbation.skipping import BlockEffects
+from mspgt_lens.plots.block_effects import plot_block_effects
 from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
 from mspgt_lens.plots.comparison import plot_comparison
 from mspgt_lens.plots.emergence import plot_emergence
@@ -68,6 +70,7 @@ _FIGURES: dict[type[Result], Callable[..., go.Figure]] = {
     TokenClasses: plot_class_counts,
     Dissociation: plot_dissociation,
     PerturbationEffects: plot_effects,
+    BlockEffects: plot_block_effects,
     GenerationEffects: plot_effects,
     PatchSweep: plot_patching,
     ScalePatch: plot_scale_patch,

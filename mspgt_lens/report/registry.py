@@ -17,6 +17,7 @@ from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
+from mspgt_lens.perturbation.skipping import BlockEffects
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.rates.results import RateDistortion
 from mspgt_lens.report import sections
@@ -91,6 +92,10 @@ KINDS: dict[type[Any], Kind] = {
         "Does each segment matter most to the tokens that depend on its own scale?",
     ),
     PerturbationEffects: Kind(lambda r, _: sections.effects_section(r[0]), _BREAKS),
+    BlockEffects: Kind(
+        lambda r, _: sections.block_effects_section(r[0]),
+        "Which blocks do predictions need, at their own token and at earlier ones?",
+    ),
     GenerationEffects: Kind(
         lambda r, _: sections.effects_section(r[0]),
         "What changes in the text that a perturbed model writes?",

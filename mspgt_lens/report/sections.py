@@ -15,6 +15,8 @@ from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import Dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
+from mspgt_lens.perturbation.skipping import BlockEffects
+from mspgt_lens.plots.block_effects import plot_block_effects
 from mspgt_lens.plots.boundaries import plot_boundaries, plot_stability
 from mspgt_lens.plots.comparison import plot_comparison
 from mspgt_lens.plots.emergence import plot_emergence
@@ -220,6 +222,17 @@ def effects_section(found: PerturbationEffects | GenerationEffects) -> Markup:
         "(gray).",
         plot_effects(found),
     )
+
+
+def block_effects_section(found: BlockEffects) -> Markup:
+    """Blocks skipped and swapped."""
+    return section(
+        "Blocks skipped and swapped",
+        f"{' '.join(found.findings())} A block is changed everywhere; at the predicting token "
+        "only; or at earlier tokens only, so that a prediction meets it through what it takes "
+        "from them.",
+        plot_block_effects(found),
+    ) + table(found.rows())
 
 
 def sweep_section(sweep: PatchSweep, partition: ScalePartition | None) -> Markup:

@@ -1,0 +1,48 @@
+"""The figure of blocks skipped and swapped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from made_results import made_block_effects
+
+import mspgt_lens as ml
+
+MADE = made_block_effects(np.random.default_rng(1))
+
+
+def lines(figure, name):
+    return [t for t in figure.data if t.name == name and t.mode == "lines+markers"]
+
+
+def test_every_curve_is_drawn_in_its_row_and_column():
+    figure = MADE.plot()
+    for reach, name in (
+        ("all", "changed everywhere"),
+        ("same", "at the predicting token only"),
+        ("future", "at earlier tokens only"),
+    ):
+        drawn = [trace.y for trace in lines(figure, name)]
+        expected = [
+            MADE.curve(change, reach, measure).values
+            for change in ("skip", "swap")
+            for measure in ("kl", "top1_kept", "entropy")
+        ]
+        assert len(drawn) == len(expected) == 6
+        for got, wanted in zip(drawn, expected, strict=True):
+            np.testing.assert_allclose(got, wanted)
+
+
+def test_the_axis_of_divergence_is_not_stretched_by_rounding():
+    skip = np.array(MADE.skip)
+    skip[2, 0, 0] = 1e-12
+    figure = ml.plots.plot_block_effects(replace(MADE, skip=skip))
+    low, high = figure.layout.yaxis.range
+    assert high - low < 5.3
+    assert high > np.log10(MADE.skip[:, 0].max())
+
+
+def test_a_model_that_nothing_moves_is_drawn_too():
+    figure = ml.plots.plot_block_effects(replace(MADE, skip=0 * MADE.skip, swap=0 * MADE.swap))
+    assert len(figure.data) == 36
