@@ -77,7 +77,8 @@ class ScalePartition(Result):
         sharpness: Leave-one-block-out error of ``"stages"`` (jumps alone), ``"drift"`` (gradual
             alone) and ``"both"``, as shares of the error of the mean. The least describes best;
             drift is given its best polynomial order, so small differences say nothing.
-        by_method: Method to its boundaries; None where it finds none.
+        by_method: Method to its boundaries; none where a published detector finds none, and None
+            where a method cannot place its own.
         by_signal: Signal to what the answer owes to it.
         signals: The signals, in their own units, shape ``[block, signal]``, in the order of
             ``by_signal``.
@@ -243,7 +244,7 @@ class ScalePartition(Result):
         by = "" if self.method == "fused" else f" by {self.method}"
         found = [words for boundary, words in places.items() if self.is_found(boundary)]
         others = [words for boundary, words in places.items() if not self.is_found(boundary)]
-        lines = []
+        lines = [] if places else [f"No boundary{by}."]
         if found:
             most = " with most evidence" * (
                 self.method == "fused" and self.n_boundaries > len(found)

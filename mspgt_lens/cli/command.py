@@ -24,7 +24,7 @@ from mspgt_lens.profile.settings import Control
 from mspgt_lens.prompts import PromptDataset, load_passages
 from mspgt_lens.report.tables import summary_rows
 from mspgt_lens.report.writing import write_report
-from mspgt_lens.scales.detection import METHODS, detect_scales
+from mspgt_lens.scales.detection import METHODS, PUBLISHED_METHODS, detect_scales
 from mspgt_lens.scales.segments import Rows, segment_blocks
 from mspgt_lens.targets import OFFSET_BANDS
 
@@ -115,7 +115,10 @@ def _parser() -> argparse.ArgumentParser:
         "block, then after the last one); default: sites where a column is called so, else blocks",
     )
     scales.add_argument(
-        "--method", choices=METHODS, default="fused", help="what places them (default: fused)"
+        "--method",
+        choices=(*METHODS, *PUBLISHED_METHODS),
+        default="fused",
+        help="what places them (default: fused)",
     )
     scales.add_argument(
         "--control",
@@ -217,8 +220,8 @@ def _scales(options: argparse.Namespace) -> int:
     partition = detect_scales(profile=profile, method=options.method, seed=options.seed)
     print(f"\n{partition.summary()}\n\nby method")
     for name, boundaries in partition.by_method.items():
-        places = "none found" if boundaries is None else ", ".join(map(str, boundaries))
-        print(f"{name:16}{places}")
+        places = ", ".join(map(str, boundaries)) if boundaries else "none found"
+        print(f"{name:20}{places}")
     if options.save is not None:
         print(f"\npartition: {partition.save(options.save).resolve()}")
     path = write_report(options.out, profile, partition)

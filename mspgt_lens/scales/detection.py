@@ -20,13 +20,19 @@ from mspgt_lens.partition import Boundary, ScalePartition
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import PromptDataset
+from mspgt_lens.scales import published
 from mspgt_lens.scales.normalizing import rank_normalize
 from mspgt_lens.scales.segments import MIN_BLOCKS, edge_changes, segment_blocks, summarize_places
 
 Placing = Literal["fused", "stages", "attention_span", "mi_peaks", "hvib", "thirds", "quarters"]
+AsPublished = Literal["attention_distance", "mi_drop", "published_fusion"]
 METHODS: tuple[Placing, ...] = get_args(Placing)
+# These place as many boundaries as they find.
+PUBLISHED_METHODS: tuple[AsPublished, ...] = get_args(AsPublished)
+_NAMES = (*METHODS, *PUBLISHED_METHODS)
 # From the signals (rows are blocks) to the boundaries.
 Detector = Callable[[pd.DataFrame], Sequence[int]]
+_Weights = tuple[float, float, float]
 _THREE_SCALES = ("local", "intermediate", "global")
 
 
@@ -36,9 +42,10 @@ def detect_scales(
     prompts: PromptDataset | Iterable[str] | None = None,
     *,
     profile: LayerProfile | None = None,
-    method: Placing | Detector = "fused",
+    method: Placing | AsPublished | Detector = "fused",
     n_boundaries: int | None = None,
     span_thresholds: tuple[float, float] | None = None,
+    fusion_weights: tuple[float, float, float] = published.EQUAL_WEIGHTS,
     n_draws: int = 1000,
     n_bootstraps: int = 200,
     min_size: int = 2,
@@ -60,6 +67,15 @@ def detect_scales(
     all scales count alike). ``"thirds"`` and ``"quarters"`` look at no data. The test is that of
     the fused signals whatever the method; all methods' places are in ``.by_method``.
 
+    By the formulas of the theory's first version (arXiv 2505.18244v1), and placing as many
+    boundaries as they find, also none: ``"mi_drop"``, blocks where the first difference of the
+    information between neighboring sites is more than two standard deviations below its mean;
+    ``"attention_distance"``, the same rule for rises of the attention distance as published
+    (profile it with ``signals=["attention_distance", ...]``); ``"published_fusion"``, blocks where
+    the weighted sum of peaks of the three scales' probes (here: predicted information), rises of
+    the distance and falls of the information is as high. What the source leaves open, and what was
+    chosen for it, is in ``docs/rivals.md``.
+
     Args:
         model: A ``HookedTransformer`` or ``TransformerBridge``; not needed with a profile.
         prompts: A :class:`PromptDataset`, or texts; not needed with a profile.
@@ -71,6 +87,8 @@ def detect_scales(
             for the theory's two, which all other methods place.
         span_thresholds: Attention span in tokens from which a block is Intermediate, and Global; by
             default where the intermediate and the global band begin (2 and 17 tokens).
+        fusion_weights: Of probes, attention and information in ``"published_fusion"``; they add up
+            to 1. The source does not give its own; equal by default.
         n_draws: Series regenerated for each test.
         n_bootstraps: Draws for intervals and probabilities.
         min_size: Fewest blocks of a segment.
@@ -84,8 +102,8 @@ def detect_scales(
     Raises:
         ValueError: If there is neither a profile nor a model with prompts, or an argument is out of
             range.
-        CannotMeasure: If the model has fewer than 6 blocks, or the chosen method finds no two
-            boundaries.
+        CannotMeasure: If the model has fewer than 6 blocks, the chosen method lacks its signals,
+            or one that places two boundaries finds no two.
 
     Example:
         >>> partition = ml.detect_scales(profile=profile)
@@ -95,6 +113,7 @@ def detect_scales(
     label = _checked_method(method, n_boundaries)
     if span_thresholds is not None:
         _check_thresholds(span_thresholds)
+    weights = published.check_weights(fusion_weights)
     if profile is None:
         profile = _profiled(model, prompts, seed, progress)
     thresholds = span_thresholds or _default_thresholds(profile)
@@ -115,13 +134,15 @@ def detect_scales(
     def by(name: str, one: LayerProfile) -> tuple[int, ...] | None:
         if name == "stages":
             return _stages(_matrix(one, signals), place, min_size)
+        if name in _PUBLISHED:
+            return _PUBLISHED[name](one, weights)
         if name in _DETECTORS:
             return _DETECTORS[name](one, thresholds)
         table = pd.DataFrame(_matrix(one, signals), columns=list(signals))
         return _placed(method, table, place)
 
     by_method = {"fused": fused.boundaries} | {
-        name: by(name, profile) for name in dict.fromkeys((*METHODS, label)) if name != "fused"
+        name: by(name, profile) for name in dict.fromkeys((*_NAMES, label)) if name != "fused"
     }
     if not replicates:
         notes.append(
@@ -136,6 +157,7 @@ def detect_scales(
         settings={
             **fused.settings,
             "span_thresholds": list(thresholds),
+            "fusion_weights": list(weights),
             "prompts_fingerprint": profile.settings.get("prompts_fingerprint", ""),
             "n_groups": profile.n_groups,
             "bands": {name: list(band) for name, band in profile.bands.items()},
@@ -147,12 +169,22 @@ def detect_scales(
         return result
     boundaries = by_method[label]
     if boundaries is None:
+        said = "cannot look" if label in PUBLISHED_METHODS else "finds no two boundaries"
         raise CannotMeasure(
-            f"method {label!r} finds no two boundaries in {profile.model_name}: "
+            f"method {label!r} {said} in {profile.model_name}: "
             f"{_WHY_NONE.get(label, 'its signals are flat')}"
         )
     drawn = [found for r in replicates if (found := by(label, r)) is not None] or [boundaries]
-    intervals, probability = summarize_places(np.array(drawn), profile.n_layers)
+    alike = [places for places in drawn if len(places) == len(boundaries)]
+    further: tuple[str, ...] = ()
+    if len(alike) < len(drawn):
+        further = (
+            f"{label} finds another number of boundaries than {len(boundaries)} in "
+            f"{len(drawn) - len(alike)} of {len(drawn)} draws of other prompts; intervals are over "
+            "the rest",
+        )
+    intervals, _ = summarize_places(np.array(alike or [boundaries], dtype=int), profile.n_layers)
+    places = np.array([b for found in drawn for b in found], dtype=int)
     return replace(
         result,
         method=label,
@@ -161,7 +193,8 @@ def detect_scales(
             (min(low, b), max(high, b))
             for (low, high), b in zip(intervals, boundaries, strict=True)
         ),
-        probability=probability,
+        probability=np.bincount(places, minlength=profile.n_layers) / len(drawn),
+        warnings=(*further, *result.warnings),
     )
 
 
@@ -181,14 +214,19 @@ def _profiled(
     return profile_layers(model, prompts, seed=seed, progress=progress)
 
 
-def _checked_method(method: Placing | Detector, n_boundaries: int | None) -> str:
+def _checked_method(method: Placing | AsPublished | Detector, n_boundaries: int | None) -> str:
     """A method's name."""
     label = getattr(method, "__name__", type(method).__name__) if callable(method) else method
-    if callable(method) and label in METHODS:
+    if callable(method) and label in _NAMES:
         raise ValueError(f"method must have a name of its own, got a function called {label!r}")
-    if not callable(method) and method not in METHODS:
+    if not callable(method) and method not in _NAMES:
         raise ValueError(
-            f"method must be one of {', '.join(METHODS)}, or a function, got {method!r}"
+            f"method must be one of {', '.join(_NAMES)}, or a function, got {method!r}"
+        )
+    if method in PUBLISHED_METHODS and n_boundaries is not None:
+        raise ValueError(
+            f"method {method!r} places as many boundaries as it finds: leave n_boundaries at None, "
+            f"got {n_boundaries}"
         )
     own_number = callable(method) or method in ("fused", "stages")
     if not own_number and n_boundaries not in (None, 2):
@@ -379,9 +417,7 @@ def _mi_peaks(profile: LayerProfile, thresholds: tuple[float, float]) -> tuple[i
 
 
 def _hvib(profile: LayerProfile, thresholds: tuple[float, float]) -> tuple[int, ...] | None:
-    scales = [s for s in _THREE_SCALES if s in profile.bands]
-    if len(scales) < 3:
-        scales = sorted(profile.bands, key=lambda s: profile.bands[s][0])[:3]
+    scales = _three_scales(profile)
     if len(scales) < 3:
         return None
     gains = []
@@ -396,6 +432,38 @@ def _hvib(profile: LayerProfile, thresholds: tuple[float, float]) -> tuple[int, 
         return float(first[a] - first[0] + middle[b] - middle[a] + last[n] - last[b])
 
     return max(combinations(range(1, n), 2), key=lambda places: total(*places))
+
+
+def _three_scales(profile: LayerProfile) -> list[str]:
+    """The theory's scales, or the three bands nearest the token; fewer where there are fewer."""
+    named = [s for s in _THREE_SCALES if s in profile.bands]
+    return (
+        named if len(named) == 3 else sorted(profile.bands, key=lambda s: profile.bands[s][0])[:3]
+    )
+
+
+def _signal(profile: LayerProfile, name: str) -> Float[np.ndarray, " block"] | None:
+    return profile.signals[name].values if name in profile.signals else None
+
+
+def _mi_drop(profile: LayerProfile, weights: _Weights) -> tuple[int, ...] | None:
+    information = _signal(profile, "inter_layer_information")
+    return None if information is None else published.information_drops(information)
+
+
+def _attention_distance(profile: LayerProfile, weights: _Weights) -> tuple[int, ...] | None:
+    distance = _signal(profile, "attention_distance")
+    return None if distance is None else published.distance_rises(distance)
+
+
+def _published_fusion(profile: LayerProfile, weights: _Weights) -> tuple[int, ...] | None:
+    distance = _signal(profile, "attention_distance")
+    information = _signal(profile, "inter_layer_information")
+    scales = _three_scales(profile)
+    if distance is None or information is None or len(scales) < 3:
+        return None
+    probes = [profile.predicted[scale].values for scale in scales]
+    return published.fused(probes, distance, information, weights)
 
 
 def _thirds(profile: LayerProfile, thresholds: tuple[float, float]) -> tuple[int, ...]:
@@ -428,10 +496,22 @@ _DETECTORS: Mapping[str, Callable[[LayerProfile, tuple[float, float]], tuple[int
     "thirds": _thirds,
     "quarters": _quarters,
 }
+# As published: however many boundaries there are; None where the signals were not profiled.
+_PUBLISHED: Mapping[str, Callable[[LayerProfile, _Weights], tuple[int, ...] | None]] = {
+    "attention_distance": _attention_distance,
+    "mi_drop": _mi_drop,
+    "published_fusion": _published_fusion,
+}
 _WHY_NONE = {
     "attention_span": "its mean attention span was not profiled, or does not pass both thresholds "
     "at two blocks after the first; give other span_thresholds=",
     "mi_peaks": "the information between neighboring sites was not profiled, or has fewer than two "
     "peaks and troughs",
     "hvib": "it needs three bands",
+    "attention_distance": "the attention distance was not profiled; add it to signals= of "
+    "profile_layers",
+    "mi_drop": "the information between neighboring sites was not profiled; add "
+    "inter_layer_information to signals= of profile_layers",
+    "published_fusion": "it needs three bands, and attention_distance and inter_layer_information "
+    "among the signals; add them to signals= of profile_layers",
 }
