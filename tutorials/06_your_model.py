@@ -58,7 +58,7 @@ print(type(model).__name__, model.cfg.n_layers, "blocks,", model.cfg.d_model, "w
 texts = [passage.text for passage in ml.load_passages()][::4]
 halves = [half for text in texts for half in (text[: len(text) // 2], text[len(text) // 2 :])]
 documents = [number // 2 for number in range(len(halves))]
-prompts = ml.PromptDataset.from_texts(model, halves, groups=documents, max_length=64)
+prompts = ml.PromptDataset.from_texts(model, halves, groups=documents, max_length=128)
 prompts
 
 # %% [markdown]
@@ -141,7 +141,7 @@ ml.plot_boundaries(found)
 # <details><summary>Solution</summary>
 #
 # ```python
-# alone = ml.PromptDataset.from_texts(model, halves, max_length=64)
+# alone = ml.PromptDataset.from_texts(model, halves, max_length=128)
 # without = ml.profile_layers(model, alone, signals=["novelty"], progress=False)
 # for one in (profile, without):
 #     print((one.relevance.high - one.relevance.low).mean())
