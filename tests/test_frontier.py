@@ -207,3 +207,11 @@ def test_the_frontier_ends_at_the_predicted_information():
             predicted = reading.targets.values[2 + band, site]
             np.testing.assert_allclose(frontier.relevance.values, predicted, rtol=0.02)
     assert len(reading.correlations) == N_FOLDS
+
+
+def test_a_frontier_of_one_token_says_what_it_is_not():
+    by_fold = np.full((3, 2), 0.5)
+    for of_token in (False, True):
+        made = ml.results.Frontier(np.array([9.0]), by_fold, np.ones(3), of_token=of_token)
+        for told in (made.relevance.guarantee, made.relevance_at(0.1).guarantee, made.summary()):
+            assert ("may be more than a token carries" in told) is of_token

@@ -22,6 +22,10 @@ _RELEVANCE = (
     "Information that the optimal Gaussian bottleneck keeps about the target at this beta, given "
     "held-out canonical correlations: what linear-Gaussian readers can use, no bound on Shannon's."
 )
+_OF_TOKEN = (
+    " The target is one token's embedding, which is far from Gaussian: this may be more than a "
+    "token carries. Compare sites by it, and not with what is predicted of the token."
+)
 _CRITICAL = "The least beta at which a Gaussian bottleneck keeps anything: 1 / rho^2, rho held out."
 
 
@@ -38,11 +42,14 @@ class Frontier(Result):
         betas: Weights of relevance against rate, shape ``[beta]``.
         by_fold: Held-out canonical correlations on each fold, shape ``[fold, component]``.
         weights: Positions of each fold, shape ``[fold]``.
+        of_token: Whether the target is a single token's embedding, about which a Gaussian reading
+            may exceed what the token carries.
     """
 
     betas: Float[np.ndarray, " beta"]
     by_fold: Float[np.ndarray, "fold component"]
     weights: Float[np.ndarray, " fold"]
+    of_token: bool = False
 
     def __post_init__(self) -> None:
         for name in ("betas", "by_fold", "weights"):
@@ -73,7 +80,7 @@ class Frontier(Result):
     @cached_property
     def relevance(self) -> Curve:
         """``I(T;Y)`` at each beta (nats)."""
-        return self._jackknifed(1, _RELEVANCE)
+        return self._jackknifed(1, self._kept)
 
     @property
     def critical_betas(self) -> Float[np.ndarray, " component"]:
@@ -106,7 +113,7 @@ class Frontier(Result):
         value = np.array([relevance_at_rate(self.correlations, rate)])
         without = [[relevance_at_rate(c, rate)] for c in self._without_fold()]
         low, high = jackknife_interval(value, np.array(without))
-        return Estimate(float(value[0]), float(low[0]), float(high[0]), "nats", _RELEVANCE)
+        return Estimate(float(value[0]), float(low[0]), float(high[0]), "nats", self._kept)
 
     def heading(self) -> str:
         """Sizes."""
@@ -126,7 +133,8 @@ class Frontier(Result):
         return [
             f"Something is kept from beta {interval(beta.value, beta.low, beta.high)} on.",
             f"At beta {self.betas[last]:g}: relevance {relevance} nats at a rate of {rate} nats.",
-            "What linear-Gaussian readers can use; no bound on Shannon's information.",
+            "What linear-Gaussian readers can use; no bound on Shannon's information."
+            + _OF_TOKEN * self.of_token,
         ]
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -149,6 +157,10 @@ class Frontier(Result):
     def _without_fold(self) -> list[np.ndarray]:
         remaining = [np.arange(len(self.weights)) != k for k in range(len(self.weights))]
         return [_pooled(self.by_fold[rows], self.weights[rows]) for rows in remaining]
+
+    @property
+    def _kept(self) -> str:
+        return _RELEVANCE + _OF_TOKEN * self.of_token
 
     def _jackknifed(self, which: int, guarantee: str) -> Curve:
         value = gaussian_frontier(self.correlations, self.betas)[which]

@@ -221,4 +221,6 @@ def _draw_frontiers(
         )
         figure.add_trace(line, row=2, col=col)
     figure.update_xaxes(title_text=f"rate ({unit})", row=2, col=col)
-    figure.update_yaxes(title_text=f"predicted ({unit})" if col == 1 else "", row=2, col=col)
+    one_token = len(set(profile.bands[scale])) == 1
+    axis = f"of the embedding ({unit})" if one_token else f"predicted ({unit})"
+    figure.update_yaxes(title_text=axis, row=2, col=col)

@@ -136,7 +136,9 @@ class LayerProfile(Result):
             betas: Weights of relevance against rate, at least 1.
 
         Returns:
-            Its rates and relevances at every beta, in nats per token (Chechik et al. 2005).
+            Its rates and relevances at every beta, in nats per token (Chechik et al. 2005). For a
+            band of one offset the target is a token's embedding, and the result says that a
+            Gaussian reading of it may exceed what a token carries.
 
         Raises:
             ValueError: If there is no such site or scale, or the profile was saved by a version
@@ -152,7 +154,13 @@ class LayerProfile(Result):
         if not 0 <= site <= self.n_layers:
             raise ValueError(f"site must be 0 to {self.n_layers}, got {site}")
         by_fold = self.correlations[scale][:, site]
-        return Frontier(np.asarray(betas, dtype=float), by_fold, np.array(self.fold_weights))
+        first, last = self.bands[scale]
+        return Frontier(
+            np.asarray(betas, dtype=float),
+            by_fold,
+            np.array(self.fold_weights),
+            of_token=first == last,
+        )
 
     def heading(self) -> str:
         """The model and how much text."""
