@@ -25,7 +25,11 @@ def test_every_curve_is_drawn_in_its_row_and_column():
     ):
         drawn = [trace.y for trace in lines(figure, name)]
         expected = [
-            MADE.curve(change, reach, measure).values
+            np.where(
+                (measure == "kl") & (MADE.curve(change, reach, measure).values == 0),
+                np.nan,
+                MADE.curve(change, reach, measure).values,
+            )
             for change in ("skip", "swap")
             for measure in ("kl", "top1_kept", "entropy")
         ]

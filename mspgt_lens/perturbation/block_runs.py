@@ -62,8 +62,6 @@ class BlockRuns:
             early = self._column <= place[:, None]
             self._wide.append(("future", early, batch.valid & ~early))
         self._clean = self._log_probabilities(self._run.residual[-1], batch.valid, "the clean run")
-        self._entropy = _entropies(self._clean)
-        self._top = self._clean.argmax(dim=1)
         self._row = batch.valid.flatten().cumsum(0).reshape(batch.valid.shape) - 1
 
     def widely(
@@ -167,18 +165,29 @@ class BlockRuns:
     def _shifts(
         self, scores: Float[Tensor, "read vocab"], row: Int[Tensor, " read"]
     ) -> Float[np.ndarray, "read shift"]:
-        row = row.to(scores.device)
-        columns = (
-            divergences(self._clean[row], scores),
-            scores.argmax(dim=1) == self._top[row],
-            _entropies(scores) - self._entropy[row],
-        )
-        table: np.ndarray = torch.stack([c.double() for c in columns], dim=1).cpu().numpy()
-        return table
+        return prediction_shifts(self._clean[row.to(scores.device)], scores)
 
     def _groups(self, read: Bool[Tensor, "prompt pos"]) -> Int[np.ndarray, " read"]:
         owner: np.ndarray = self.batch.groups[torch.nonzero(read)[:, 0].numpy()]
         return owner
+
+
+def prediction_shifts(
+    clean: Float[Tensor, "read vocab"], changed: Float[Tensor, "read vocab"]
+) -> Float[np.ndarray, "read shift"]:
+    """How far predictions move, in the order of ``SHIFTS``; exactly 0, 1 and 0 at no change.
+
+    Args:
+        clean: Log-probabilities.
+        changed: Log-probabilities of the same positions.
+    """
+    columns = (
+        divergences(clean, changed),
+        clean.argmax(dim=1) == changed.argmax(dim=1),
+        _entropies(changed) - _entropies(clean),
+    )
+    table: np.ndarray = torch.stack([c.double() for c in columns], dim=1).cpu().numpy()
+    return table
 
 
 def _entropies(scores: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:

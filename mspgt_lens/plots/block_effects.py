@@ -70,6 +70,9 @@ def plot_block_effects(effects: BlockEffects) -> go.Figure:
                     floor if measure == "kl" else None,
                 ):
                     trace.update(name=_NAMES[reach], legendgroup=reach)
+                    if measure == "kl" and trace.showlegend:
+                        # Rather a gap than a line to the bottom of the axis.
+                        trace.update(y=np.where(curve.values > 0, curve.values, np.nan))
                     trace.update(showlegend=trace.showlegend and (row, col) == (1, 1))
                     figure.add_trace(trace, row=row, col=col)
         figure.update_xaxes(title_text="block", row=len(SHIFTS), col=col)
@@ -78,6 +81,10 @@ def plot_block_effects(effects: BlockEffects) -> go.Figure:
     if floor is not None:
         figure.update_yaxes(range=[np.log10(floor), np.log10(highest * 1.5)], row=1)
     figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03], row=2)
+    entropy = [effects.curve(c, r, "entropy") for c in BLOCK_CHANGES for r in REACHES]
+    low, high = min(c.low.min() for c in entropy), max(c.high.max() for c in entropy)
+    margin = 0.05 * (high - low)
+    figure.update_yaxes(range=[low - margin, high + margin], row=3)
     for row, title in enumerate(("nats", "share of positions", "nats"), start=1):
         figure.update_yaxes(title_text=title, row=row, col=1)
     style_figure(

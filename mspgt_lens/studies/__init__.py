@@ -1,9 +1,17 @@
 """Studies of whole models: all measurements at once, along training, over texts and models."""
 
+from mspgt_lens.perturbation.massive import ablate_massive
 from mspgt_lens.perturbation.skipping import block_effects
 from mspgt_lens.studies.analysis import analyze
 from mspgt_lens.studies.comparison import compare_models
 from mspgt_lens.studies.emergence import emergence
 from mspgt_lens.studies.stability import stability
 
-__all__ = ["analyze", "block_effects", "compare_models", "emergence", "stability"]
+__all__ = [
+    "ablate_massive",
+    "analyze",
+    "block_effects",
+    "compare_models",
+    "emergence",
+    "stability",
+]
