@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -193,3 +195,42 @@ def test_messages_come_with_their_condition_and_the_calls_that_lead_there(errors
         ("notes", "warning", "{n} is many to bear", "n > 3", ("Thing.make",)),
     }
     assert source.functions["toy.inner", "check"].said == {"ValueError": "If n is low."}
+
+
+def calls(text):
+    """Every call of the package in a page's code, whether in a block or in a sentence."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
+    for code in [*blocks, *re.findall(r"`(ml\.[^`\n]+\))`", text)]:
+        try:
+            tree = ast.parse(code)
+        except SyntaxError:  # What stands for anything, such as "for ...".
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and re.fullmatch(r"ml(\.\w+)+", ast.unparse(node.func)):
+                yield ast.unparse(node.func)[3:], node
+
+
+PAGES = [
+    page
+    for pattern in ("*.md", "docs/*.md")
+    for page in sorted(ROOT.glob(pattern))
+    if page.name != "CHANGELOG.md"
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_calls_on_pages_take_the_arguments_that_they_show(page):
+    for name, call in calls(page.read_text("utf-8")):
+        accepted = inspect.signature(attrgetter(name)(ml)).parameters
+        variadic = {parameter.kind for parameter in accepted.values()}
+        named = {keyword.arg for keyword in call.keywords if keyword.arg is not None}
+        if inspect.Parameter.VAR_KEYWORD not in variadic:
+            assert named <= set(accepted), f"{name}: {named - set(accepted)}"
+        by_place = [p for p in accepted.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        if inspect.Parameter.VAR_POSITIONAL not in variadic:
+            assert len(call.args) <= len(by_place), f"{name} takes {len(by_place)} by place"
+
+
+def test_calls_are_found_in_blocks_and_in_sentences():
+    page = "`ml.a(1, x=2)` and\n```python\nb = ml.c.d(...)\n```\n"
+    assert [name for name, _ in calls(page)] == ["c.d", "a"]
