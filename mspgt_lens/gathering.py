@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
-from mspgt_lens.models import ModelAdapter, unembedding_rows
+from mspgt_lens.models import ModelAdapter, in_float64, unembedding_rows
 from mspgt_lens.moments import (
     SAMPLE_CAPACITY,
     MomentPlan,
@@ -141,16 +141,12 @@ class BatchReader:
     ) -> None:
         self.plan, self.adapter, self.batch, self.reference = plan, adapter, batch, reference
         self.tokens, self.targets = _inputs_and_targets(plan, adapter, batch)
-        device = adapter.device
         rest = self.targets.valid & ~self.targets.read
         # Rows in one order everywhere: first those that are read, then the rest.
         self.index = torch.cat([torch.nonzero(self.targets.read), torch.nonzero(rest)])
         self.n_read, self.n_valid = int(self.targets.read.sum()), len(self.index)
-        self.prompt, self.position = self.index.to(device).unbind(dim=1)
-        self.flat = self.prompt * batch.tokens.shape[1] + self.position
-        self.valid = self.targets.valid.to(device)
-        special = torch.tensor(sorted(adapter.special_ids), dtype=torch.long)
-        self.ordinary = (batch.mask & ~torch.isin(batch.tokens, special)).to(device)
+        self._places: dict[torch.device, _Places] = {}
+        self._references: dict[torch.device, Reference] = {}
         self.rows: list[Tensor] = []
         self.sampled: list[Tensor] = []
         self.chosen = np.zeros(0, dtype=np.int64)
@@ -159,6 +155,28 @@ class BatchReader:
         self.span, self.entropy, self.n_attended, self.update = np.zeros((4, adapter.n_layers))
         self.per_row = np.zeros((len(plan.per_row), adapter.n_layers))
         self.attended: Tensor | None = None
+
+    def at(self, device: torch.device) -> _Places:
+        """Where what is read is, on the device of an activation: there may be several."""
+        if device not in self._places:
+            special = torch.tensor(sorted(self.adapter.special_ids), dtype=torch.long)
+            tokens, mask = self.batch.tokens, self.batch.mask
+            prompt, position = self.index.unbind(dim=1)
+            places = (
+                prompt,
+                position,
+                prompt * tokens.shape[1] + position,
+                self.targets.valid,
+                mask & ~torch.isin(tokens, special),
+            )
+            self._places[device] = _Places(*(place.to(device) for place in places))
+        return self._places[device]
+
+    def reference_at(self, device: torch.device) -> Reference | None:
+        """The reference on the device of an activation."""
+        if self.reference is not None and device not in self._references:
+            self._references[device] = self.reference.to(device)
+        return self._references.get(device)
 
     def choose_sample(self, so_far: Sample) -> None:
         """Choose the rows whose priority can still enter the sample."""
@@ -204,30 +222,30 @@ class BatchReader:
         """Take the valid rows of one site; sites come in order."""
         if not self.n_valid:
             return
-        raw = _at_least_float32(residual.detach().flatten(0, 1).index_select(0, self.flat))
+        places = self.at(residual.device)
+        raw = _at_least_float32(residual.detach().flatten(0, 1).index_select(0, places.flat))
         length = raw.norm(dim=1)
         if not bool(torch.isfinite(length.sum())):
-            bad = int(self.prompt[~torch.isfinite(length)][0])
+            bad = int(places.prompt[~torch.isfinite(length)][0])
             raise FloatingPointError(
                 f"activations at site {site} are NaN or infinite, first in prompt "
                 f"{self.batch.numbers[bad]}; load the model in float32 or leave it out"
             )
         if self.previous is not None:
-            before, length_before = self.previous
+            before, length_before = (there.to(raw.device) for there in self.previous)
             change = (raw - before).norm(dim=1) / length_before
-            self.update[site - 1] = float(change.double().sum())
+            self.update[site - 1] = float(in_float64(change).sum())
             for index, signal in enumerate(self.plan.per_row.values()):
                 values = self._values(signal, site - 1, before, raw)
-                self.per_row[index, site - 1] = float(values.double().sum())
+                self.per_row[index, site - 1] = float(in_float64(values).sum())
         self.previous = raw, length
         rows = self.adapter.normalize(raw)
         self.sampled.append(rows[torch.from_numpy(self.chosen).to(rows.device)].cpu())
         if site == self.adapter.n_layers:
             self.final = rows
         # Wide rows are projected at once: keeping them all would cost gigabytes.
-        if self.reference is not None:
-            rows = self.reference.apply(site, rows)
-        self.rows.append(rows)
+        reference = self.reference_at(rows.device)
+        self.rows.append(rows if reference is None else reference.apply(site, rows))
 
     def on_pattern(self, block: int, pattern: Float[Tensor, "prompt head query key"]) -> None:
         """Add the span and the entropy of every query of one block; before the site after it."""
@@ -235,8 +253,9 @@ class BatchReader:
             return
         n_keys = pattern.shape[3]
         pattern = pattern.detach()
+        places = self.at(pattern.device)
         if any(signal.patterns for signal in self.plan.per_row.values()):
-            self.attended = _at_least_float32(pattern[self.prompt, :, self.position])
+            self.attended = _at_least_float32(pattern[places.prompt, :, places.position])
         keys = torch.arange(n_keys, device=pattern.device, dtype=torch.float32)
         keys = keys.to(_at_least_float32(pattern[:0]).dtype)
         apart = (keys[:, None] - keys).abs() if self.plan.masked else None
@@ -248,16 +267,16 @@ class BatchReader:
             rows = _at_least_float32(pattern[:, :, at, :reach])
             if self.plan.masked:
                 # Separators draw attention that is not needed elsewhere, as a first key does.
-                rows = rows * self.ordinary[:, None, None, :]
+                rows = rows * places.ordinary[:, None, None, :]
             parts.append(_sums_over_keys(rows, keys[:reach] if apart is None else apart[at]))
         mass, weighted, surprise = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
-        counted = self.valid[:, None] & (mass > MIN_KEY_MASS)
+        counted = places.valid[:, None] & (mass > MIN_KEY_MASS)
         # The keys' shares are renormalized to one.
         mass = torch.where(counted, mass, 1.0)
         distance = weighted / mass if self.plan.masked else keys - weighted / mass
         entropy = surprise / mass + torch.log(mass)
-        self.span[block] += float(distance[counted].double().sum())
-        self.entropy[block] += float(entropy[counted].double().sum())
+        self.span[block] += float(in_float64(distance[counted]).sum())
+        self.entropy[block] += float(in_float64(entropy[counted]).sum())
         self.n_attended[block] += int(counted.sum())
 
     def _values(
@@ -265,29 +284,40 @@ class BatchReader:
     ) -> Float[Tensor, " row"]:
         """What a signal of rows says of each of one block's."""
         assert callable(signal.of)
+        places = self.at(after.device)
         attended = self.attended if signal.patterns else None
         # Copies: whatever the function does, other signals are computed from what the model gave.
         rows = BlockRows(
             block=block,
             before=before.clone(),
             after=after.clone(),
-            position=self.position.clone(),
-            pattern=None if attended is None else attended.clone(),
+            position=places.position.clone(),
+            pattern=None if attended is None else attended.to(after.device, copy=True),
         )
         values: object = signal.of(rows)
-        if not isinstance(values, Tensor) or values.shape != self.position.shape:
+        if not isinstance(values, Tensor) or values.shape != places.position.shape:
             given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
                 f"signal {signal.name!r} must give one number per row, a tensor of shape "
-                f"{tuple(self.position.shape)}, got {given}"
+                f"{tuple(places.position.shape)}, got {given}"
             )
         if not bool(torch.isfinite(values).all()):
-            bad = int(self.prompt[~torch.isfinite(values)][0])
+            bad = int(places.prompt.to(values.device)[~torch.isfinite(values)][0])
             raise FloatingPointError(
                 f"signal {signal.name!r} is NaN or infinite at block {block}, first in prompt "
                 f"{self.batch.numbers[bad]}; let its function give a number at every position"
             )
         return values
+
+
+class _Places(NamedTuple):
+    """Where the rows of one batch that are read are, on one device."""
+
+    prompt: Int[Tensor, " row"]
+    position: Int[Tensor, " row"]
+    flat: Int[Tensor, " row"]
+    valid: Bool[Tensor, "prompt pos"]
+    ordinary: Bool[Tensor, "prompt pos"]
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -347,25 +377,31 @@ def _inputs_and_targets(
 
 def _reduce(moments: Moments, reference: Reference, reader: BatchReader) -> None:
     fold, n_read = reader.batch.fold, reader.n_read
-    device = moments.zz_read.device
-    values = _with_predictions(moments.plan, reference, reader).to(device, reader.final.dtype)
-    # Hidden tokens are decoded from where they are hidden, so the lens learns from there.
-    n_final = n_read if moments.plan.masked else reader.n_valid
-    final = (reader.final[:n_final] - reference.center[-1]).to(device)
+    final = reader.final - reference.center[-1].to(reader.final.device)
+    values = _with_predictions(moments.plan, reference, reader, final).to(final.dtype)
+    if moments.plan.masked:
+        # Hidden tokens are decoded from where they are hidden, so the lens learns from there.
+        final = final[:n_read]
     before: Tensor | None = None
+    # Products are made where a site's rows are, and go to the sums.
+    there: dict[torch.device, tuple[Tensor, Tensor]] = {}
     for site, rows in enumerate(reader.rows):
         # The first batch was read before there was a reference.
-        z = (reference.apply(site, rows) if reader.reference is None else rows).to(device)
+        z = reference.to(rows.device).apply(site, rows) if reader.reference is None else rows
+        if z.device not in there:
+            there[z.device] = values.to(z.device), final.to(z.device)
+        targets, last = there[z.device]
         read, rest = z[:n_read], z[n_read:]
-        moments.zz_read[fold, site] += _gram(read)
-        moments.zz_rest[fold, site] += _gram(rest)
-        moments.z_read[fold, site] += read.sum(dim=0)
-        moments.z_rest[fold, site] += rest.sum(dim=0)
-        moments.zy[fold, site] += read.T @ values
-        moments.z_final[fold, site].addmm_(z[:n_final].T, final)
+        _add(moments.zz_read[fold, site], _gram(read))
+        _add(moments.zz_rest[fold, site], _gram(rest))
+        _add(moments.z_read[fold, site], read.sum(dim=0))
+        _add(moments.z_rest[fold, site], rest.sum(dim=0))
+        _add(moments.zy[fold, site], read.T @ targets)
+        _add_product(moments.z_final[fold, site], z[: len(last)], last)
         if before is not None:
-            moments.z_next[fold, site - 1].addmm_(before.T, z)
+            _add_product(moments.z_next[fold, site - 1], before.to(z.device), z)
         before = z
+    values, final = values.to(moments.y.device), final.to(moments.y.device)
     moments.y[fold] += values.double().sum(dim=0)
     moments.yy[fold] += values.T @ values
     moments.final[fold] += final.double().sum(dim=0)
@@ -380,8 +416,23 @@ def _reduce(moments: Moments, reference: Reference, reader: BatchReader) -> None
     moments.sample = merge_samples(moments.sample, reader.sample(values.cpu()), in_place=True)
 
 
+def _add(total: Tensor, part: Tensor) -> None:
+    total += part.to(total.device)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left.T @ right``; where the sum is beside them, without a copy of it."""
+    if total.device == left.device:
+        total.addmm_(left.T, right)
+    else:
+        _add(total, left.T @ right)
+
+
 def _with_predictions(
-    plan: MomentPlan, reference: Reference, reader: BatchReader
+    plan: MomentPlan,
+    reference: Reference,
+    reader: BatchReader,
+    final: Float[Tensor, "row d_model"],
 ) -> Float[Tensor, "read column"]:
     """Targets, then the model's own predictions of tokens after the next one, as leading logits.
 
@@ -393,10 +444,10 @@ def _with_predictions(
         return values
     assert reference.logit_axes is not None
     columns = [values]
-    predicted = ((reader.final - reference.center[-1]) @ reference.logit_axes).cpu()
+    predicted = (final @ reference.logit_axes.to(final.device)).cpu()
     n_pos = reader.batch.tokens.shape[1]
     row_of = torch.full((reader.batch.tokens.numel(),), -1)
-    row_of[reader.flat.cpu()] = torch.arange(reader.n_valid)
+    row_of[reader.at(row_of.device).flat] = torch.arange(reader.n_valid)
     bands = list(plan.bands.values())
     prompt, position = reader.index[: reader.n_read].unbind(dim=1)
     for target in plan.far:
@@ -430,7 +481,8 @@ def _count(moments: Moments, adapter: ModelAdapter, batch: FoldBatch) -> None:
 
 def _make_reference(reader: BatchReader) -> Reference:
     plan, rows = reader.plan, reader.rows
-    center = torch.stack([r.mean(dim=0) for r in rows])
+    device = reader.adapter.device
+    center = torch.stack([r.mean(dim=0).to(device) for r in rows])
     d_model = center.shape[1]
     logit_axes, logit_basis = _logit_axes(reader, center[-1]) if plan.far else (None, None)
     if d_model <= plan.width:
@@ -440,7 +492,7 @@ def _make_reference(reader: BatchReader) -> Reference:
     axes = axes.to(center)
     if plan.coordinates == "raw":
         return Reference(center, torch.ones_like(center), axes, logit_axes, logit_basis)
-    spread = torch.stack([r.std(dim=0, correction=0) for r in rows])
+    spread = torch.stack([r.std(dim=0, correction=0).to(device) for r in rows])
     spread = torch.where(spread > 0, spread, 1.0)
     return Reference(center, spread, axes, logit_axes, logit_basis)
 
@@ -459,7 +511,7 @@ def _logit_axes(
     share = counts.double() / counts.sum()
     rows = unembedding_rows(reader.adapter, tokens).double()
     rows = (rows - share @ rows) * share.sqrt()[:, None]
-    centered = (reader.final - center).double().cpu()
+    centered = (reader.final.to(center.device) - center).cpu().double()
     power, axes = torch.linalg.eigh(centered.T @ centered / len(centered))
     kept = power > 1e-9 * power[-1]
     root, inverse = (axes[:, kept] * power[kept] ** sign for sign in (0.5, -0.5))

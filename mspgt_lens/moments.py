@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor
 
-from mspgt_lens.models import ModelAdapter
+from mspgt_lens.models import ModelAdapter, has_float64
 from mspgt_lens.signals import SIGNALS, Signal
 from mspgt_lens.targets import far_targets, single_targets, token_features
 
@@ -95,8 +96,15 @@ class Reference:
     logit_axes: Float[Tensor, "d_model feature"] | None = None
     logit_basis: Float[Tensor, "feature d_model"] | None = None
 
+    def to(self, device: torch.device) -> Reference:
+        """The same reference on a device."""
+        moved: dict[str, Any] = {
+            name: x if x is None else x.to(device) for name, x in vars(self).items()
+        }
+        return Reference(**moved)
+
     def apply(self, site: int, normalized: Float[Tensor, "row d_model"]) -> Tensor:
-        """Rows in this reference's coordinates, shape ``[row, width]``."""
+        """Rows in this reference's coordinates and on its device, shape ``[row, width]``."""
         rows = normalized - self.center[site]
         if self.axes is None or self.spread is None:
             return rows
@@ -143,8 +151,7 @@ class Moments:
         d_model, n_layers = adapter.d_model, adapter.n_layers
         width = plan.width
         columns = plan.n_columns
-        # MPS has no float64.
-        device = torch.device("cpu") if adapter.device.type == "mps" else adapter.device
+        device = adapter.device if has_float64(adapter.device) else torch.device("cpu")
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
@@ -206,6 +213,15 @@ class Moments:
         "update",
         "per_row",
     )
+
+    def on_cpu(self) -> Moments:
+        """The same moments in the CPU's memory: reading them takes float64 and many small steps."""
+        moved = copy.copy(self)
+        cpu = torch.device("cpu")
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor | Reference):
+                setattr(moved, name, value.to(cpu))
+        return moved
 
     @property
     def n_valid(self) -> Int[np.ndarray, " fold"]:

@@ -63,7 +63,7 @@ def token_features(
     if not len(seen):
         raise ValueError("prompts hold special tokens only: there is nothing to read")
     share = counts[seen] / counts[seen].sum()
-    rows = embedding[torch.from_numpy(seen).to(embedding.device)].double().cpu().numpy()
+    rows = embedding[torch.from_numpy(seen).to(embedding.device)].cpu().double().numpy()
     if not np.isfinite(rows).all():
         bad = int(seen[~np.isfinite(rows).all(axis=1)][0])
         raise FloatingPointError(f"the model's embedding of token {bad} is NaN or infinite")

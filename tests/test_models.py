@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from mspgt_lens.models import (
     as_adapter,
     bridge_class,
     cache_reader,
+    edited_logits,
     needed_hooks,
 )
 
@@ -107,7 +109,7 @@ def test_any_final_norm_is_learned_from_its_outputs(
     cfg = SimpleNamespace(
         n_layers=N_LAYERS, d_model=width, d_vocab=9, n_ctx=9, eps=1e-5, default_prepend_bos=False
     )
-    model = Facade(tiny("llama"), cfg=cfg, ln_final=norm, unembed=lambda residual: residual)
+    model = Facade(tiny("llama"), cfg=cfg, ln_final=norm, unembed=torch.nn.Identity())
     adapter = as_adapter(model)
     adapter.logit_factor = 1.0  # A model of parts that do not fit cannot run.
     residual = torch.randn(7, width, generator=generator) + 2.0
@@ -149,9 +151,12 @@ def test_sites_come_in_order_and_are_the_residual_stream(
     with torch.no_grad():
         _, cache = model.run_with_cache(TOKENS)
     for block in range(N_LAYERS):
-        assert torch.equal(sites[block], cache[f"blocks.{block}.hook_resid_pre"])
-        assert torch.equal(sites[block + 1], cache[f"blocks.{block}.hook_resid_post"])
-        assert torch.equal(patterns[block], cache[f"blocks.{block}.attn.hook_pattern"])
+        for found, name in (
+            (sites[block], "hook_resid_pre"),
+            (sites[block + 1], "hook_resid_post"),
+            (patterns[block], "attn.hook_pattern"),
+        ):
+            torch.testing.assert_close(found, cache[f"blocks.{block}.{name}"])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -437,9 +442,9 @@ def test_needed_hooks_are_all_that_a_cache_must_hold(
     with torch.no_grad():
         _, cache = model.run_with_cache(TOKENS, names_filter=names)
     sites, patterns = cache_reader(as_adapter(model), cache)
-    expected = read(model)
-    assert all(torch.equal(site, expected[0][i]) for i, site in enumerate(sites))
-    assert all(torch.equal(pattern, expected[1][i]) for i, pattern in enumerate(patterns))
+    for found, expected in zip((sites, patterns), read(model), strict=True):
+        for index, one in enumerate(found):
+            torch.testing.assert_close(one, expected[index])
 
 
 def test_a_cache_without_batch_dimension_holds_one_prompt(tiny: Callable[..., Any]) -> None:
@@ -510,3 +515,28 @@ def test_fewer_logits_than_tokens_are_named() -> None:
     with pytest.raises(CannotMeasure, match="reads 101 tokens and has logits of 50"):
         adapter.require_every_logit("this")
     as_adapter(tiny_model("opt")).require_every_logit("this")
+
+
+def test_passes_keep_no_keys_and_values_that_nothing_reads(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    adapter, seen = as_adapter(model), []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        seen.append(kwargs.get("past_key_values"))
+
+    handle = model.blocks[0].register_forward_pre_hook(note, with_kwargs=True)
+    mask = torch.ones_like(TOKENS, dtype=torch.bool)
+    try:
+        with adapter.inference():
+            adapter.run(TOKENS, mask, lambda site, residual: None)
+            edited_logits(adapter, TOKENS, mask)
+            run = RecordedRun(adapter, TOKENS, mask)
+    finally:
+        handle.remove()
+    assert seen[:2] == [None, None]
+    # Blocks that resume need a place for keys and values, but no recorded ones stay in memory.
+    assert None not in seen[2:]
+    caches = [weakref.ref(kept) for kept in seen[2:]]
+    seen.clear()
+    assert len(run.residual) == N_LAYERS + 1
+    assert [cache() for cache in caches] == [None] * len(caches)

@@ -229,8 +229,7 @@ class _Collector:
         slots: np.ndarray,
         rows: np.memmap,
     ) -> None:
-        device = self.adapter.device
-        at = torch.from_numpy(row).to(device), torch.from_numpy(position).to(device)
+        at = torch.from_numpy(row), torch.from_numpy(position)
 
         def on_site(site: int, residual: Tensor) -> None:
             if site not in self.plan.sites:

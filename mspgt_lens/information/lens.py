@@ -169,13 +169,13 @@ def score_lens(moments: Moments, adapter: ModelAdapter, coordinates: Coordinates
     finals = list(_held_out_finals(moments, adapter, coordinates, strengths, count))
     log_likelihood, kl = np.zeros((2, count, len(finals)))
     for at in _chunks(count, adapter):
-        wanted = torch.from_numpy(tokens[at]).to(adapter.device)[:, None]
         own = adapter.decode(finals[-1][at]).log_softmax(dim=1)
         share = own.exp()
         for site, final in enumerate(finals):
             told = adapter.decode(final[at]).log_softmax(dim=1)
-            log_likelihood[at, site] = told.gather(1, wanted)[:, 0].double().cpu().numpy()
-            kl[at, site] = (share * (own - told)).sum(dim=1).double().cpu().numpy()
+            wanted = torch.from_numpy(tokens[at]).to(told.device)[:, None]
+            log_likelihood[at, site] = told.gather(1, wanted)[:, 0].cpu().double().numpy()
+            kl[at, site] = (share * (own - told)).sum(dim=1).cpu().double().numpy()
     return LensScores(log_likelihood, kl)
 
 
@@ -230,7 +230,7 @@ def _held_out_finals(
         for k in sorted(set(folds.tolist())):
             fit = sums.fit([k])
             mine = torch.from_numpy(folds == k)
-            z = reference.apply(site, rows[mine, site].to(adapter.device)).to(device)
+            z = reference.apply(site, rows[mine, site].to(device))
             out = fit.predict(strengths[k], z / scale)
             predicted[mine] = out.to(rows.dtype).cpu() + reference.center[-1].cpu()
         yield predicted
@@ -304,7 +304,7 @@ def _log_likelihood(
         logits = adapter.decode(final[at])
         wanted = torch.from_numpy(tokens[at]).to(logits.device)
         chosen = logits.gather(1, wanted[:, None])[:, 0]
-        scores.append((chosen - log_total(logits)).double().cpu().numpy())
+        scores.append((chosen - log_total(logits)).cpu().double().numpy())
         del logits  # Freed before the next are made.
     return np.concatenate(scores)
 

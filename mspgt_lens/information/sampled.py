@@ -43,7 +43,7 @@ class SampledReadings:
                 "before and after it: use longer prompts, or bands= with smaller offsets"
             )
         self._moments, self._coordinates = moments, coordinates
-        self._rows, self._device = torch.stack(moments.sample.rows), adapter.device
+        self._rows, self._device = torch.stack(moments.sample.rows), moments.zz_read.device
         self._tokens = TokenReader(moments, adapter, relevance)
         n_targets = 2 * len(moments.plan.bands)
         single = single_targets(moments.plan.bands)

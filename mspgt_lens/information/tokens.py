@@ -116,7 +116,7 @@ class TokenReader:
                 gained = best.scorer.gain(
                     held_out, self._priors[fold].every, tokens.wanted[part], best.temperature
                 )
-                gain[part, site] = gained.double().cpu().numpy()
+                gain[part, site] = gained.cpu().double().numpy()
 
     def _try(self, target: int, reader: _Reader, fold: int, told: Predictions) -> _Trial:
         """One reader on the inner folds, among the tokens that the other folds hold."""
@@ -187,7 +187,7 @@ class TokenReader:
         """How unexpected tokens are to the unigram model of the other folds."""
         surprise = np.zeros(len(tokens))
         for k, prior in enumerate(self._priors):
-            surprise[fold == k] = -prior.every.double().cpu().numpy()[tokens[fold == k]]
+            surprise[fold == k] = -prior.every.cpu().double().numpy()[tokens[fold == k]]
         return surprise
 
 

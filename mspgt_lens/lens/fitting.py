@@ -98,7 +98,7 @@ def fit_lens(
     run = ProfileRun(adapter, settings)
     run.gather(as_dataset(prompts, adapter), batch_size, progress)
     run.require_enough()
-    moments = run.moments
+    moments = run.moments.on_cpu()
     with adapter.inference():
         maps, strength = fit_lens_maps(moments, coordinates)
         scores = score_lens(moments, adapter, coordinates)

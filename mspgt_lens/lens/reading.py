@@ -234,8 +234,10 @@ def _predictions(
         above = (logits > logits.gather(1, wanted.clamp(min=0))).sum(dim=1)
         entropy = -(log_share.exp() * log_share).sum(dim=1)
         rank = torch.where(wanted[:, 0] < 0, 0, 1 + above)
-        parts.append((best.indices, best.values.double().exp(), entropy.double(), rank))
+        told = (best.indices, best.values, entropy, rank)
+        indices, values, entropy, rank = (part.cpu() for part in told)
+        parts.append((indices, values.double().exp(), entropy.double(), rank))
     best_ids, shares, entropies, ranks = (
-        torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)
+        torch.cat(part).numpy() for part in zip(*parts, strict=True)
     )
     return best_ids, shares, entropies, ranks

@@ -104,7 +104,7 @@ class RidgeLens(Result):
             )
         maps = LensMaps(self.center, self.weights, self.bias, self.spread, self.axes)
         attached = replace(self)
-        object.__setattr__(attached, "_decoder", (adapter, maps.to(adapter.device)))
+        object.__setattr__(attached, "_decoder", (adapter, maps.to(adapter.unembedding_device)))
         return attached
 
     @in_own_state
@@ -140,8 +140,7 @@ class RidgeLens(Result):
                 f"{tuple(residual.shape)}"
             )
         with adapter.inference():
-            rows = residual.reshape(-1, adapter.d_model).to(adapter.device)
-            logits = self._decoded(site, rows)
+            logits = self._decoded(site, residual.reshape(-1, adapter.d_model))
         return logits.reshape(*residual.shape[:-1], logits.shape[-1])
 
     @in_own_state
@@ -228,7 +227,8 @@ class RidgeLens(Result):
         self, site: int, residual: Float[Tensor, "row d_model"]
     ) -> Float[Tensor, "row vocab"]:
         adapter, maps = self._attached("logits")
-        return adapter.decode(maps.final(site, adapter.normalize(residual)))
+        normalized = adapter.normalize(residual.to(adapter.unembedding_device))
+        return adapter.decode(maps.final(site, normalized))
 
     def _attached(self, what: str) -> tuple[ModelAdapter, LensMaps]:
         if self._decoder is None:

@@ -16,6 +16,7 @@ from mspgt_lens.models.differentiating import differentiable
 from mspgt_lens.models.editing import CannotEdit, Change, Edit, edited, edited_logits, require_acted
 from mspgt_lens.models.generating import RowEdits, Rows, check_generation, decode_text, generate
 from mspgt_lens.models.listening import listening
+from mspgt_lens.models.placing import has_float64, in_float64
 from mspgt_lens.models.reading import unembedding_rows, weight_digest
 from mspgt_lens.models.resuming import PatchPlace, RecordedRun
 
@@ -41,7 +42,9 @@ __all__ = [
     "edited",
     "edited_logits",
     "generate",
+    "has_float64",
     "hooked_llama_from_huggingface",
+    "in_float64",
     "listening",
     "needed_hooks",
     "require_acted",

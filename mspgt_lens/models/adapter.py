@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import re
@@ -49,13 +50,26 @@ def answer_in_float32(
     Rounded to bfloat16, logits near 20 are .06 off: predictions would move by more than by many an
     effect.
     """
-    if dtype.itemsize >= 4:
+    weights = list(itertools.chain(module.named_parameters(), module.named_buffers()))
+    # Weights that accelerate brings for each call only are there inside of the call.
+    if dtype.itemsize >= 4 or any(weight.is_meta for _, weight in weights):
         answer: Tensor = module(rows.to(dtype))
     else:
-        weights = itertools.chain(module.named_parameters(), module.named_buffers())
         wide = {name: weight.float() for name, weight in weights if weight.is_floating_point()}
         answer = torch.func.functional_call(module, wide, (rows.float(),))
     return answer if answer.dtype == torch.float64 else answer.float()
+
+
+def device_of(module: Any) -> torch.device:
+    """Where a module computes, also where accelerate brings its weights for each call only."""
+    weights: Tensor | None = next(itertools.chain(module.parameters(), module.buffers()), None)
+    if weights is not None and not weights.is_meta:
+        return weights.device
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return torch.device("cpu") if weights is None else weights.device
 
 
 class ModelAdapter:
@@ -143,9 +157,16 @@ class ModelAdapter:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
+        """Where tokens go in: the input embedding's. Of a model on one device, all of it.
+
+        Other parts may be elsewhere (``device_map``), so what meets an activation follows it there.
+        """
+        return device_of(getattr(self.model, "embed", None) or self.model)
+
+    @property
+    def unembedding_device(self) -> torch.device:
+        """Where final residuals become logits."""
+        return device_of(self.model.unembed)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -289,6 +310,8 @@ class ModelAdapter:
         mask: Bool[Tensor, "prompt pos"],
         on_site: SiteHook,
         on_pattern: PatternHook | None = None,
+        *,
+        cached: bool = False,
     ) -> None:
         """One forward pass up to the last site; the unembedding is never computed.
 
@@ -297,6 +320,7 @@ class ModelAdapter:
             mask: True where a token is not padding.
             on_site: Called with each site's number and residual stream, in order.
             on_pattern: Called with each block's number and attention pattern.
+            cached: Let the model keep keys and values, as it does by default.
 
         Whatever happens inside, every hook that this call added is removed.
         """
@@ -320,11 +344,13 @@ class ModelAdapter:
         hooks = [(name, site_hook(site)) for site, name in enumerate(self.site_hooks)]
         if on_pattern is not None:
             hooks += [(name, pattern_hook(block)) for block, name in enumerate(self.pattern_hooks)]
-        device = self.device
         seen: set[int] = set()
         try:
             self.model.run_with_hooks(
-                tokens.to(device), **self._run_arguments(mask), return_type=None, fwd_hooks=hooks
+                tokens.to(self.device),
+                **self._run_arguments(mask, cached=cached),
+                return_type=None,
+                fwd_hooks=hooks,
             )
         except _LastSiteReached:
             if on_pattern is not None and len(seen) < self.n_layers:
@@ -437,7 +463,8 @@ class ModelAdapter:
         """Number of logits at each position; that of tokens but for models of special tasks."""
         dtype = next(self.model.parameters()).dtype
         with self.inference():
-            nothing = torch.zeros(1, 1, self.d_model, dtype=dtype, device=self.device)
+            device = self.unembedding_device
+            nothing = torch.zeros(1, 1, self.d_model, dtype=dtype, device=device)
             return int(self.model.unembed(nothing).shape[-1])
 
     @property
@@ -449,7 +476,7 @@ class ModelAdapter:
         self, normalized: Float[Tensor, "position d_model"]
     ) -> Float[Tensor, "position v"]:
         wide = torch.promote_types(self.dtype, torch.float32)
-        scaled = normalized.to(self.device, wide) * self._scale + self._shift
+        scaled = normalized.to(self.unembedding_device, wide) * self._scale + self._shift
         # A position axis of its own: unembedding modules expect [prompt, pos, d_model].
         return answer_in_float32(self.model.unembed, scaled[None], self.dtype)[0]
 
@@ -468,7 +495,8 @@ class ModelAdapter:
             return_type="logits",
             fwd_hooks=[(self.site_hooks[-1], keep)],
         )
-        return logits[0].to(torch.promote_types(logits.dtype, torch.float32)), final[0][0]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return logits[0].to(self.unembedding_device, wide), final[0][0]
 
     def _sees_ahead(self) -> bool:
         if self.model not in _SEES_AHEAD:
@@ -495,9 +523,22 @@ class ModelAdapter:
                 "outside of inference mode (no_grad is fine)"
             )
 
-    def _run_arguments(self, mask: Bool[Tensor, "prompt pos"]) -> dict[str, Tensor]:
-        """Keyword arguments of a forward pass that tell padding apart."""
-        return {"attention_mask": mask.to(self.device, torch.long)}
+    def _run_arguments(
+        self, mask: Bool[Tensor, "prompt pos"], *, cached: bool = False
+    ) -> dict[str, Any]:
+        """Keyword arguments of a forward pass: what tells padding apart, and no cache by default.
+
+        Models of transformers keep the keys and values of every block unless they are told not to,
+        which nothing here reads: a gigabyte for 8,192 tokens of a model of 8 billion weights.
+        """
+        arguments: dict[str, Any] = {"attention_mask": mask.to(self.device, torch.long)}
+        return arguments if cached else arguments | self._without_cache
+
+    @cached_property
+    def _without_cache(self) -> dict[str, bool]:
+        inner = getattr(self.model, "original_model", None)
+        known = () if inner is None else inspect.signature(inner.forward).parameters
+        return {"use_cache": False} if "use_cache" in known else {}
 
     def _probe_final_norm(self) -> tuple[Tensor, Tensor, NormKind]:
         """Scale, shift and kind of the final norm, read off its outputs.
@@ -508,13 +549,15 @@ class ModelAdapter:
         """
         dtype = next(self.model.parameters()).dtype
 
+        device = self.unembedding_device
+
         def final_norm(vector: Tensor) -> Tensor:
-            out = self.model.ln_final(vector.to(self.device, dtype)[None, None])
-            read: Tensor = out[0, 0].float()
+            out = self.model.ln_final(vector.to(device_of(self.model.ln_final), dtype)[None, None])
+            read: Tensor = out[0, 0].to(device, torch.float32)
             return read
 
         with self.inference():
-            signs = torch.ones(self.d_model, device=self.device)
+            signs = torch.ones(self.d_model, device=device)
             signs[1::2] = -1.0
             if self.d_model % 2:
                 signs[-1] = 0.0  # Keeps the mean at zero; the rolled probe covers the last entry.

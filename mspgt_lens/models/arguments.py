@@ -111,7 +111,8 @@ def record_calls(
         for block, module in enumerate(adapter.model.blocks):
             handle = module.register_forward_pre_hook(before(block), with_kwargs=True)
             stack.callback(handle.remove)
-        adapter.run(tokens, mask, last)
+        # Some blocks are given a place for a prefix's keys and values only where a cache is kept.
+        adapter.run(tokens, mask, last, cached=True)
     if seen != list(range(adapter.n_layers)):
         raise CannotMeasure(
             f"model: {adapter.name} must run each of its {adapter.n_layers} blocks once and in "

@@ -218,10 +218,9 @@ def edited_logits(
     Raises:
         CannotEdit: If an edit never acted, or cannot.
     """
-    device = adapter.device
     with edited(adapter, edits) as counts:
         logits: Tensor = adapter.model(
-            tokens.to(device), attention_mask=mask.to(device, torch.long), return_type="logits"
+            tokens.to(adapter.device), **adapter._run_arguments(mask), return_type="logits"
         )
     require_acted(adapter, edits, counts)
     return logits if logits.dtype == torch.float64 else logits.float()
@@ -249,7 +248,7 @@ def _changes(
 
     def put_back(activation: Tensor, hook: Any) -> Tensor:
         counts[index] += 1
-        return computed.pop()
+        return computed.pop().to(activation.device)
 
     def replace(activation: Tensor, hook: Any) -> Tensor:
         counts[index] += 1

@@ -48,7 +48,9 @@ class EncoderAdapter(ModelAdapter):
         """The residual as a reader sees it: as it is, in float32 or wider."""
         return residual if residual.dtype == torch.float64 else residual.float()
 
-    def _run_arguments(self, mask: Bool[Tensor, "prompt pos"]) -> dict[str, Tensor]:
+    def _run_arguments(
+        self, mask: Bool[Tensor, "prompt pos"], *, cached: bool = False
+    ) -> dict[str, Any]:
         name = "attention_mask"
         if type(self.model).__name__ == "HookedEncoder":
             name = "one_zero_attention_mask"
@@ -60,7 +62,7 @@ class EncoderAdapter(ModelAdapter):
     def _unembedded(
         self, normalized: Float[Tensor, "position d_model"]
     ) -> Float[Tensor, "position v"]:
-        rows = normalized.to(self.device)[None]
+        rows = normalized.to(self.unembedding_device)[None]
         head = answer_in_float32(self.model.mlm_head, rows, self.dtype)
         # The bridge keeps the head's parts apart, HookedEncoder has them in one.
         if getattr(self.model, "ln_final", None) is not None:

@@ -113,7 +113,7 @@ def _generate_batch(
     chosen: list[Tensor] = []
     with installed(adapter, edits) as counts:
         for _ in range(n_new):
-            tokens = chooser(step(tokens, mask))[:, None]
+            tokens = chooser(step(tokens, mask))[:, None].to(adapter.device)
             require_acted(adapter, edits, counts)
             chosen.append(tokens)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mspgt_lens.models.building import bridge_class
 
@@ -17,8 +18,20 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+# The others have no float64, or not on every chip.
+_WITH_FLOAT64 = ("cpu", "cuda")
 DeviceMap = str | Mapping[str, str | int]
 MaxMemory = Mapping[int | str, int | str]
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether tensors of float64 can be there; on Apple's MPS they cannot."""
+    return device.type in _WITH_FLOAT64
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """In float64: where the tensor is, or else in the CPU's memory."""
+    return (tensor if has_float64(tensor.device) else tensor.cpu()).double()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def unembedding_rows(
     The final norm's learned scale is included. Read off the unembedding's outputs, since every
     model class stores it in its own way.
     """
-    device = adapter.device
+    device = adapter.unembedding_device
     size = max(1, _LOGITS_PER_CHUNK // adapter.d_vocab)
     chosen = tokens.to(device)
 

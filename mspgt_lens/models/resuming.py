@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mspgt_lens.estimates import CannotMeasure
-from mspgt_lens.models.adapter import ModelAdapter
+from mspgt_lens.models.adapter import ModelAdapter, answer_in_float32
 from mspgt_lens.models.arguments import BlockArguments, Rows, learn_arguments, record_calls
 
 PatchPlace = Literal["resid_pre", "attn_out", "mlp_out", "z"]
@@ -80,7 +80,7 @@ class RecordedRun:
         place: PatchPlace = "resid_pre",
     ) -> None:
         self.adapter, self.place = adapter, place
-        self.tokens, self.mask = tokens.to(adapter.device), mask.to(adapter.device)
+        self.tokens, self.mask = tokens.cpu(), mask.cpu()
         self.residual: list[Tensor] = []
         self.activations: list[Tensor] = []
         self.reuses_prefix = False
@@ -99,7 +99,7 @@ class RecordedRun:
         """
         self._check_logits()
         # In another order than recorded, so that rows mixed up are found out.
-        order = torch.arange(len(self.tokens), device=self.tokens.device).flip(0)
+        order = torch.arange(len(self.tokens)).flip(0)
         prefixes = [self._check_block(block, order) for block in range(self.adapter.n_layers)]
         own = [prefix for prefix in prefixes if prefix is not None]
         start = self.n_pos // 2
@@ -164,9 +164,10 @@ class RecordedRun:
         return self._call(block, residual, Rows(prompts, start, stop, prefix))
 
     def logits(self, residual: Float[Tensor, "position d_model"]) -> Float[Tensor, "position v"]:
-        """Logits of final residuals, by the model's own final norm and unembedding."""
-        model = self.adapter.model
-        unembedded: Tensor = model.unembed(model.ln_final(residual[None]))[0].float()
+        """Logits of final residuals, by the model's own final norm and unembedding in float32."""
+        model, dtype = self.adapter.model, self.adapter.dtype
+        normalized = answer_in_float32(model.ln_final, residual[None], dtype)
+        unembedded = answer_in_float32(model.unembed, normalized, dtype)[0]
         return self.adapter.finished_logits(unembedded)
 
     def _place_names(self) -> list[str]:
@@ -189,10 +190,11 @@ class RecordedRun:
 
         hooks = [(name, keep_activation) for name in self._place_names()]
         with self.adapter.model.hooks(fwd_hooks=hooks):
-            self._calls, final = record_calls(self.adapter, self.tokens, self.mask)
-        self.residual = [*(call.residual for call in self._calls), final]
+            calls, final = record_calls(self.adapter, self.tokens, self.mask)
+        self.residual = [*(call.residual for call in calls), final]
         # Here and not in prepare(): runs of a model that was checked on another prompt resume too.
-        self._arguments = learn_arguments(self.adapter, self._calls, self.tokens, self.mask)
+        # The calls themselves are let go: the model's cache of all keys and values hangs on them.
+        self._arguments = learn_arguments(self.adapter, calls, self.tokens, self.mask)
         if self.place == "resid_pre":
             self.activations = self.residual[:-1]
         elif len(self.activations) != self.adapter.n_layers:
@@ -203,7 +205,7 @@ class RecordedRun:
             )
 
     def _prefix_axis(self, block: int) -> int:
-        return 1 if _HOOKED_CACHE in self._calls[block].kwargs else 2
+        return 1 if _HOOKED_CACHE in self._arguments[block].kwargs else 2
 
     def _check_block(self, block: int, order: Tensor) -> tuple[Tensor, Tensor] | None:
         """Prove that the block gives the recorded run back; its keys and values, if it tells."""
@@ -224,6 +226,7 @@ class RecordedRun:
 
     def _call(self, block: int, residual: Tensor, rows: Rows) -> Tensor:
         args, kwargs = self._arguments[block].take(rows)
+        residual = residual.to(self.residual[block].device)
         out = self.adapter.model.blocks[block](residual, *args, **kwargs)
         after: Tensor = out[0] if isinstance(out, tuple) else out
         return after
@@ -232,7 +235,10 @@ class RecordedRun:
         """Prove on the first prompt that :meth:`logits` gives the model's own."""
         real = self.mask[0]
         expected = self.adapter.model.run_with_hooks(
-            self.tokens[:1], attention_mask=self.mask[:1].long(), return_type="logits", fwd_hooks=[]
+            self.tokens[:1].to(self.adapter.device),
+            **self.adapter._run_arguments(self.mask[:1]),
+            return_type="logits",
+            fwd_hooks=[],
         )[0, real].float()
         resumed = self.logits(self.residual[-1][0, real])
         self._require_equal(resumed[None], expected[None], "the unembedding", self.mask[:1, real])
@@ -251,7 +257,7 @@ class RecordedRun:
     def _equal(self, resumed: Tensor, expected: Tensor, real: Tensor) -> bool:
         if resumed.shape != expected.shape:
             return False
-        resumed, expected = resumed[real].float(), expected[real].float()
+        resumed, expected = resumed[real].float(), expected[real].to(resumed.device, torch.float32)
         dtype = next(self.adapter.model.parameters()).dtype
         # Row by row: massive activations in a few rows would hide errors in all others.
         error = (resumed - expected).norm(dim=-1) / expected.norm(dim=-1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from mspgt_lens.estimates import CannotMeasure
+from mspgt_lens.models.placing import in_float64
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What quantized modules pack their weights in; masks are of more dimensions, positions int64.
@@ -64,7 +65,7 @@ def drawn_anew(model: Any, name: str, seed: int) -> Iterator[None]:
     """The context of :meth:`~mspgt_lens.models.ModelAdapter.random_weights`."""
     kinds = _kinds(model, name)
     tied = _tied_apart(model)
-    same = tied is not None and torch.equal(tied[0].T, tied[1])
+    same = tied is not None and torch.equal(tied[0].T.to(tied[1].device), tied[1])
     generator = torch.Generator().manual_seed(seed)
     trained = {kind: [p.detach().cpu().clone() for p in like] for kind, like in kinds.items()}
     before = None if tied is None else [_mean_and_deviation([weights]) for weights in tied]
@@ -138,7 +139,7 @@ def _is_vector(name: str, parameter: Tensor) -> bool:
 def _mean_and_deviation(tensors: Iterable[Tensor]) -> tuple[float, float]:
     count, total, square = 0, 0.0, 0.0
     for tensor in tensors:
-        values = tensor.detach().double()
+        values = in_float64(tensor.detach())
         count += values.numel()
         total += float(values.sum())
         square += float(values.pow(2).sum())
@@ -208,7 +209,7 @@ def _tied_apart(
     if embedding.untyped_storage().data_ptr() == unembedding.untyped_storage().data_ptr():
         return None
     step = -(-len(embedding) // _MAX_TOKENS)
-    rows, columns = embedding[::step].double(), unembedding[:, ::step].double().T
+    rows, columns = (in_float64(x).cpu() for x in (embedding[::step], unembedding[:, ::step].T))
     if len(rows) < _MIN_TOKENS:
         return None
     rows, columns = rows - rows.mean(dim=0), columns - columns.mean(dim=0)

@@ -94,7 +94,7 @@ def call_metric(
     Raises:
         ValueError: If it returns something else, or a value that is not finite.
     """
-    value = torch.as_tensor(metric(logits)).double()
+    value = torch.as_tensor(metric(logits)).cpu().double()
     if value.shape not in (torch.Size([]), logits.shape[:1]):
         raise ValueError(
             f"metric must return one value per pair, shape [{len(logits)}], or one number; it "

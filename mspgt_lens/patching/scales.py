@@ -201,7 +201,7 @@ def _run_sets(
 ) -> Float[Tensor, "set pair length d_model"]:
     base, source, n_pairs = sweep.base, sweep.source, len(sweep.pairs)
     n_layers = sweep.adapter.n_layers
-    patched = torch.zeros(n_layers, len(sets), dtype=torch.bool, device=sweep.every.device)
+    patched = torch.zeros(n_layers, len(sets), dtype=torch.bool)
     for index, blocks in enumerate(sets):
         patched[list(blocks), index] = True
     pair = sweep.every.repeat(len(sets))
@@ -209,7 +209,9 @@ def _run_sets(
     residual = base.residual[first][pair, start:stop]
     for block in range(first, n_layers):
         rows = patched[block].repeat_interleave(n_pairs)
-        update = source.residual[block + 1] - source.residual[block]
+        after = source.residual[block + 1]
+        update = after - source.residual[block].to(after.device)
+        residual = residual.to(after.device)
         after = residual + update[pair, start:stop]
         if not bool(rows.all()):
             after[~rows] = base.run_block(block, residual[~rows], pair[~rows], start)

@@ -62,8 +62,8 @@ class Sweep:
         runs = clean, corrupted
         self.source, self.base = runs if plan.direction == "denoise" else runs[::-1]
         self.base.prepare()
-        self.last = pairs.last.to(adapter.device)
-        self.every = torch.arange(len(pairs), device=adapter.device)
+        self.last = pairs.last
+        self.every = torch.arange(len(pairs))
         self.named: NamedMetric | None = None
         self.called: LogitMetric | None = None
         if callable(metric):
@@ -88,7 +88,7 @@ class Sweep:
     def _unpatched(self, run: RecordedRun) -> np.ndarray:
         if self.named is not None:
             logits = self.base.logits(run.residual[-1][self.every, self.last])
-            return self.named(logits, self.every).double().cpu().numpy()
+            return self.named(logits, self.every).cpu().double().numpy()
         return self._call(self._all_logits(run)).cpu().numpy()
 
     def _all_logits(self, run: RecordedRun) -> Tensor:
@@ -110,7 +110,7 @@ class Sweep:
             if everywhere is None:
                 assert self.named is not None
                 logits = self.base.logits(changed[self.every, self.last - start])
-                yield self.named(logits, self.every).double().cpu().numpy()
+                yield self.named(logits, self.every).cpu().double().numpy()
             else:
                 logits = everywhere.clone()
                 logits[:, start:] = self._logits_everywhere(changed)
@@ -164,7 +164,6 @@ class Sweep:
         self, pos: int, reach: np.ndarray
     ) -> Iterator[tuple[PatchRows, int, Float[Tensor, "row length d_model"]]]:
         """Patched runs at one entry of ``positions``, in parts: rows, first position, residuals."""
-        device = self.adapter.device
         for column in np.unique(self.plan.columns[pos]):
             here = (
                 reach[:, :, pos]
@@ -176,8 +175,8 @@ class Sweep:
                 continue
             rows = PatchRows(
                 block=block,
-                pair=torch.from_numpy(pair).to(device),
-                head=torch.from_numpy(head[0]).to(device) if head else None,
+                pair=torch.from_numpy(pair),
+                head=torch.from_numpy(head[0]) if head else None,
             )
             stop = self.base.n_pos if self.named is None else int(self.pairs.last[pair].max()) + 1
             yield from final_residuals(
@@ -193,11 +192,11 @@ class Sweep:
     def _read_named(self, pos: int, reach: np.ndarray, values: np.ndarray, bar: Any) -> None:
         assert self.named is not None
         for rows, start, residual in self._patched(pos, reach):
-            every = torch.arange(len(rows), device=residual.device)
+            every = torch.arange(len(rows))
             read = residual[every, self.last[rows.pair] - start]
             result = self.named(self.base.logits(read), rows.pair)
             cells = tuple(np.array(rows.cells(pos)).T)
-            values[(rows.pair.cpu().numpy(), *cells)] = result.double().cpu().numpy()
+            values[(rows.pair.numpy(), *cells)] = result.cpu().double().numpy()
             bar.update(len(rows))
 
     def _read_called(
@@ -250,7 +249,7 @@ class Sweep:
                 )
             gradients = torch.autograd.grad(metric.sum(), activations)
         moved = [
-            ((other - mine) * gradient).sum(dim=-1).double().cpu()
+            ((other - mine) * gradient).sum(dim=-1).cpu().double()
             for mine, other, gradient in zip(
                 base.activations, self.source.activations, gradients, strict=True
             )

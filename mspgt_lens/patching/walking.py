@@ -117,7 +117,7 @@ class _Walk:
             begun = int(np.searchsorted(rows.block, block, side="right"))
             ended = int(np.searchsorted(rows.block, block - self.window, side="right"))
             new = base.residual[block][rows.pair[carried:begun], self.start : self.stop]
-            residual, carried = torch.cat([residual, new]), begun
+            residual, carried = torch.cat([residual.to(new.device), new]), begun
             edits.clear()
             if base.place == "resid_pre":
                 residual = self._patched(block, slice(ended, begun), residual)
@@ -135,6 +135,6 @@ class _Walk:
             activation[chosen, offset] = self.source[block][pair, self.column]
         else:
             head = self.rows.head[chosen]
-            row = torch.arange(len(activation), device=head.device)[chosen]
+            row = torch.arange(len(activation))[chosen]
             activation[row, offset, head] = self.source[block][pair, self.column, head]
         return activation

@@ -282,7 +282,7 @@ def _window_losses(
         adapter.run(*stack_rows(windows), on_site)
         scores = adapter.decode(adapter.normalize(last[0])).log_softmax(dim=-1)
         target = torch.tensor([int(prompts[n].tokens[p]) for n, p in part], device=scores.device)
-        losses.append(-scores.gather(1, target[:, None])[:, 0].double().cpu().numpy())
+        losses.append(-scores.gather(1, target[:, None])[:, 0].cpu().double().numpy())
         bar.update(len(part))
     together = np.concatenate(losses)
     if not np.isfinite(together).all():

@@ -112,7 +112,7 @@ class Draws:
             return residual
 
         def changed(rows: Tensor, ask: Ask) -> Tensor:
-            return change(entered.pop()[ask.where], rows, ask)
+            return change(entered.pop().to(rows.device)[ask.where], rows, ask)
 
         return [Edit(block, "resid_pre", keep), Edit(block, "resid_post", self.on_rows(changed))]
 

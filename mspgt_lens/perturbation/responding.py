@@ -78,8 +78,8 @@ class CleanRun:
     def __init__(self, adapter: ModelAdapter, batch: Batch) -> None:
         self.adapter, self.batch = adapter, batch
         self._run = RecordedRun(adapter, batch.tokens, batch.mask)
-        self._prompts = torch.arange(len(batch.tokens), device=adapter.device)
-        self._valid = batch.valid.to(adapter.device)
+        self._prompts = torch.arange(len(batch.tokens))
+        self._valid = batch.valid
         self.scores = self._scores(self._run.residual[-1], "the clean run")
 
     def changed(self, edits: Sequence[Edit]) -> Float[Tensor, "position vocab"]:
@@ -97,7 +97,7 @@ class CleanRun:
         """Cross-entropy of the next token at the ``next_known`` positions, in nats."""
         target = self.batch.tokens.roll(-1, dims=1)[self.batch.valid].to(scores.device)
         known = self.batch.next_known[self.batch.valid].to(scores.device)
-        losses: np.ndarray = -scores.gather(1, target[:, None])[known, 0].double().cpu().numpy()
+        losses: np.ndarray = -scores.gather(1, target[:, None])[known, 0].cpu().double().numpy()
         return losses
 
     def _scores(
@@ -169,5 +169,5 @@ def _compare(
         for p, q in zip(torch.split(clean, _ROWS), torch.split(changed, _ROWS), strict=True)
     ]
     columns = (divergences(clean, changed), torch.where(known, rise, 0.0), torch.cat(same_choice))
-    table: np.ndarray = torch.stack([c.double() for c in columns], dim=1).cpu().numpy()
+    table: np.ndarray = torch.stack([c.cpu().double() for c in columns], dim=1).numpy()
     return table

@@ -169,7 +169,7 @@ class ProfileRun:
             logit_lens: Also decode the raw logit lens.
             notes: Warnings that the passes gave.
         """
-        moments, settings = self.moments, self.settings
+        moments, settings = self.moments.on_cpu(), self.settings
         self.require_enough()
         relevance = ridge_lens_relevance(moments, self.adapter, settings.coordinates)
         sampled = SampledReadings(moments, self.adapter, settings.coordinates, relevance)

@@ -99,7 +99,7 @@ class _Sums:
         touched = part.touched.to(run.mask.device)
         residual = run.residual[site][:, part.start : part.target + 1].clone()
         coordinates = channel.coordinates(residual[touched].float())
-        self.squares += coordinates.square().sum(dim=0).double().cpu()
+        self.squares += coordinates.square().sum(dim=0).cpu().double()
         self.n_rows += len(coordinates)
         normal = self._normal(batch, part, seed).to(coordinates.device)
         residual[touched] = channel.pass_on(coordinates, normal).to(residual.dtype)
@@ -108,7 +108,7 @@ class _Sums:
             residual = run.run_block(block, residual, every, part.start)
         moved = divergences(clean, log_probabilities(run, residual[:, -1]))
         some = part.touched.any(dim=1).numpy()
-        self.kl.append(moved.double().cpu().numpy()[some])
+        self.kl.append(moved.cpu().double().numpy()[some])
         self.groups.append(batch.groups[some])
 
     def finish(self) -> Reading:

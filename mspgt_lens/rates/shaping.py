@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
-from mspgt_lens.models import ModelAdapter, RecordedRun, differentiable
+from mspgt_lens.models import ModelAdapter, RecordedRun, differentiable, in_float64
 from mspgt_lens.perturbation.batches import Batch, Batches
 from mspgt_lens.rates.windows import Band, Plan, Window, draw_windows, log_probabilities, recorded
 
@@ -86,7 +86,7 @@ class _Sums:
         # Near their mean, products of float32 keep their digits.
         about = rows.float() - self.center
         self.n_rows += len(rows)
-        self.total += about.double().sum(dim=0).cpu()
+        self.total += in_float64(about).sum(dim=0).cpu()
         self.products += (about.T @ about).cpu()
 
     def add_gradients(self, band: str, rows: Float[Tensor, "row d"], n_targets: int) -> None:
@@ -146,7 +146,7 @@ def _sampled(
         )
         for key in keys
     ]
-    upto = scores.double().exp().cpu().cumsum(dim=1)
+    upto = in_float64(scores).exp().cpu().cumsum(dim=1)
     # A share of the whole, which rounding keeps from being exactly 1.
     token = torch.searchsorted(upto, torch.cat(drawn)[:, None] * upto[:, -1:], right=True)[:, 0]
     return token.to(scores.device)
