@@ -30,7 +30,7 @@ class Blocks:
         self.model.blocks = torch.nn.ModuleList([self.block])
         self.model.hook_dict = {}  # No hooks of users.
 
-    def run(self, tokens: Any, mask: Any, on_site: Any) -> None:
+    def run(self, tokens: Any, mask: Any, on_site: Any, *, cached: bool) -> None:
         on_site(1, self.block(torch.zeros(*tokens.shape, 2), **self.made(*tokens.shape)))
 
 

@@ -52,7 +52,7 @@ class BlockRuns:
         self.adapter, self.batch = adapter, batch
         self._run = RecordedRun(adapter, batch.tokens, batch.mask)
         self._run.prepare()
-        self._prompts = torch.arange(len(batch.tokens), device=adapter.device)
+        self._prompts = torch.arange(len(batch.tokens))
         self._column = torch.arange(batch.tokens.shape[1])
         # Which positions are changed, and which predictions read.
         self._wide: list[tuple[Reach, Tensor, Tensor]] = [
@@ -80,8 +80,9 @@ class BlockRuns:
         site = block + _LENGTH[change]
         changed = self._changed(change, block)
         for reach, where, read in self._wide:
+            clean = self._run.residual[site]
             residual = torch.where(
-                where.to(changed.device)[..., None], changed, self._run.residual[site]
+                where.to(clean.device)[..., None], changed.to(clean.device), clean
             )
             for later in range(site, self.adapter.n_layers):
                 residual = self._run.run_block(later, residual, self._prompts, 0)
@@ -101,11 +102,10 @@ class BlockRuns:
             The block, how far the prediction of each prompt moves, and its group.
         """
         read = self.batch.valid[:, column]
-        device = self.adapter.device
         n_changes = self.adapter.n_layers + 1 - _LENGTH[change]
         size = max(1, _PREFIX_TOKENS // (n_changes * (column + 1)))
         for prompts in torch.split(torch.nonzero(read)[:, 0], size):
-            final = self._walk(change, column, prompts.to(device))
+            final = self._walk(change, column, prompts)
             row = self._row[prompts, column]
             for block, rows in enumerate(final):
                 scores = log_probabilities(
@@ -135,7 +135,7 @@ class BlockRuns:
             if change == "swap":
                 for block in (site - 1, site - 2):
                     new = self._run_at(block, new, prompts, column)
-            rows = torch.cat([rows, new])
+            rows = torch.cat([rows.to(new.device), new])
             if site < self.adapter.n_layers:
                 rows = self._run_at(site, rows, prompts.repeat(len(rows) // len(prompts)), column)
         return rows.reshape(-1, len(prompts), rows.shape[1])
@@ -186,7 +186,7 @@ def prediction_shifts(
         clean.argmax(dim=1) == changed.argmax(dim=1),
         _entropies(changed) - _entropies(clean),
     )
-    table: np.ndarray = torch.stack([c.double() for c in columns], dim=1).cpu().numpy()
+    table: np.ndarray = torch.stack([c.cpu().double() for c in columns], dim=1).numpy()
     return table
 
 

@@ -408,7 +408,7 @@ def _power(
     residual: Float[Tensor, "prompt pos d_model"], mask: Bool[Tensor, "prompt pos"]
 ) -> Float[Tensor, "prompt d_model"]:
     """Each coordinate's sum of squares over a prompt's tokens, on the CPU."""
-    rows = residual.double().cpu() * mask[..., None]
+    rows = residual.cpu().double() * mask[..., None]
     power = rows.square().sum(dim=1)
     if not bool(torch.isfinite(power.sum())):
         raise FloatingPointError("activations are NaN or infinite; load the model in float32")
@@ -426,7 +426,7 @@ def _prompt_entropies(
 ) -> Float[np.ndarray, " prompt"]:
     """``-log tr(K^2)``, K the Gram matrix of rows less their mean, at unit length, of trace 1."""
     found = []
-    for rows, real in zip(residual.double().cpu(), mask, strict=True):
+    for rows, real in zip(residual.cpu().double(), mask, strict=True):
         own = rows[real] - rows[real].mean(dim=0)
         unit = own / own.norm(dim=1, keepdim=True)
         found.append(-float((unit @ unit.T / len(unit)).square().sum().log()))
