@@ -51,7 +51,7 @@ def _entry(source: Source, function: Function) -> list[str]:
         head += ", the `mspgt-lens` command"
     elif calls and calls != [function.name]:
         shown = ", ".join(f"`{call}`" for call in calls[:_MOST_CALLS])
-        more = f" and {len(calls) - _MOST_CALLS} more" if len(calls) > _MOST_CALLS else ""
+        more = " and more" if len(calls) > _MOST_CALLS else ""
         head += f", reached from {shown}{more}"
     kinds = {message.kind for message in function.messages}
     told = [f"`{kind}`: {why}" for kind, why in function.said.items() if kind in kinds]

@@ -14,6 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "mspgt_lens"
 WARNING = "warning"
 # Methods that many things have: a call by such a name leads nowhere in particular.
 _MOST_OWNERS = 3
+_ELSEWHERE = {name for kind in (str, list, dict, set, Path) for name in dir(kind)}
+# Those of tensors, tables, models and figures.
+_ELSEWHERE |= {"plot", "run", "save", "load", "to", "sum", "mean", "hook", "logits", "values"}
 _LONGEST_CONDITION = 110
 _LONGEST_SUM = 28
 
@@ -244,7 +247,7 @@ class _Names:
             yield from self.source.methods(kind, node.attr)
             return
         owners = self.source.owners.get(node.attr, ())
-        if len(owners) <= _MOST_OWNERS:
+        if len(owners) <= _MOST_OWNERS and node.attr not in _ELSEWHERE:
             yield from owners
 
     def _kind(self, made: ast.expr) -> tuple[str, str] | None:
@@ -373,8 +376,25 @@ class _Reading:
         """A part of an f-string: words, or what a name puts into it."""
         if isinstance(part, ast.FormattedValue):
             put = part.value
-            return self._texts(put) if isinstance(put, ast.Name) else [_placeholder(put)]
+            kept = self._kept_in_table(put)
+            if kept or isinstance(put, ast.Name) or (isinstance(put, ast.IfExp) and _is_text(put)):
+                return kept or self._texts(put)
+            return [_placeholder(put)]
         return self._texts(part)
+
+    def _kept_in_table(self, made: ast.expr) -> list[str]:
+        """The texts of a table of the module, where one of them is chosen."""
+        chosen = made.value if isinstance(made, ast.Subscript) else None
+        if isinstance(made, ast.Call) and isinstance(made.func, ast.Attribute):
+            chosen = made.func.value if made.func.attr == "get" else None
+        if not isinstance(chosen, ast.Name):
+            return []
+        place = self.source.resolve(self.function.module, chosen.id)
+        table = self.source.tables.get(place) if place is not None else None
+        if not isinstance(table, ast.Dict) or not all(map(_is_text, table.values)):
+            return []
+        rest = made.args[1:] if isinstance(made, ast.Call) else []
+        return [text for value in [*table.values, *rest] for text in self._texts(value)]
 
     def _texts(self, made: ast.expr) -> list[str]:
         """A text with its placeholders; several where a condition decides between them."""

@@ -170,6 +170,9 @@ def test_messages_come_with_their_condition_and_the_calls_that_lead_there(errors
         "    raise wrong(2 * n)\n\n"
         "def wrong(k):\n"
         '    return TypeError("odd" + f" by {k}")\n\n'
+        'WHY = {"a": "it is too small", "b": "it is too large"}\n\n'
+        "def refuse(n):\n"
+        "    raise KeyError(f\"no {n}: {WHY.get(n, 'it is gone')}\")\n\n"
         "def notes(n):\n"
         "    said = []\n"
         "    if n > 3:\n"
@@ -192,6 +195,10 @@ def test_messages_come_with_their_condition_and_the_calls_that_lead_there(errors
     assert found == {
         ("check", "ValueError", "n must be 0 or more, got {n} of {names, ...}", "n < 0", ("run",)),
         ("check", "TypeError", "odd by {k}", "", ("run",)),
+        *(
+            ("refuse", "KeyError", f"no {{n}}: it is {why}", "", ())
+            for why in ("too small", "too large", "gone")
+        ),
         ("notes", "warning", "{n} is many to bear", "n > 3", ("Thing.make",)),
     }
     assert source.functions["toy.inner", "check"].said == {"ValueError": "If n is low."}
