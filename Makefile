@@ -13,9 +13,9 @@ COMPAT_VENVS := .venv-tl3 .venv-tl2 .venv-tl4-first .venv-tl3-first .venv-tl2-fi
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.installed  ## Profile the demo model and write output/demo.html
+demo: $(VENV)/.installed  ## Profile the demo model on a third of the passages and write output/demo.html; FULL=1: on all, with the scale map
 	@mkdir -p output
-	$(BIN)/mspgt-lens profile demo --scales --scale-map --out output/demo.html
+	$(BIN)/mspgt-lens profile demo --scales $(if $(FULL),--scale-map,--n-documents 40) --out output/demo.html
 
 docs: $(DOCS_VENV)/.installed  ## Build the site into build/site; warnings and broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict

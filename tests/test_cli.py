@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 from made_profile import made_profile
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
@@ -70,6 +71,59 @@ def test_profile_writes_report_and_profile(tiny_by_name, texts, tmp_path, capsys
     assert out.read_text().startswith("<!DOCTYPE html>")
     profile = ml.results.LayerProfile.load(saved)
     assert (profile.n_groups, profile.n_layers) == (30, 4)
+
+
+def test_the_scale_map_comes_from_the_same_pass(tiny_by_name, texts, tmp_path, monkeypatch):
+    passes, shown = [], []
+
+    def profiled(*args, **kwargs):
+        passes.append(ml.profile_layers(*args, **kwargs))
+        return passes[-1]
+
+    def written(path, *results, scale_map):
+        shown.extend([*results, scale_map])
+        return path
+
+    monkeypatch.setattr(cli, "profile_layers", profiled)
+    monkeypatch.setattr(cli, "write_report", written)
+    prompts = tmp_path / "texts.txt"
+    prompts.write_text("\n".join(texts))
+    options = ["--prompts", str(prompts), "--max-length", "140", "--no-progress", "--scale-map"]
+    assert cli.main(["profile", "tiny", *options]) == 0
+    (whole,), (profile, scale_map) = passes, shown
+    assert list(profile.scales) == ["local", "intermediate", "global"]
+    assert dict(scale_map.bands) == dict(ml.OFFSET_BANDS)
+    for one in (profile, scale_map):
+        assert set(one.correlations) == set(one.scales) == set(one.retained)
+        for quantity, scale, curve in one.curves():
+            assert curve == {(q, s): c for q, s, c in whole.curves()}[quantity, scale]
+
+
+def test_some_documents_are_evenly_spaced(tiny_by_name, texts, tmp_path, capsys):
+    prompts = tmp_path / "texts.txt"
+    prompts.write_text("\n".join(texts))
+    saved = tmp_path / "kept"
+    options = ["--prompts", str(prompts), "--max-length", "140", "--no-progress"]
+    out = ["--out", str(tmp_path / "r.html"), "--save", str(saved)]
+    assert cli.main(["profile", "tiny", *options, *out, "--n-documents", "15"]) == 0
+    own = ml.profile_layers(
+        tiny_by_name,
+        ml.PromptDataset.from_texts(tiny_by_name, texts[::2], max_length=140),
+        progress=False,
+    )
+    found = ml.results.LayerProfile.load(saved)
+    assert found.n_groups == 15
+    assert found.n_tokens == own.n_tokens
+    assert cli.main(["profile", "tiny", *options, "--n-documents", "2"]) == 2
+    assert "--n-documents must be at least 3, got 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wanted", [3, 7, 10, 12])
+def test_documents_that_are_kept_are_as_many_as_wanted(wanted):
+    kept = cli._spaced(range(10), 10, wanted)
+    assert len(kept) == len(set(kept)) == min(wanted, 10)
+    gaps = np.diff(kept)
+    assert gaps.max() - gaps.min() <= 1
 
 
 def test_scales_prints_the_partition_and_writes_its_figures(tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +26,7 @@ from mspgt_lens.report.tables import summary_rows
 from mspgt_lens.report.writing import write_report
 from mspgt_lens.scales.detection import METHODS, PUBLISHED_METHODS, detect_scales
 from mspgt_lens.scales.segments import Rows, segment_blocks
-from mspgt_lens.targets import OFFSET_BANDS
+from mspgt_lens.targets import DEFAULT_BANDS, OFFSET_BANDS
 
 MODEL_HELP = "a hub name, a local folder or GGUF file, or 'demo' (SmolLM2-135M)"
 
@@ -76,7 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument(
         "--scale-map",
         action="store_true",
-        help="also read every offset 1, 2, 4 ... 64 on its own (a second pass)",
+        help="also read every offset 1, 2, 4 ... 64 on its own, in the same pass; what is read of "
+        "then has 64 tokens on both sides, for all curves",
+    )
+    profile.add_argument(
+        "--n-documents",
+        type=int,
+        metavar="N",
+        help="read N documents at most, evenly spaced (default: all)",
     )
     profile.add_argument(
         "--scales",
@@ -167,20 +174,19 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def _profile(options: argparse.Namespace) -> int:
+    if options.n_documents is not None and options.n_documents < 3:
+        raise ValueError(f"--n-documents must be at least 3, got {options.n_documents}")
     model = load_placed(options, options.model)
-
-    def run(**settings: Any) -> Any:
-        return profile_layers(
-            model,
-            _prompts(options, model),
-            seed=options.seed,
-            progress=not options.no_progress,
-            **settings,
-        )
-
-    profile = run()
+    whole = profile_layers(
+        model,
+        _prompts(options, model, options.n_documents),
+        bands={**DEFAULT_BANDS, **OFFSET_BANDS} if options.scale_map else DEFAULT_BANDS,
+        seed=options.seed,
+        progress=not options.no_progress,
+    )
+    profile = _of_bands(whole, DEFAULT_BANDS)
+    scale_map = _of_bands(whole, OFFSET_BANDS) if options.scale_map else None
     partition = detect_scales(profile=profile, seed=options.seed) if options.scales else None
-    scale_map = run(bands=OFFSET_BANDS) if options.scale_map else None
     print(
         f"\n{profile.model_name}: {profile.n_layers} blocks, {profile.n_tokens:,} tokens "
         f"from {profile.n_groups:,} groups\n"
@@ -194,6 +200,16 @@ def _profile(options: argparse.Namespace) -> int:
     path = write_report(options.out, *shown, scale_map=scale_map)
     print(f"\nreport: {path.resolve()}")
     return 0
+
+
+def _of_bands(profile: LayerProfile, bands: Mapping[str, tuple[int, int]]) -> LayerProfile:
+    """A profile's curves of some of its bands, and those of none."""
+    by_scale = ("retained", "predicted", "added", "correlations")
+    parts: dict[str, Any] = {
+        name: {scale: one for scale, one in getattr(profile, name).items() if scale in bands}
+        for name in by_scale
+    }
+    return replace(profile, bands=dict(bands), **parts)
 
 
 def _scales(options: argparse.Namespace) -> int:
@@ -251,11 +267,24 @@ def _scales_of_curves(options: argparse.Namespace) -> int:
     return 0
 
 
-def _prompts(options: argparse.Namespace, model: Any) -> PromptDataset:
+def _prompts(
+    options: argparse.Namespace, model: Any, n_documents: int | None = None
+) -> PromptDataset:
     max_length = min(options.max_length, as_adapter(model).n_ctx)
     if options.prompts is None:
         texts = [passage.text for passage in load_passages()]
-        return PromptDataset.from_texts(model, texts, max_length=max_length)
+        chosen = texts if n_documents is None else _spaced(texts, len(texts), n_documents)
+        return PromptDataset.from_texts(model, chosen, max_length=max_length)
+    rows = options.prompts
     return PromptDataset.from_huggingface(
-        model, options.prompts, group_column="group", max_length=max_length
+        model,
+        rows if n_documents is None else _spaced(rows, rows.number, n_documents),
+        group_column="group",
+        max_length=max_length,
     )
+
+
+def _spaced(documents: Iterable[Any], number: int, wanted: int) -> list[Any]:
+    """As many documents as wanted, evenly spaced: neighbors in a file may be alike."""
+    kept = {i * number // wanted for i in range(wanted)}
+    return [document for i, document in enumerate(documents) if i in kept]
