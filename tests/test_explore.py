@@ -175,6 +175,7 @@ def test_without_signals_there_is_no_menu_of_them():
 
 def test_scales_that_cannot_be_told_from_zero_stay_blank():
     figure = ml.plots.explore(made_profile(silent=("global",)))
+    assert "what cannot be told from 0 has no bar" in figure.layout.title.text
     retained, predicted = panel(figure, 1, row=2)
     assert [y is None for y in predicted.y] == [False, False, True]
     assert "cannot be told from 0" in retained.hovertext[2]

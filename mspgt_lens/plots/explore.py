@@ -87,7 +87,10 @@ def explore(profile: LayerProfile | Sequence[LayerProfile], *, unit: Unit = "nat
     style_figure(
         figure,
         f"Look around: {names}",
-        sample_words([one.profile for one in shown], "shaded, bars: 95% intervals"),
+        sample_words(
+            [one.profile for one in shown],
+            "shaded, thin lines on bars: 95% intervals; what cannot be told from 0 has no bar",
+        ),
         _HEIGHT,
     )
     figure.update_yaxes(tickformat=".0%", rangemode="tozero", row=2)

@@ -85,7 +85,7 @@ def profile_sections(
     if len({one.n_layers for one in shown}) == 1:
         yield section(
             "Look around",
-            "Choose the curves above from their menus, and a site with the slider. Shares are of "
+            "Choose curves from the menus, and a site with the slider. Shares are of "
             "the site that retains or predicts most of a scale; on the right, a curve leaves 0 at "
             "the beta from which on a Gaussian bottleneck finds the scale worth its rate.",
             explore(shown),
