@@ -18,6 +18,7 @@ from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import Dissociation
+from mspgt_lens.perturbation.massive import MassiveAblation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.perturbation.residuals import ResidualStatistics
 from mspgt_lens.perturbation.skipping import BlockEffects
@@ -49,6 +50,7 @@ __all__ = [
     "HvibFit",
     "LayerProfile",
     "LensReading",
+    "MassiveAblation",
     "ModelResults",
     "PatchSweep",
     "PerturbationEffects",

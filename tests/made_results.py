@@ -59,6 +59,7 @@ def made_results() -> dict[str, Result]:
         made_perturbations(HOSTILE),
         made_effects(HOSTILE),
         made_block_effects(rng),
+        made_ablation(rng),
         made_statistics(),
         made_lens(rng),
         made_reading(rng),
@@ -92,6 +93,25 @@ def made_block_effects(rng: np.random.Generator) -> ml.results.BlockEffects:
     for table in (skip, swap):
         table[2, :, -1] = np.array([0.0, 1.0, 0.0])[:, None]
     return ml.results.BlockEffects(HOSTILE, 4, skip, swap, {"seed": 0}, {"numpy": "2"}, NOTES)
+
+
+def made_ablation(rng: np.random.Generator) -> ml.results.MassiveAblation:
+    """Four blocks, three documents."""
+    return ml.results.MassiveAblation(
+        HOSTILE,
+        4,
+        1,
+        (5, 2, 7),
+        1.25,
+        0.8,
+        rng.random((2, 5, 3)),
+        rng.random((2, 4, 3)),
+        3 * rng.random((2, 5, 3)),
+        rng.random((3, 3)),
+        {"block": None},
+        {"numpy": "2"},
+        NOTES,
+    )
 
 
 def made_partition() -> ml.results.ScalePartition:

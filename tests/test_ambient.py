@@ -152,12 +152,25 @@ def information(estimator):
     )
 
 
+def ablated(things):
+    """Of a model that writes something massive, by a hook of its user."""
+
+    def write(activation, hook):
+        activation = activation.clone()
+        activation[:, 0, :3] += 300.0
+        return activation
+
+    with things.model.hooks(fwd_hooks=[("blocks.2.hook_resid_post", write)]):
+        return ml.studies.ablate_massive(things.model, things.few, **QUIET)
+
+
 DRAWS = {"n_draws": 99, "n_bootstraps": 20}
 UNIQUE = re.compile("[0-9a-f]{8}-[0-9a-f-]{27}")  # Plotly's names of figures.
 TASKS = ("indirect_objects", "subject_verb_agreement", "capitals", "topic_cue", "induction")
 # These need a vocabulary of English.
 WORD_TASKS = {f"tasks.{name}" for name in TASKS if name != "induction"}
 CALLS = {
+    "ablate_massive": ablated,
     "analyze": lambda t: (
         ml.analyze(
             t.model,
@@ -231,6 +244,7 @@ CALLS = {
     "plot_lens": lambda t: ml.plot_lens(t["fit_lens"], t.model, t.texts[0]),
     "plot_lens_reading": lambda t: ml.plots.plot_lens_reading(t["lens read"], color="rank"),
     "plot_lens_scores": lambda t: ml.plots.plot_lens_scores(t["fit_lens"]),
+    "plot_massive_ablation": lambda t: ml.plots.plot_massive_ablation(t["ablate_massive"]),
     "plot_patching": lambda t: ml.plots.plot_patching(t["patch_layers"]),
     "plot_profile": lambda t: ml.plot_profile(t["profile_layers"]),
     "plot_scale_map": lambda t: ml.plots.plot_scale_map(t["profile_layers"]),

@@ -1,11 +1,11 @@
-"""The figure of blocks skipped and swapped."""
+"""The figures of blocks skipped and swapped, and of massive activations taken away."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
-from made_results import made_block_effects
+from made_results import made_ablation, made_block_effects
 
 import mspgt_lens as ml
 
@@ -50,3 +50,16 @@ def test_the_axis_of_divergence_is_not_stretched_by_rounding():
 def test_a_model_that_nothing_moves_is_drawn_too():
     figure = ml.plots.plot_block_effects(replace(MADE, skip=0 * MADE.skip, swap=0 * MADE.swap))
     assert len(figure.data) == 36
+
+
+def test_traits_are_drawn_clean_and_ablated_with_the_block_marked():
+    made = made_ablation(np.random.default_rng(2))
+    figure = made.plot()
+    for ablated, name in ((False, "clean"), (True, "without what the block writes")):
+        for trace, trait in zip(
+            lines(figure, name), ("massive_share", "sink_rate", "prompt_entropy"), strict=True
+        ):
+            np.testing.assert_allclose(trace.y, made.curve(trait, ablated=ablated).values)
+    # Sites before and after block 1 are 1 and 2.
+    assert [shape.x0 for shape in figure.layout.shapes] == [1.5, 1, 1.5]
+    assert "keep" in figure.layout.title.text

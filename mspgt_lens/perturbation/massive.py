@@ -243,12 +243,6 @@ def ablate_massive(
         FloatingPointError: If activations or logits are NaN or infinite.
         RuntimeError: If the model does not compute what is to be read or changed under its hook.
         ValueError: If there is no such block, or a prompt does not fit the model.
-
-    Example:
-        >>> ablation = ml.studies.ablate_massive(model, prompts)
-        >>> clean, without = (ablation.curve("sink_rate", ablated=a) for a in (False, True))
-        >>> len(clean), len(without)  # one point per block
-        (8, 8)
     """
     adapter = as_adapter(model)
     if block is not None and not 0 <= block < adapter.n_layers:

@@ -8,6 +8,7 @@ from mspgt_lens.plots.explore import explore
 from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
 from mspgt_lens.plots.lens import plot_lens, plot_lens_reading, plot_lens_scores
+from mspgt_lens.plots.massive import plot_massive_ablation
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
@@ -30,6 +31,7 @@ __all__ = [
     "plot_lens",
     "plot_lens_reading",
     "plot_lens_scores",
+    "plot_massive_ablation",
     "plot_patching",
     "plot_profile",
     "plot_rate_distortion",

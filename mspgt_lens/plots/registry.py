@@ -17,6 +17,7 @@ from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import Dissociation
+from mspgt_lens.perturbation.massive import MassiveAblation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.perturbation.skipping import BlockEffects
 from mspgt_lens.plots.block_effects import plot_block_effects
@@ -26,6 +27,7 @@ from mspgt_lens.plots.emergence import plot_emergence
 from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
 from mspgt_lens.plots.lens import plot_lens_reading, plot_lens_scores
+from mspgt_lens.plots.massive import plot_massive_ablation
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.profile import plot_profile
@@ -71,6 +73,7 @@ _FIGURES: dict[type[Result], Callable[..., go.Figure]] = {
     Dissociation: plot_dissociation,
     PerturbationEffects: plot_effects,
     BlockEffects: plot_block_effects,
+    MassiveAblation: plot_massive_ablation,
     GenerationEffects: plot_effects,
     PatchSweep: plot_patching,
     ScalePatch: plot_scale_patch,

@@ -16,6 +16,7 @@ from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import Dissociation
+from mspgt_lens.perturbation.massive import MassiveAblation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.perturbation.skipping import BlockEffects
 from mspgt_lens.profile.results import LayerProfile
@@ -95,6 +96,11 @@ KINDS: dict[type[Any], Kind] = {
     BlockEffects: Kind(
         lambda r, _: sections.block_effects_section(r[0]),
         "Which blocks do predictions need, at their own token and at earlier ones?",
+    ),
+    MassiveAblation: Kind(
+        lambda r, _: sections.massive_section(r[0]),
+        "What goes with the massive activations: attention sinks, the valley of entropy, "
+        "predictions?",
     ),
     GenerationEffects: Kind(
         lambda r, _: sections.effects_section(r[0]),

@@ -14,6 +14,7 @@ from mspgt_lens.patching.results import PatchSweep, ScalePatch
 from mspgt_lens.perturbation.brittleness import Brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.dissociation import Dissociation
+from mspgt_lens.perturbation.massive import MassiveAblation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects
 from mspgt_lens.perturbation.skipping import BlockEffects
 from mspgt_lens.plots.block_effects import plot_block_effects
@@ -23,6 +24,7 @@ from mspgt_lens.plots.emergence import plot_emergence
 from mspgt_lens.plots.explore import explore
 from mspgt_lens.plots.forest import plot_effects
 from mspgt_lens.plots.hvib import plot_hvib
+from mspgt_lens.plots.massive import plot_massive_ablation
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
@@ -232,6 +234,16 @@ def block_effects_section(found: BlockEffects) -> Markup:
         "only; or at earlier tokens only, so that a prediction meets it through what it takes "
         "from them.",
         plot_block_effects(found),
+    ) + table(found.rows())
+
+
+def massive_section(found: MassiveAblation) -> Markup:
+    """Massive activations taken away."""
+    return section(
+        "Massive activations",
+        f"{' '.join(found.findings())} What the block writes into those coordinates there is taken "
+        "away; what later blocks write stays.",
+        plot_massive_ablation(found),
     ) + table(found.rows())
 
 
