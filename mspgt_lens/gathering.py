@@ -37,6 +37,8 @@ MIN_KEY_MASS = 1e-6
 # Few enough that an attention pattern's intermediate results stay in the processor's cache.
 _QUERIES_AT_ONCE = 32
 _GRAM_BLOCKS = 4
+# Of one block's attention patterns in a batch: a gigabyte in float32.
+_PATTERN_ENTRIES = 2**28
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def make_batches(
     batch_size: int | None,
     tokens_per_batch: int,
     first_number: int = 0,
+    n_heads: int = 0,
 ) -> Iterator[FoldBatch]:
     """Batches of prompts that belong to one fold each.
 
@@ -70,13 +73,18 @@ def make_batches(
         batch_size: Prompts per batch; None fills batches up to ``tokens_per_batch``.
         tokens_per_batch: Padded tokens that a batch may hold where ``batch_size`` is None.
         first_number: The number of the first prompt in the data set.
+        n_heads: Heads of a block, whose attention patterns grow with the square of the context:
+            they too bound a batch where ``batch_size`` is None.
     """
     for fold in sorted({fold for _, fold in prompts}):
         # Equal lengths together: little padding, and the same batches in every run.
         rows = [(p, i) for i, (p, f) in enumerate(prompts) if f == fold]
         rows.sort(key=lambda row: len(row[0].tokens))
         while rows:
-            size = batch_size or max(1, tokens_per_batch // len(rows[-1][0].tokens))
+            length = len(rows[-1][0].tokens)
+            attended = max(1, n_heads * length**2)
+            fitting = min(tokens_per_batch // length, _PATTERN_ENTRIES // attended)
+            size = batch_size or max(1, fitting)
             chosen, rows = rows[-size:], rows[:-size]
             yield make_batch([p for p, _ in chosen], fold, [first_number + i for _, i in chosen])
 

@@ -33,6 +33,7 @@ NAMES = (
     "fit_hvib",
     "generation_effects",
     "measure_brittleness",
+    "block_effects",
     "measure_dissociation",
     "patch_scales",
     "rate_distortion",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mspgt_lens.gathering import make_batches
 from mspgt_lens.moments import (
     PROJECTED_WIDTH,
     SAMPLE_CAPACITY,
@@ -125,3 +126,15 @@ def test_memory_that_is_freed_is_used_again_and_none_is_taken_in_advance():
     (faults, peak), (_, bare_peak) = run("kept"), run("bare")
     assert faults < 1.5 * pages  # Each page once; far more often if freed memory went back.
     assert peak < bare_peak + 64
+
+
+def test_batches_shrink_where_the_context_makes_attention_patterns_large():
+    """A context of 2,048 tokens: 64 heads have a gigabyte of patterns to one prompt."""
+    prompts = [(Prompt(np.zeros(2048, dtype=np.int64), i), 0) for i in range(8)]
+    sizes = {
+        n_heads: [len(batch.tokens) for batch in make_batches(prompts, None, 8192, 0, n_heads)]
+        for n_heads in (0, 16, 32, 64, 128)
+    }
+    assert sizes == {0: [4, 4], 16: [4, 4], 32: [2] * 4, 64: [1] * 8, 128: [1] * 8}
+    # What is asked for is done.
+    assert len(next(make_batches(prompts, 8, 8192, 0, 128)).tokens) == 8

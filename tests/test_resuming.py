@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import UserDict
 from typing import Any
 
@@ -157,3 +158,18 @@ def test_prompts_as_long_as_the_context_are_patched() -> None:
         for model in (tight, wide)
     )
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_logits_are_in_float32_where_weights_are_not() -> None:
+    """Rounded to bfloat16 they are .01 off here, more than many a patch moves them."""
+    tokens = random_tokens(3, 12)
+    half = random_model(tiny_config("llama")).to(torch.bfloat16)
+    wide = bridge_from_huggingface(copy.deepcopy(half).float(), None, "wide")
+    adapter = as_adapter(bridge_from_huggingface(half, None, "half"))
+    with adapter.inference():
+        run = RecordedRun(adapter, tokens, torch.ones_like(tokens, dtype=torch.bool))
+        final = run.residual[-1][0]
+        expected = wide.unembed(wide.ln_final(final.float()[None]))[0]
+        rounded = adapter.model.unembed(adapter.model.ln_final(final[None]))[0].float()
+        assert (rounded - expected).abs().max() > 1e-3
+        torch.testing.assert_close(run.logits(final), expected, atol=1e-5, rtol=1e-5)

@@ -87,7 +87,9 @@ class ProfileRun:
                 self.moments.reference = calibrate(self.moments.plan, adapter, batch)
             for chunk in itertools.chain([first], _chunks(stream)):
                 number = self.n_seen
-                for batch in make_batches(self.assign(chunk), batch_size, per_batch, number):
+                for batch in make_batches(
+                    self.assign(chunk), batch_size, per_batch, number, adapter.n_heads
+                ):
                     add_batch(self.moments, adapter, batch)
                     bar.update(int(batch.mask.sum()))
 
