@@ -28,6 +28,7 @@ import mspgt_lens as ml  # noqa: E402
 from mspgt_lens.partition import SCALES  # noqa: E402
 from mspgt_lens.theory import effect_predictions as about_effects  # noqa: E402
 from mspgt_lens.theory import partition_predictions as about_boundaries  # noqa: E402
+from mspgt_lens.theory.evaluation import RIVALS  # noqa: E402
 
 Judge = Callable[[Sequence[ml.results.ModelResults]], ml.results.Verdict]
 _POOL = 100
@@ -71,6 +72,30 @@ def cases() -> Iterator[tuple[str, str, str, Judge, dict[str, Any]]]:
     ):
         truth = "half at " + ", ".join(f"{100 * place:.0f}%" for place in places)
         yield "P6", truth, right, order, {"half_depths": places}
+
+
+def judged_alone_or_together(prediction: ml.extending.Prediction) -> Judge:
+    """Of one model where there are too few for an interval over models."""
+    return lambda results: prediction.verdicts(results if len(results) > 3 else results[:1])[0]
+
+
+def rival_cases() -> Iterator[tuple[str, str, str, Judge, dict[str, Any]]]:
+    """As :func:`cases`, for MSPGT's rivals: the statistic as predicted, at the threshold, beyond."""
+    truths = {
+        "R1 future tokens": (0.25, 0.5, 0.8),
+        "R1 one transition": (0.5, 1.0, 2.0),
+        "R2 massive activations": (0.03, 0.1, 0.2),
+        "R3 middle blocks": (0.85, 0.72, 0.6),
+        "R3 first and last": (0.2, 0.0, -0.1),
+        "R4 entropy valley": (0.3, 0.1, 0.0),
+        "R5 early peak": (0.2, 0.0, -0.2),
+        "R5 learned peak": (0.4, 0.1, 0.0),
+    }
+    stated = {prediction.name: prediction for prediction in RIVALS}
+    for name, (held, threshold, failed) in truths.items():
+        judge = judged_alone_or_together(stated[name])
+        for truth, right in ((held, "supported"), (threshold, "inconclusive"), (failed, "refuted")):
+            yield name, f"{truth:g}", right, judge, {"rivals": {name: truth}}
 
 
 @cache
@@ -122,6 +147,12 @@ def print_verdicts(n_draws: int, wanted: str) -> None:
         for prediction, truth, right, judge, made in [*existence_cases(wanted), *cases()]:
             if prediction.startswith(wanted):
                 print_rates(prediction, truth, right, judge, made, n_per_family, n_draws)
+        for prediction, truth, right, judge, made in rival_cases():
+            if prediction.startswith(wanted):
+                # One model at the threshold is one that does not differ from the mean.
+                alone = {"rival_spread": 0.0} if n_per_family == 1 else {}
+                given = {**made, **alone}
+                print_rates(prediction, truth, right, judge, given, n_per_family, n_draws)
 
 
 def existence_cases(wanted: str) -> Iterator[tuple[str, str, str, Judge, dict[str, Any]]]:
@@ -162,6 +193,8 @@ def print_rates(
     )
     shares = [found[kind] / n_draws for kind in ("supported", "refuted", "inconclusive")]
     n_models = n_per_family if judge is first_family else 3 * n_per_family
+    if "rivals" in made and n_models < 4:
+        n_models = 1
     rates = ",".join(f"{share:.3f}" for share in shares)
     print(
         f"{prediction},{truth.replace(',', ' ')},{n_models},{n_draws},{rates},{right}", flush=True

@@ -31,6 +31,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "step": "the checkpoint in training",
         "condition": "the prompts, seed or bands",
         "prediction": "the prediction's short name",
+        "theory": "whose prediction it is",
         "quantity": "what `value` is",
         "scale": "local, intermediate or global; empty where there is none",
         "segment": "the segment of blocks; empty where there is none",

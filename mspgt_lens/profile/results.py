@@ -21,7 +21,8 @@ class LayerProfile(Result):
     """What each layer of one model keeps of the past and predicts of the future.
 
     Site ``l`` is the residual stream before block ``l`` (0 ... L - 1); site ``L`` is after the last
-    block. Information curves run over the ``L + 1`` sites, ``signals`` over the ``L`` blocks.
+    block. Information curves run over the ``L + 1`` sites, ``signals`` over the ``L`` blocks, or over
+    the sites where they are of sites.
 
     Attributes:
         model_name: The model's name as TransformerLens knows it.
@@ -78,7 +79,8 @@ class LayerProfile(Result):
         super().__post_init__()
         for quantity, _, curve in self.curves():
             expected = self.n_layers + (quantity not in self.signals)
-            if len(curve) != expected:
+            of_sites = quantity in self.signals and len(curve) == self.n_layers + 1
+            if len(curve) != expected and not of_sites:
                 raise ValueError(
                     f"LayerProfile: {quantity} needs {expected} points for {self.n_layers} blocks, "
                     f"got {len(curve)}"

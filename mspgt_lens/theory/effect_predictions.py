@@ -13,7 +13,10 @@ from mspgt_lens.statistics import LEVEL
 from mspgt_lens.theory.dominance import MIN_FAMILY
 from mspgt_lens.theory.judging import (
     MIN_MODELS,
+    MOST_NEEDED,
+    MSPGT,
     PUBLISHED,
+    WIDE_CONTEXT,
     Finding,
     Interval,
     Prediction,
@@ -67,6 +70,7 @@ def brittleness_between_families(shape: str, *, ratio: float = 10.0) -> Predicti
         published=PUBLISHED["P4"],
         find=find,
         needs=("brittleness",),
+        theory=MSPGT,
     )
 
 
@@ -111,6 +115,8 @@ def brittleness_between_segments(shape: str, *, ratio: float = 2.0) -> Predictio
         published=PUBLISHED["P4 segments"],
         find=find,
         needs=("brittleness",),
+        theory=MSPGT,
+        claims={MOST_NEEDED: "those of the local segment"},
     )
 
 
@@ -150,6 +156,7 @@ def dissociation(*, excess: float = 0.1) -> Prediction:
         published=PUBLISHED["P5"],
         find=find,
         needs=("dissociation",),
+        theory=MSPGT,
     )
 
 
@@ -205,6 +212,8 @@ def order(*, gap: float = 0.05) -> Prediction:
         threshold=gap,
         published=PUBLISHED["P6"],
         find=find,
+        theory=MSPGT,
+        claims={WIDE_CONTEXT: "in the last segment"},
     )
 
 

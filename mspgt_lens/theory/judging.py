@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from scipy import stats
 from mspgt_lens.statistics import LEVEL
 from mspgt_lens.theory.verdicts import Judgment, ModelResults, Verdict
 
+MSPGT = "MSPGT"
 SOURCE = "arXiv 2505.18244"
 PUBLISHED: Mapping[str, str] = {
     "P1": f"two prominent boundaries in all of 8 Llama and Qwen models, 7B to 70B ({SOURCE}v3)",
@@ -24,6 +25,10 @@ PUBLISHED: Mapping[str, str] = {
     f"discourse; no figure ({SOURCE}v1)",
     "P6": f"segments in the order local, intermediate, global; no figure ({SOURCE}v1)",
 }
+# What several theories answer, each in its own way.
+HOW_MANY = "How many boundaries are there, and where?"
+WIDE_CONTEXT = "Where is the wide context used?"
+MOST_NEEDED = "Which blocks are needed most?"
 # The fewest models for which an interval over models is worth taking.
 MIN_MODELS = 4
 Interval = tuple[float, float, float]
@@ -63,6 +68,11 @@ class Prediction:
             that are judged one by one come as several findings.
         needs: Fields of :class:`~mspgt_lens.theory.ModelResults` without which a model is left out.
         below: The prediction lies below the threshold instead.
+        theory: Whose prediction it is; verdicts are grouped by it.
+        signals: Signals of the profile without which a model is left out; the reason then says so.
+            Where ``needs`` names ``random_profile``, that must hold them, too.
+        claims: Question to the answer that follows if it is true. Theories that answer a question
+            differently contradict one another.
     """
 
     name: str
@@ -73,6 +83,9 @@ class Prediction:
     find: Callable[[Sequence[ModelResults]], Finding | Sequence[Finding]]
     needs: tuple[str, ...] = ()
     below: bool = False
+    theory: str = "one's own"
+    signals: tuple[str, ...] = ()
+    claims: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = [item.name for item in fields(ModelResults)]
@@ -91,10 +104,35 @@ class Prediction:
         Returns:
             The verdicts, in the order of the findings.
         """
-        measured = [r for r in results if all(_holds(getattr(r, name)) for name in self.needs)]
+        measured = self.measured(results)
         findings = self.find(measured)
         parts = (findings,) if isinstance(findings, Finding) else findings
+        if self.signals and len(measured) < len(results):
+            lacking = len(results) - len(measured)
+            missing = " and ".join((*self.needs, *self.signals))
+            left_out = f"; {lacking} of {len(results)} models hold no {missing}"
+            parts = [replace(one, words=one.words + left_out) for one in parts]
         return tuple(self.judge(finding) for finding in parts)
+
+    def measured(self, results: Sequence[ModelResults]) -> list[ModelResults]:
+        """The models that hold what is needed.
+
+        Args:
+            results: Measured models.
+
+        Returns:
+            Those that are not left out.
+        """
+
+        def holds(result: ModelResults) -> bool:
+            profiles = [result.profile]
+            if "random_profile" in self.needs and result.random_profile is not None:
+                profiles.append(result.random_profile)
+            return all(_holds(getattr(result, name)) for name in self.needs) and all(
+                set(self.signals) <= set(profile.signals) for profile in profiles
+            )
+
+        return [result for result in results if holds(result)]
 
     def judge(self, finding: Finding) -> Verdict:
         """The verdict of a finding: supported or refuted only by the whole interval.
@@ -135,6 +173,8 @@ class Prediction:
             judged,
             f"{reason[0].upper()}{reason[1:]}.",
             finding.n_models,
+            self.theory,
+            self.claims,
         )
 
 
@@ -153,6 +193,47 @@ def by_family(results: Sequence[ModelResults]) -> dict[str, list[ModelResults]]:
         if model.family is not None:
             families.setdefault(model.family, []).append(model)
     return families
+
+
+def one_by_one_or_together(
+    statistics: Mapping[str, Interval | str], words: Callable[[float], str]
+) -> Sequence[Finding]:
+    """Findings of a statistic that each model has on its own, with its interval over groups.
+
+    From ``MIN_MODELS`` models on, one finding whose interval is over models; of fewer, one finding
+    each, whose interval is over that model's groups of prompts, so that it speaks of it alone.
+
+    Args:
+        statistics: Model to its statistic with the interval, or to why it has none.
+        words: From the statistic's value to half a sentence.
+    """
+    known = {name: given for name, given in statistics.items() if not isinstance(given, str)}
+    if len(known) >= MIN_MODELS:
+        estimate = over_models(np.array([value for value, *_ in known.values()]))
+        why = sorted({given for given in statistics.values() if isinstance(given, str)})
+        left_out = f"; {len(statistics) - len(known)} models left out: {', '.join(why)}"
+        return [Finding(estimate, words(estimate[0]) + left_out * bool(why), len(known))]
+    if not statistics:
+        return [Finding(None, "no model was measured", 0)]
+    return [
+        Finding(None, given, 1, part=name)
+        if isinstance(given, str)
+        else Finding(given, f"{words(given[0])}, by the groups of prompts of this one model", 1)
+        if len(statistics) == 1
+        else Finding(given, words(given[0]), 1, part=name)
+        for name, given in statistics.items()
+    ]
+
+
+def share_interval(count: int, n: int) -> tuple[float, float]:
+    """Of a share of models (Clopper & Pearson 1934)."""
+    ends = stats.binomtest(count, n).proportion_ci(LEVEL)
+    return float(ends.low), float(ends.high)
+
+
+def models_for(share: float) -> int:
+    """The fewest models that can support or refute that more than a share of them do something."""
+    return int(np.ceil(np.log((1 - LEVEL) / 2) / np.log(max(share, 1 - share))))
 
 
 def over_models(values: Float[np.ndarray, " model"]) -> Interval:

@@ -14,7 +14,18 @@ from mspgt_lens.contract import counted
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.statistics import LEVEL
 from mspgt_lens.theory.dominance import MIN_FAMILY, depth_variation, variance_shares
-from mspgt_lens.theory.judging import PUBLISHED, Finding, Interval, Prediction, by_family, too_few
+from mspgt_lens.theory.judging import (
+    HOW_MANY,
+    MSPGT,
+    PUBLISHED,
+    Finding,
+    Interval,
+    Prediction,
+    by_family,
+    models_for,
+    share_interval,
+    too_few,
+)
 from mspgt_lens.theory.verdicts import ModelResults
 from mspgt_lens.theory.waterfilling import held_out_errors
 
@@ -50,8 +61,8 @@ def existence(*, significance: float = 0.05, share: float = 0.5) -> Prediction:
         controlled = [r for r in passed if r.random_weights is not None]
         shown = [r for r in controlled if r.random_weights and not shows(r.random_weights)]
         n, uncontrolled = len(results), len(passed) - len(controlled)
-        low, _ = _share_interval(len(shown), n)
-        _, high = _share_interval(len(shown) + uncontrolled, n)
+        low, _ = share_interval(len(shown), n)
+        _, high = share_interval(len(shown) + uncontrolled, n)
         shuffled = [r for r in results if r.shuffled_tokens is not None]
         words = (
             f"{len(shown)} of {n} models show two boundaries beyond drift that random weights lack"
@@ -73,8 +84,8 @@ def existence(*, significance: float = 0.05, share: float = 0.5) -> Prediction:
         if shuffled:
             still = sum(shows(r.shuffled_tokens) for r in shuffled if r.shuffled_tokens)
             words += f"; on shuffled text {still} of {len(shuffled)} show them"
-        needed = int(np.ceil(np.log((1 - LEVEL) / 2) / np.log(max(share, 1 - share))))
-        return Finding((len(shown) / n, low, high), words, n, too_few(n, needed, "models"))
+        short = too_few(n, models_for(share), "models")
+        return Finding((len(shown) / n, low, high), words, n, short)
 
     return Prediction(
         name="P1 existence",
@@ -86,6 +97,8 @@ def existence(*, significance: float = 0.05, share: float = 0.5) -> Prediction:
         threshold=share,
         published=PUBLISHED["P1"],
         find=find,
+        theory=MSPGT,
+        claims={HOW_MANY: "two, between three scales"},
     )
 
 
@@ -135,6 +148,7 @@ def position(*, gain: float = 0.2) -> Prediction:
         threshold=gain,
         published=PUBLISHED["P2"],
         find=find,
+        theory=MSPGT,
     )
 
 
@@ -181,6 +195,7 @@ def dominance(*, strong: float = 0.1, weak: float = 0.4) -> Prediction:
         published=PUBLISHED["P3"],
         find=find,
         below=True,
+        theory=MSPGT,
     )
 
 
@@ -227,6 +242,7 @@ def family_share(*, difference: float = 0.0) -> Prediction:
         published=PUBLISHED["P3 shares"],
         find=find,
         needs=("family", "n_parameters"),
+        theory=MSPGT,
     )
 
 
@@ -249,11 +265,6 @@ def depths_and_errors(results: Sequence[ModelResults]) -> tuple[np.ndarray, np.n
         for r in results
     ]
     return np.array([r.depths for r in results]), np.array(errors)
-
-
-def _share_interval(count: int, n: int) -> tuple[float, float]:
-    ends = stats.binomtest(count, n).proportion_ci(LEVEL)
-    return float(ends.low), float(ends.high)
 
 
 def _part_taken(

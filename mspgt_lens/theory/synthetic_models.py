@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ from mspgt_lens.partition import SCALES, Boundary, ScalePartition, Support
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.targets import DEFAULT_BANDS
 from mspgt_lens.theory.effect_predictions import SHAPES
+from mspgt_lens.theory.synthetic_curves import check_truths, with_rival_curves
 from mspgt_lens.theory.verdicts import ModelResults
 from mspgt_lens.theory.waterfilling import water_fill
 
@@ -36,6 +38,8 @@ def synthetic_models(
     excess: float = 0.5,
     half_depths: tuple[float, float, float] = (0.1, 0.35, 0.6),
     supported: bool = True,
+    rivals: Mapping[str, float] | None = None,
+    rival_spread: float = 1.0,
     seed: int = 0,
 ) -> list[ModelResults]:
     """Results as if measured on made-up models, for testing what verdicts they lead to.
@@ -55,13 +59,17 @@ def synthetic_models(
         half_depths: Relative depth at which each scale's predicted information reaches half its
             maximum, before a spread of 0.05 over models.
         supported: Whether the partition's own test supports two boundaries.
+        rivals: Name of a prediction of another theory (``"R4 entropy valley"``) to what its
+            statistic truly is, on average over models (geometric, of a ratio): models then hold the
+            curves that it is about. None for models without any.
+        rival_spread: How far models differ in these, as a multiple of what is usual; 0 for alike.
         seed: Decides every draw.
 
     Returns:
         ``n_families * n_per_family`` results, family by family.
 
     Raises:
-        ValueError: If ``boundaries`` is none of these.
+        ValueError: If ``boundaries`` is none of these, or ``rivals`` names no prediction.
 
     Example:
         >>> models = ml.synthetic.synthetic_models(2, 3, boundaries="thirds")
@@ -72,6 +80,7 @@ def synthetic_models(
         raise ValueError(
             f"boundaries must be one of {', '.join(get_args(Boundaries))}, got {boundaries!r}"
         )
+    check_truths(rivals or {})
     rng = np.random.default_rng(seed)
     made = []
     for family in range(n_families):
@@ -84,17 +93,16 @@ def synthetic_models(
             name = f"family {family + 1}, model {member + 1}"
             risen = np.log(family_ratio) * family / max(n_families - 1, 1)
             profile = _profile(name, n_layers, half_depths, rng)
-            made.append(
-                ModelResults(
-                    profile,
-                    _partition(name, n_layers, placed, noise, supported),
-                    family=f"family {family + 1}",
-                    n_parameters=size,
-                    random_weights=_partition(name, n_layers, placed, noise, False),
-                    brittleness={s: _brittleness(risen, segment_ratio, rng) for s in SHAPES},
-                    dissociation=_interaction(excess, rng),
-                )
+            one = ModelResults(
+                profile,
+                _partition(name, n_layers, placed, noise, supported),
+                family=f"family {family + 1}",
+                n_parameters=size,
+                random_weights=_partition(name, n_layers, placed, noise, False),
+                brittleness={s: _brittleness(risen, segment_ratio, rng) for s in SHAPES},
+                dissociation=_interaction(excess, rng),
             )
+            made.append(with_rival_curves(one, rivals, rival_spread, rng) if rivals else one)
     return made
 
 

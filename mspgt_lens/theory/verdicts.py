@@ -12,6 +12,7 @@ import pandas as pd
 from mspgt_lens.contract import Result, Rows, counted, interval, named, tidy
 from mspgt_lens.estimates import Estimate
 from mspgt_lens.partition import ScalePartition
+from mspgt_lens.perturbation.skipping import BlockEffects
 from mspgt_lens.profile.results import LayerProfile
 
 Judgment = Literal["supported", "refuted", "inconclusive"]
@@ -33,6 +34,8 @@ class ModelResults(Result):
             ``Brittleness.log_brittleness``).
         dissociation: How much more the diagonal of its table of segments by token classes holds
             than both on their own explain (``Dissociation.interaction``), or None.
+        random_profile: The layer profile of its twin with random weights, or None.
+        block_effects: What becomes of predictions without each of its blocks, or None.
     """
 
     profile: LayerProfile
@@ -43,6 +46,8 @@ class ModelResults(Result):
     shuffled_tokens: ScalePartition | None = None
     brittleness: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     dissociation: Estimate | None = None
+    random_profile: LayerProfile | None = None
+    block_effects: BlockEffects | None = None
 
     def __post_init__(self) -> None:
         if self.partition.n_layers != self.profile.n_layers:
@@ -149,6 +154,8 @@ class Verdict(Result):
             the threshold; ``"inconclusive"`` otherwise.
         reason: One sentence.
         n_models: Models that it rests on.
+        theory: Whose prediction it is.
+        claims: Question to the answer that follows if the prediction is true.
     """
 
     name: str
@@ -161,6 +168,8 @@ class Verdict(Result):
     verdict: Judgment
     reason: str
     n_models: int
+    theory: str = "MSPGT"
+    claims: Mapping[str, str] = field(default_factory=dict)
 
     def heading(self) -> str:
         """The prediction's name, and what is made of it."""
@@ -193,6 +202,7 @@ class Verdict(Result):
                 "verdict": self.verdict,
                 "reason": self.reason,
                 "n_models": self.n_models,
+                "theory": self.theory,
             },
             1,
         )
@@ -231,6 +241,38 @@ class Verdicts(Result):
                 return verdict
         raise KeyError(f"no verdict {name!r}; there are {', '.join(v.name for v in self.verdicts)}")
 
+    @property
+    def theories(self) -> dict[str, tuple[Verdict, ...]]:
+        """Theory to its verdicts."""
+        names = dict.fromkeys(verdict.theory for verdict in self)
+        return {name: tuple(v for v in self if v.theory == name) for name in names}
+
+    def contradictions(self) -> pd.DataFrame:
+        """Questions that two theories answer differently, and what became of the answers.
+
+        Returns:
+            One row per answer, question by question: ``question, theory, prediction, answer,
+            verdict``. No rows where the theories that were judged agree.
+        """
+        answers = [
+            {
+                "question": question,
+                "theory": verdict.theory,
+                "prediction": verdict.name,
+                "answer": answer,
+                "verdict": verdict.verdict,
+            }
+            for verdict in self
+            for question, answer in verdict.claims.items()
+        ]
+        columns = ["question", "theory", "prediction", "answer", "verdict"]
+        table = pd.DataFrame(answers, columns=columns)
+        asked = table.groupby("question")
+        contested = (asked["theory"].transform("nunique") > 1) & (
+            asked["answer"].transform("nunique") > 1
+        )
+        return table[contested].sort_values("question", kind="stable", ignore_index=True)
+
     def heading(self) -> str:
         """How many predictions, and on how many models."""
         return (
@@ -254,7 +296,7 @@ class Verdicts(Result):
 
         Returns:
             Columns ``prediction, statement, quantity, value, low, high, threshold, published,
-            verdict, reason, n_models``; ``value``, ``low`` and ``high`` are missing where nothing
-            was measured, or too few models for an interval.
+            verdict, reason, n_models, theory``; ``value``, ``low`` and ``high`` are missing where
+            nothing was measured, or too few models for an interval.
         """
         return pd.concat([v.to_dataframe() for v in self.verdicts], ignore_index=True)
