@@ -80,7 +80,7 @@ def judged_alone_or_together(prediction: ml.extending.Prediction) -> Judge:
 
 
 def rival_cases() -> Iterator[tuple[str, str, str, Judge, dict[str, Any]]]:
-    """As :func:`cases`, for MSPGT's rivals: the statistic as predicted, at the threshold, beyond."""
+    """As :func:`cases`, for the rivals: statistics as predicted, at the threshold, beyond."""
     truths = {
         "R1 future tokens": (0.25, 0.5, 0.8),
         "R1 one transition": (0.5, 1.0, 2.0),

@@ -12,12 +12,14 @@ from scipy import stats
 from statsmodels.formula.api import ols
 
 import mspgt_lens as ml
+from mspgt_lens.theory.depth_statistics import massive_blocks, step_against_line
 from mspgt_lens.theory.effect_predictions import (
     brittleness_between_families,
     brittleness_between_segments,
     dissociation,
     order,
 )
+from mspgt_lens.theory.evaluation import RIVALS, THEORIES
 from mspgt_lens.theory.judging import Finding, Prediction
 from mspgt_lens.theory.partition_predictions import dominance, existence, family_share, position
 
@@ -289,3 +291,65 @@ def test_families_of_many_pairs_do_not_differ_by_chance():
     made = ml.synthetic.synthetic_models(6, 6, family_ratio=1.0)
     verdict = brittleness_between_families("covariance", ratio=1.0001).verdicts(made)[0]
     assert verdict.verdict == "inconclusive"
+
+
+RIVAL = {prediction.name: prediction for prediction in RIVALS}
+TRUTHS = {
+    "R1 future tokens": (0.25, 0.8),
+    "R1 one transition": (0.5, 2.0),
+    "R2 massive activations": (0.03, 0.2),
+    "R3 middle blocks": (0.85, 0.6),
+    "R3 first and last": (0.2, -0.1),
+    "R4 entropy valley": (0.3, 0.0),
+    "R5 early peak": (0.2, -0.2),
+    "R5 learned peak": (0.4, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_verdicts_on_rivals_come_out_right(name):
+    for truth, right in zip(TRUTHS[name], ("supported", "refuted"), strict=True):
+        assert share_of(right, RIVAL[name], rivals={name: truth}) >= 0.95
+
+
+def test_rivals_are_judged_where_their_signals_were_measured():
+    bare = ml.synthetic.synthetic_models(1, 1)
+    assert set(ml.evaluate_predictions(bare).theories) == {"MSPGT"}
+    measured = ml.synthetic.synthetic_models(1, 1, rivals={"R4 entropy valley": 0.3})
+    assert set(ml.evaluate_predictions(measured).theories) == {"MSPGT", "entropy valley"}
+    asked = ml.evaluate_predictions(bare, theories=["entropy valley"])
+    assert [v.name for v in asked] == ["R4 entropy valley"]
+    assert asked["R4 entropy valley"].verdict == "inconclusive"
+    assert "1 of 1 models hold no prompt_entropy" in asked["R4 entropy valley"].reason
+    with pytest.raises(ValueError, match="theories must be among MSPGT, half-depth"):
+        ml.evaluate_predictions(bare, theories=["Gaia"])
+
+
+def test_one_model_s_groups_give_a_rival_its_interval():
+    made = ml.synthetic.synthetic_models(
+        1, 1, rivals={"R4 entropy valley": 0.5}, rival_spread=0.0, seed=4
+    )
+    verdict = ml.evaluate_predictions(made)["R4 entropy valley"]
+    assert verdict.verdict == "supported"
+    assert verdict.statistic == pytest.approx(0.5, abs=0.05)
+    assert "of this one model" in verdict.reason
+
+
+def test_theories_contradict_one_another_where_they_answer_differently():
+    made = ml.synthetic.synthetic_models(1, 4, rivals={"R1 one transition": 0.5})
+    table = ml.evaluate_predictions(made, theories=THEORIES).contradictions()
+    many = table[table["question"].str.startswith("How many boundaries")]
+    assert set(many["theory"]) >= {"MSPGT", "half-depth transition", "stages of inference"}
+    alone = ml.evaluate_predictions(made, theories=["MSPGT"])
+    assert alone.contradictions().empty
+
+
+def test_statistics_of_rivals_by_hand():
+    norm = np.array([1.0, 1, 1, 300, 310, 320, 2, 1])
+    assert massive_blocks(norm) == (2, 5)
+    assert massive_blocks(np.full(8, 9.0)) is None
+    blocks = np.arange(12)
+    step = np.where(blocks >= 6, 1.0, 3.0) ** 2
+    line = (12.0 - blocks) ** 2
+    assert step_against_line(step) < -5
+    assert step_against_line(line) > 5

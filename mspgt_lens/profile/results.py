@@ -21,8 +21,8 @@ class LayerProfile(Result):
     """What each layer of one model keeps of the past and predicts of the future.
 
     Site ``l`` is the residual stream before block ``l`` (0 ... L - 1); site ``L`` is after the last
-    block. Information curves run over the ``L + 1`` sites, ``signals`` over the ``L`` blocks, or over
-    the sites where they are of sites.
+    block. Information curves run over the ``L + 1`` sites, ``signals`` over the ``L`` blocks, or
+    over the sites where they are of sites.
 
     Attributes:
         model_name: The model's name as TransformerLens knows it.

@@ -124,17 +124,28 @@ def boundary_sections(partition: ScalePartition, controls: Sequence[ScalePartiti
 
 
 def verdict_section(verdicts: Verdicts) -> Markup:
-    """The table of verdicts."""
+    """The table of verdicts, and where theories contradict one another."""
     head, *rows = verdict_rows(verdicts)
-    reasons = (f"{v.statement} {v.reason}" for v in verdicts)
+    ordered = (v for own in verdicts.theories.values() for v in own)
+    reasons = (f"{v.statement} {v.reason}" for v in ordered)
     told = [(*head, "why"), *((*row, why) for row, why in zip(rows, reasons, strict=True))]
     n = len(verdicts.models)
-    return heading(
-        "The theory's predictions",
+    several = len(verdicts.theories) > 1
+    shown = heading(
+        "Predictions of several theories" if several else "The theory's predictions",
         f"From {n} model{'s' if n > 1 else ''}. A prediction is supported or refuted only if "
         "the whole interval lies on that side of its threshold; thresholds were fixed before "
         "anything was measured.",
-    ) + table(told, marked=1)
+    ) + table(told, marked=2)
+    contested = verdicts.contradictions()
+    if contested.empty:
+        return shown
+    words = (
+        "Questions that these theories answer differently: of the answers, at most one can hold."
+    )
+    answers = [tuple(map(str, row)) for row in contested.itertuples(index=False)]
+    columns = [tuple(map(str, contested.columns))]
+    return shown + paragraphs([words]) + table([*columns, *answers], marked=4)
 
 
 def comparison_section(comparison: Comparison) -> Markup:

@@ -77,16 +77,16 @@ def ratio_rows(found: Brittleness) -> list[tuple[str, ...]]:
 
 
 def verdict_rows(verdicts: Verdicts) -> list[tuple[str, ...]]:
-    """Every prediction with its verdict and figures: a header row first."""
+    """Every prediction with its verdict and figures, theory by theory: a header row first."""
     rows: list[tuple[str, ...]] = [
-        ("prediction", "verdict", "measured (95% interval)", "held against", "published")
+        ("theory", "prediction", "verdict", "measured (95% interval)", "held against", "published")
     ]
-    for v in verdicts:
+    for v in (v for own in verdicts.theories.values() for v in own):
         value = "not measured"
         if v.statistic is not None:
             figure = interval(v.statistic, *v.interval) if v.interval else f"{v.statistic:.3g}"
             value = f"{figure}, {v.quantity}"
-        rows.append((v.name, v.verdict, value, f"{v.threshold:g}", v.published))
+        rows.append((v.theory, v.name, v.verdict, value, f"{v.threshold:g}", v.published))
     return rows
 
 

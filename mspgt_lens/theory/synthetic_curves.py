@@ -10,7 +10,8 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 
 from mspgt_lens.estimates import Curve
-from mspgt_lens.perturbation.skipping import REACHES, SHIFTS, BlockEffects
+from mspgt_lens.perturbation.block_runs import REACHES, SHIFTS
+from mspgt_lens.perturbation.skipping import BlockEffects
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.theory.depth_statistics import step_against_line
 from mspgt_lens.theory.verdicts import ModelResults
@@ -109,7 +110,8 @@ def _valley(n_sites: int, depth: float) -> Float[np.ndarray, " site"]:
     """A trough that takes this share of the shores, or a hill where it is negative."""
     depths = np.linspace(0.0, 1.0, n_sites)
     trough = np.exp(-0.5 * ((depths - 0.5) / 0.12) ** 2)
-    return 3.5 * (1 - depth * trough / trough.max())
+    curve: np.ndarray = 3.5 * (1 - depth * trough / trough.max())
+    return curve
 
 
 def _dimension(n_sites: int, early: float, height: float) -> Float[np.ndarray, " site"]:
@@ -125,7 +127,8 @@ def _dimension(n_sites: int, early: float, height: float) -> Float[np.ndarray, "
 def _spike(depths: Float[np.ndarray, " site"], center: float) -> Float[np.ndarray, " site"]:
     """1 at the site nearest to a depth, 0 a fifth of the depth away."""
     nearest = depths[np.abs(depths - center).argmin()]
-    return (1 - np.abs(depths - nearest) / 0.2).clip(min=0)
+    spike: np.ndarray = (1 - np.abs(depths - nearest) / 0.2).clip(min=0)
+    return spike
 
 
 def _twin(profile: LayerProfile, signals: Mapping[str, Curve]) -> LayerProfile:
