@@ -24,6 +24,7 @@ from mspgt_lens.perturbation.brittleness import Brittleness, measure_brittleness
 from mspgt_lens.perturbation.dependence import TokenClasses, classify_tokens
 from mspgt_lens.perturbation.dissociation import Dissociation, measure_dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects, perturb_scales
+from mspgt_lens.perturbation.skipping import BlockEffects, block_effects
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.settings import Control
@@ -53,6 +54,7 @@ _KINDS: Mapping[str, Any] = {
     "token_classes": TokenClasses,
     "dissociation": Dissociation,
     "effects": PerturbationEffects,
+    "block_effects": BlockEffects,
 }
 
 
@@ -69,6 +71,7 @@ class Analysis(Result):
         token_classes: Tokens by the longest context that they depend on, or None.
         dissociation: Each segment's perturbation against those classes, or None.
         effects: Every kind of perturbation of every segment, or None.
+        block_effects: What becomes of predictions without each block, or None.
         family: What the model shares with others, or None.
         n_parameters: Number of its weights.
         skipped: Step to why it could not be taken; its result is None.
@@ -84,6 +87,7 @@ class Analysis(Result):
     token_classes: TokenClasses | None = None
     dissociation: Dissociation | None = None
     effects: PerturbationEffects | None = None
+    block_effects: BlockEffects | None = None
     family: str | None = None
     n_parameters: int | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -139,6 +143,7 @@ class Analysis(Result):
             shuffled_tokens=self.shuffled_tokens,
             brittleness={} if self.brittleness is None else self.brittleness.log_brittleness(),
             dissociation=None if self.dissociation is None else self.dissociation.interaction,
+            block_effects=self.block_effects,
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -209,7 +214,8 @@ def analyze(
 
     In this order: the profile; its scale boundaries; the same of random weights and of shuffled
     text; brittleness of every block and segment; tokens by the context they depend on, and which
-    of them each segment's perturbation hurts; every kind of perturbation of every segment.
+    of them each segment's perturbation hurts; every kind of perturbation of every segment; every
+    block skipped, and swapped with the next.
     Segments are the two best places, whether or not the data support them. A step that the model
     or the text does not admit (interventions on an encoder, prompts too short for the global band)
     is skipped, and the result says why.
@@ -318,6 +324,7 @@ class _Steps:
             "token_classes": self._token_classes,
             "dissociation": self._dissociation,
             "effects": self._effects,
+            "block_effects": self._block_effects,
         }
         try:
             result = steps[name]()
@@ -380,6 +387,14 @@ class _Steps:
             PromptDataset(self._documents(self.sizes["n_documents"], _PERTURBED_LENGTH)),
             self.found["partition"],
             n_controls=_N_CONTROLS,
+            seed=self.seed,
+            progress=self.progress,
+        )
+
+    def _block_effects(self) -> BlockEffects:
+        return block_effects(
+            self.adapter,
+            PromptDataset(self._documents(self.sizes["n_documents"], _PERTURBED_LENGTH)),
             seed=self.seed,
             progress=self.progress,
         )
