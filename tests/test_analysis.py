@@ -178,7 +178,7 @@ def test_the_report_of_an_analysis_holds_everything(found, tmp_path):
     for words in (
         "What was asked",
         "In short",
-        "The theory&#39;s predictions",
+        "Predictions of several theories",
         "Scale boundaries",
         "tiny-llama (random weights)",
         "Curves over depth",

@@ -76,7 +76,7 @@ effects = ml.perturb_scales(
     model,
     ml.PromptDataset.from_texts(model, texts[::12], max_length=64),
     thirds,
-    perturbations=[ml.Perturbation("shuffle_positions", 1.0)],
+    perturbations=[ml.Perturbation("noise", 0.3)],
     n_controls=20,
     progress=False,
 )

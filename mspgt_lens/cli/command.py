@@ -59,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
         "keeps of the past and predicts of the future.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_profile_command(commands)
+    _add_scales_command(commands)
+    add_patch_command(commands)
+    add_brittleness_command(commands, _add_model, _prompts)
+    add_analyze_command(commands, _add_prompts, _add_run, _prompts)
+    return parser
+
+
+def _add_profile_command(commands: Any) -> None:
     profile = commands.add_parser(
         "profile",
         help="profile a model's layers and write a report",
@@ -92,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run(profile)
     profile.set_defaults(run=_profile)
+
+
+def _add_scales_command(commands: Any) -> None:
     scales = commands.add_parser(
         "scales",
         help="find scale boundaries, tested against gradual drift",
@@ -138,10 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     scales.add_argument("--save", type=Path, metavar="PATH", help="also save the partition")
     _add_run(scales)
     scales.set_defaults(run=_scales)
-    add_patch_command(commands)
-    add_brittleness_command(commands, _add_model, _prompts)
-    add_analyze_command(commands, _add_prompts, _add_run, _prompts)
-    return parser
 
 
 def _add_model(command: argparse.ArgumentParser, *, required: bool = True) -> None:

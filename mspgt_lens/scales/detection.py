@@ -167,24 +167,37 @@ def detect_scales(
     )
     if label == "fused":
         return result
-    boundaries = by_method[label]
+    return _placed_by(label, result, [by(label, r) for r in replicates])
+
+
+def _placed_by(
+    label: str, result: ScalePartition, drawn: Sequence[tuple[int, ...] | None]
+) -> ScalePartition:
+    """The partition with the places of another method.
+
+    Args:
+        label: The method's name in ``by_method``.
+        result: The partition with places of its own.
+        drawn: What the method finds in draws of other prompts.
+    """
+    boundaries = result.by_method[label]
     if boundaries is None:
         said = "cannot look" if label in PUBLISHED_METHODS else "finds no two boundaries"
         raise CannotMeasure(
-            f"method {label!r} {said} in {profile.model_name}: "
+            f"method {label!r} {said} in {result.model_name}: "
             f"{_WHY_NONE.get(label, 'its signals are flat')}"
         )
-    drawn = [found for r in replicates if (found := by(label, r)) is not None] or [boundaries]
-    alike = [places for places in drawn if len(places) == len(boundaries)]
+    found = [places for places in drawn if places is not None] or [boundaries]
+    alike = [places for places in found if len(places) == len(boundaries)]
     further: tuple[str, ...] = ()
-    if len(alike) < len(drawn):
+    if len(alike) < len(found):
         further = (
             f"{label} finds another number of boundaries than {len(boundaries)} in "
-            f"{len(drawn) - len(alike)} of {len(drawn)} draws of other prompts; intervals are over "
+            f"{len(found) - len(alike)} of {len(found)} draws of other prompts; intervals are over "
             "the rest",
         )
-    intervals, _ = summarize_places(np.array(alike or [boundaries], dtype=int), profile.n_layers)
-    places = np.array([b for found in drawn for b in found], dtype=int)
+    intervals, _ = summarize_places(np.array(alike or [boundaries], dtype=int), result.n_layers)
+    places = np.array([b for one in found for b in one], dtype=int)
     return replace(
         result,
         method=label,
@@ -193,7 +206,7 @@ def detect_scales(
             (min(low, b), max(high, b))
             for (low, high), b in zip(intervals, boundaries, strict=True)
         ),
-        probability=np.bincount(places, minlength=profile.n_layers) / len(drawn),
+        probability=np.bincount(places, minlength=result.n_layers) / len(found),
         warnings=(*further, *result.warnings),
     )
 
