@@ -15,7 +15,7 @@
 #
 # **You will learn** to load any model, on any device and in any precision; to bring prompts of your own
 # and say which belong together; to profile what your own loop, hooks and caches already compute; and
-# to test per-layer numbers that were made elsewhere. About three minutes on two CPU cores.
+# to test per-layer numbers that were made elsewhere. A few minutes on two CPU cores.
 #
 # You need no other notebook first.
 
@@ -55,7 +55,7 @@ print(type(model).__name__, model.cfg.n_layers, "blocks,", model.cfg.d_model, "w
 # together. Forgetting that makes intervals too narrow, and no warning can tell.
 
 # %%
-texts = [passage.text for passage in ml.load_passages()][::4]
+texts = [passage.text for passage in ml.load_passages()][::6]
 halves = [half for text in texts for half in (text[: len(text) // 2], text[len(text) // 2 :])]
 documents = [number // 2 for number in range(len(halves))]
 prompts = ml.PromptDataset.from_texts(model, halves, groups=documents, max_length=128)

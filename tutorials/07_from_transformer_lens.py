@@ -15,7 +15,7 @@
 #
 # **You will learn** what becomes of five everyday habits: the logit lens, activation patching, ablating
 # layers, looking at attention, and comparing layers by a number. For each, what you would write
-# yourself, and the call that adds groups, intervals and a null. About three minutes on two CPU cores.
+# yourself, and the call that adds groups, intervals and a null. A few minutes on two CPU cores.
 
 # %%
 import numpy as np
