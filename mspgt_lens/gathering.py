@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
-from mspgt_lens.models import ModelAdapter, in_float64, unembedding_rows
+from mspgt_lens.models import ModelAdapter, Part, in_float64, unembedding_rows
 from mspgt_lens.moments import (
     SAMPLE_CAPACITY,
     MomentPlan,
@@ -27,7 +27,7 @@ from mspgt_lens.moments import (
     merge_samples,
 )
 from mspgt_lens.prompts import Prompt, stack_rows
-from mspgt_lens.signals import BlockRows, Signal
+from mspgt_lens.signals import SignalSums
 from mspgt_lens.targets import BatchTargets, batch_targets, masked_targets
 
 # Share of an encoder's ordinary tokens that are hidden from it, as in its training.
@@ -161,8 +161,15 @@ class BatchReader:
         self.priority = np.zeros(0, dtype=np.uint64)
         self.previous: tuple[Tensor, Tensor] | None = None
         self.span, self.entropy, self.n_attended, self.update = np.zeros((4, adapter.n_layers))
-        self.per_row = np.zeros((len(plan.per_row), adapter.n_layers))
-        self.attended: Tensor | None = None
+        self.signals = SignalSums(
+            list(plan.per_row.values()),
+            n_layers=adapter.n_layers,
+            mask=batch.mask,
+            index=self.index,
+            numbers=batch.numbers,
+            parallel=adapter.parallel,
+            eps=torch.finfo(adapter.dtype).eps,
+        )
 
     def at(self, device: torch.device) -> _Places:
         """Where what is read is, on the device of an activation: there may be several."""
@@ -207,7 +214,8 @@ class BatchReader:
         """Take everything from the model."""
         if self.n_valid:
             on_pattern = self.on_pattern if self.plan.needs_patterns else None
-            self.adapter.run(self.tokens, self.batch.mask, self.on_site, on_pattern)
+            on_part = self.on_part if self.plan.needs_updates else None
+            self.adapter.run(self.tokens, self.batch.mask, self.on_site, on_pattern, on_part)
 
     def sample(self, values: Float[Tensor, "read column"]) -> Sample:
         """The chosen rows, once they are read, with their targets."""
@@ -243,9 +251,7 @@ class BatchReader:
             before, length_before = (there.to(raw.device) for there in self.previous)
             change = (raw - before).norm(dim=1) / length_before
             self.update[site - 1] = float(in_float64(change).sum())
-            for index, signal in enumerate(self.plan.per_row.values()):
-                values = self._values(signal, site - 1, before, raw)
-                self.per_row[index, site - 1] = float(in_float64(values).sum())
+        self.signals.on_site(site, residual, raw)
         self.previous = raw, length
         rows = self.adapter.normalize(raw)
         self.sampled.append(rows[torch.from_numpy(self.chosen).to(rows.device)].cpu())
@@ -255,6 +261,11 @@ class BatchReader:
         reference = self.reference_at(rows.device)
         self.rows.append(rows if reference is None else reference.apply(site, rows))
 
+    def on_part(self, block: int, part: Part, update: Float[Tensor, "prompt pos d_model"]) -> None:
+        """Take what a part of one block adds; before the site after it."""
+        if self.n_valid:
+            self.signals.on_part(block, part, update)
+
     def on_pattern(self, block: int, pattern: Float[Tensor, "prompt head query key"]) -> None:
         """Add the span and the entropy of every query of one block; before the site after it."""
         if not self.n_valid:
@@ -262,8 +273,9 @@ class BatchReader:
         n_keys = pattern.shape[3]
         pattern = pattern.detach()
         places = self.at(pattern.device)
-        if any(signal.patterns for signal in self.plan.per_row.values()):
-            self.attended = _at_least_float32(pattern[places.prompt, :, places.position])
+        self.signals.on_pattern(block, pattern)
+        if not self.plan.needs_spans:
+            return
         keys = torch.arange(n_keys, device=pattern.device, dtype=torch.float32)
         keys = keys.to(_at_least_float32(pattern[:0]).dtype)
         apart = (keys[:, None] - keys).abs() if self.plan.masked else None
@@ -286,36 +298,6 @@ class BatchReader:
         self.span[block] += float(in_float64(distance[counted]).sum())
         self.entropy[block] += float(in_float64(entropy[counted]).sum())
         self.n_attended[block] += int(counted.sum())
-
-    def _values(
-        self, signal: Signal, block: int, before: Tensor, after: Tensor
-    ) -> Float[Tensor, " row"]:
-        """What a signal of rows says of each of one block's."""
-        assert callable(signal.of)
-        places = self.at(after.device)
-        attended = self.attended if signal.patterns else None
-        # Copies: whatever the function does, other signals are computed from what the model gave.
-        rows = BlockRows(
-            block=block,
-            before=before.clone(),
-            after=after.clone(),
-            position=places.position.clone(),
-            pattern=None if attended is None else attended.to(after.device, copy=True),
-        )
-        values: object = signal.of(rows)
-        if not isinstance(values, Tensor) or values.shape != places.position.shape:
-            given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(
-                f"signal {signal.name!r} must give one number per row, a tensor of shape "
-                f"{tuple(places.position.shape)}, got {given}"
-            )
-        if not bool(torch.isfinite(values).all()):
-            bad = int(places.prompt.to(values.device)[~torch.isfinite(values)][0])
-            raise FloatingPointError(
-                f"signal {signal.name!r} is NaN or infinite at block {block}, first in prompt "
-                f"{self.batch.numbers[bad]}; let its function give a number at every position"
-            )
-        return values
 
 
 class _Places(NamedTuple):
@@ -420,7 +402,8 @@ def _reduce(moments: Moments, reference: Reference, reader: BatchReader) -> None
     moments.entropy[fold] += reader.entropy
     moments.n_attended[fold] += reader.n_attended
     moments.update[fold] += reader.update
-    moments.per_row[fold] += reader.per_row
+    moments.per_row[fold] += reader.signals.sums
+    moments.n_whole[fold] += len(reader.batch.tokens)
     moments.sample = merge_samples(moments.sample, reader.sample(values.cpu()), in_place=True)
 
 

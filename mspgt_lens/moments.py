@@ -59,8 +59,18 @@ class MomentPlan:
         return any(signal.needs_patterns for signal in self.signals)
 
     @property
+    def needs_spans(self) -> bool:
+        """Whether a signal is computed from the sums over attention patterns."""
+        return any(signal.needs_spans for signal in self.signals)
+
+    @property
+    def needs_updates(self) -> bool:
+        """Whether a signal is computed from what attention and MLP add."""
+        return any(signal.updates for signal in self.signals)
+
+    @property
     def per_row(self) -> dict[str, Signal]:
-        """Signals that are means of a function of rows, by name."""
+        """Signals that are means of a function of rows or of whole prompts, by name."""
         return {signal.name: signal for signal in self.signals if callable(signal.of)}
 
     @property
@@ -177,7 +187,8 @@ class Moments:
         self.entropy = np.zeros((n_folds, n_layers))
         self.n_attended = np.zeros((n_folds, n_layers))
         self.update = np.zeros((n_folds, n_layers))
-        self.per_row = np.zeros((n_folds, len(plan.per_row), n_layers))
+        self.per_row = np.zeros((n_folds, len(plan.per_row), n_sites))
+        self.n_whole = np.zeros(n_folds, dtype=np.int64)
         self.sample = Sample(
             priority=np.zeros(0, dtype=np.uint64),
             rows=(),
@@ -212,6 +223,7 @@ class Moments:
         "n_attended",
         "update",
         "per_row",
+        "n_whole",
     )
 
     def on_cpu(self) -> Moments:

@@ -100,10 +100,12 @@ class LensScores:
     Attributes:
         log_likelihood: Of the token to be predicted, shape ``[position, site]``.
         kl: Divergence of the lens from the model's own prediction, shape ``[position, site]``.
+        entropy: Of the lens's prediction, shape ``[position, site]``.
     """
 
     log_likelihood: Float[np.ndarray, "position site"]
     kl: Float[np.ndarray, "position site"]
+    entropy: Float[np.ndarray, "position site"]
 
 
 def ridge_lens_relevance(
@@ -161,13 +163,22 @@ def fit_lens_maps(moments: Moments, coordinates: Coordinates) -> tuple[LensMaps,
     return maps, strength
 
 
-def score_lens(moments: Moments, adapter: ModelAdapter, coordinates: Coordinates) -> LensScores:
-    """Scores at every sampled position, each by the lens of the other folds."""
+def score_lens(
+    moments: Moments, adapter: ModelAdapter, coordinates: Coordinates, *, every: bool = True
+) -> LensScores:
+    """Scores at sampled positions, each by the lens of the other folds.
+
+    Args:
+        moments: What was gathered.
+        adapter: The model.
+        coordinates: Of the lens.
+        every: At every sampled position; else at those that relevance is read at.
+    """
     tokens = moments.sample.next_token
-    count = len(tokens)
+    count = len(tokens) if every else _positions_to_decode(moments, adapter)
     strengths = _choose_strength(moments, coordinates)
     finals = list(_held_out_finals(moments, adapter, coordinates, strengths, count))
-    log_likelihood, kl = np.zeros((2, count, len(finals)))
+    log_likelihood, kl, entropy = np.zeros((3, count, len(finals)))
     for at in _chunks(count, adapter):
         own = adapter.decode(finals[-1][at]).log_softmax(dim=1)
         share = own.exp()
@@ -176,7 +187,9 @@ def score_lens(moments: Moments, adapter: ModelAdapter, coordinates: Coordinates
             wanted = torch.from_numpy(tokens[at]).to(told.device)[:, None]
             log_likelihood[at, site] = told.gather(1, wanted)[:, 0].cpu().double().numpy()
             kl[at, site] = (share * (own - told)).sum(dim=1).cpu().double().numpy()
-    return LensScores(log_likelihood, kl)
+            unsure = -(told.exp() * told).sum(dim=1)
+            entropy[at, site] = unsure.cpu().double().numpy()
+    return LensScores(log_likelihood, kl, entropy)
 
 
 def lens_relevance(

@@ -6,7 +6,14 @@ unembedding of a ``HookedTransformer`` (TransformerLens 2 and 3) or a ``Transfor
 """
 
 from mspgt_lens.models.access import as_adapter, cache_reader, needed_hooks
-from mspgt_lens.models.adapter import ModelAdapter, NormKind, PatternHook, SiteHook
+from mspgt_lens.models.adapter import (
+    ModelAdapter,
+    NormKind,
+    Part,
+    PartHook,
+    PatternHook,
+    SiteHook,
+)
 from mspgt_lens.models.building import (
     bridge_class,
     bridge_from_huggingface,
@@ -26,6 +33,8 @@ __all__ = [
     "Edit",
     "ModelAdapter",
     "NormKind",
+    "Part",
+    "PartHook",
     "PatchPlace",
     "PatternHook",
     "RecordedRun",

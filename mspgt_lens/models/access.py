@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mspgt_lens.ambient import in_own_state
-from mspgt_lens.models.adapter import ModelAdapter
+from mspgt_lens.models.adapter import ModelAdapter, Part
 from mspgt_lens.models.encoder import EncoderAdapter
 
 
@@ -26,15 +26,20 @@ def as_adapter(model: Any) -> ModelAdapter:
 
 
 def cache_reader(
-    adapter: ModelAdapter, cache: Mapping[str, Any], *, patterns: bool = True
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Residuals of every site and patterns of every block from an ``ActivationCache``.
+    adapter: ModelAdapter,
+    cache: Mapping[str, Any],
+    *,
+    patterns: bool = True,
+    updates: bool = False,
+) -> tuple[list[Tensor], list[Tensor], list[dict[Part, Tensor]]]:
+    """Residuals of every site, and patterns and updates of every block, from a cache.
 
     Arrays become tensors; a cache made with ``remove_batch_dim=True`` holds one prompt.
 
     Returns:
-        ``(sites, patterns)``: ``L + 1`` tensors ``[prompt, pos, d_model]`` and ``L`` tensors
-        ``[prompt, head, query, key]``; none where ``patterns`` is False.
+        ``(sites, patterns, updates)``: ``L + 1`` tensors ``[prompt, pos, d_model]``; ``L`` tensors
+        ``[prompt, head, query, key]``, none where ``patterns`` is False; what the parts of the
+        ``L`` blocks add, each ``[prompt, pos, d_model]``, none where ``updates`` is False.
 
     Raises:
         KeyError: If the cache lacks a needed hook; the message gives the ``names_filter`` to use.
@@ -42,12 +47,14 @@ def cache_reader(
         ValueError: If an entry's shape is not that of whole prompts, all positions and all heads.
     """
     pattern_hooks = adapter.pattern_hooks if patterns else []
-    needed = adapter.site_hooks + pattern_hooks
+    part_hooks = adapter.part_hooks if updates else []
+    needed = adapter.site_hooks + pattern_hooks + [name for *_, name in part_hooks]
     absent = [name for name in needed if name not in cache]
     if absent:
         raise KeyError(
             f"cache lacks {len(absent)} of {len(needed)} hooks, the first being {absent[0]!r}; "
-            "make it with model.run_with_cache(tokens, names_filter=mspgt_lens.needed_hooks(model))"
+            "make it with model.run_with_cache(tokens, names_filter=mspgt_lens.needed_hooks(model"
+            f"{', updates=True' * updates}))"
         )
     entries = {name: _entry(name, cache[name]) for name in needed}
     first = entries[needed[0]]
@@ -58,7 +65,7 @@ def cache_reader(
     site_shape = (n_prompts, n_pos, adapter.d_model)
     pattern_shape = (n_prompts, adapter.n_heads, n_pos, n_pos)
     for name, entry in entries.items():
-        shape = site_shape if name in adapter.site_hooks else pattern_shape
+        shape = pattern_shape if name in pattern_hooks else site_shape
         if tuple(entry.shape) != shape:
             raise ValueError(
                 f"cache[{name!r}] must have shape {shape}, with all prompts, heads and positions "
@@ -66,9 +73,13 @@ def cache_reader(
                 "model.run_with_cache(tokens, "
                 "names_filter=mspgt_lens.needed_hooks(model)) without pos_slice"
             )
+    parts: list[dict[Part, Tensor]] = [{} for _ in range(adapter.n_layers if updates else 0)]
+    for block, part, name in part_hooks:
+        parts[block][part] = entries[name]
     return (
         [entries[name] for name in adapter.site_hooks],
         [entries[name] for name in pattern_hooks],
+        parts,
     )
 
 
@@ -80,19 +91,22 @@ def _entry(name: str, value: Any) -> Tensor:
 
 
 @in_own_state
-def needed_hooks(model: Any, *, patterns: bool = True) -> list[str]:
+def needed_hooks(model: Any, *, patterns: bool = True, updates: bool = False) -> list[str]:
     """Hook names that :func:`~mspgt_lens.profile_cache` reads, for ``names_filter``.
 
     Args:
         model: A ``HookedTransformer`` or a ``TransformerBridge``.
         patterns: Also those of attention patterns, which signals of attention are computed from.
+        updates: Also those of what attention and MLP add, which signals of updates
+            (``attention_ratio`` and its like) are computed from.
 
     Returns:
         Names of the residual stream at the L + 1 sites, then of the attention patterns of the L
-        blocks.
+        blocks, then of what their parts add.
 
     Raises:
         TypeError: If the model is none of TransformerLens's, or lacks a hook.
+        CannotMeasure: If updates are asked for and the model has no hooks for them.
 
     Example:
         >>> hooks = ml.needed_hooks(model)
@@ -100,4 +114,5 @@ def needed_hooks(model: Any, *, patterns: bool = True) -> list[str]:
         ('blocks.0.hook_resid_pre', 'blocks.7.attn.hook_pattern')
     """
     adapter = as_adapter(model)
-    return adapter.site_hooks + (adapter.pattern_hooks if patterns else [])
+    parts = [name for *_, name in adapter.part_hooks] if updates else []
+    return adapter.site_hooks + (adapter.pattern_hooks if patterns else []) + parts

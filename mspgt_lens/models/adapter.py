@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,6 +34,9 @@ _HOOKS: dict[str, str] = {
 }
 SiteHook = Callable[[int, Float[Tensor, "prompt pos d_model"]], None]
 PatternHook = Callable[[int, Float[Tensor, "prompt head query key"]], None]
+Part = Literal["attn_out", "mlp_out"]
+PARTS: tuple[Part, ...] = get_args(Part)
+PartHook = Callable[[int, Part, Float[Tensor, "prompt pos d_model"]], None]
 # Whether each model's predictions were seen to depend on later tokens.
 _SEES_AHEAD: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -186,6 +189,33 @@ class ModelAdapter:
         """The hook of each block's attention pattern, 0 ... L - 1."""
         return [self.hook("pattern", block) for block in range(self.n_layers)]
 
+    @property
+    def part_hooks(self) -> list[tuple[int, Part, str]]:
+        """Block, part and hook of what attention and MLP of every block add.
+
+        Raises:
+            CannotMeasure: If a block has no such hooks, as where it is attention alone.
+        """
+        hooks = [
+            (block, part, self.hook(part, block))
+            for block in range(self.n_layers)
+            for part in PARTS
+        ]
+        absent = [name for _, _, name in hooks if name not in self.model.hook_dict]
+        if absent:
+            raise CannotMeasure(
+                f"model: {self.name} has no hook {absent[0]}, so what attention and MLP add cannot "
+                "be told apart; leave attention_ratio, mlp_ratio, attention_cosine and mlp_cosine "
+                "out of signals="
+            )
+        return hooks
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP of a block read the same stream: nothing lies between them."""
+        between = f"blocks.{self.n_layers - 1}.hook_resid_mid"
+        return between not in self.model.hook_dict
+
     def hook(self, place: Place, block: int) -> str:
         """The name of the hook at a place of a block.
 
@@ -310,6 +340,7 @@ class ModelAdapter:
         mask: Bool[Tensor, "prompt pos"],
         on_site: SiteHook,
         on_pattern: PatternHook | None = None,
+        on_part: PartHook | None = None,
         *,
         cached: bool = False,
     ) -> None:
@@ -320,6 +351,7 @@ class ModelAdapter:
             mask: True where a token is not padding.
             on_site: Called with each site's number and residual stream, in order.
             on_pattern: Called with each block's number and attention pattern.
+            on_part: Called with each block's number, the part, and what it adds.
             cached: Let the model keep keys and values, as it does by default.
 
         Whatever happens inside, every hook that this call added is removed.
@@ -341,9 +373,16 @@ class ModelAdapter:
 
             return read
 
+        def part_hook(block: int, part: Part) -> Callable[..., None]:
+            assert on_part is not None
+            take = on_part
+            return lambda activation, hook: take(block, part, activation)
+
         hooks = [(name, site_hook(site)) for site, name in enumerate(self.site_hooks)]
         if on_pattern is not None:
             hooks += [(name, pattern_hook(block)) for block, name in enumerate(self.pattern_hooks)]
+        if on_part is not None:
+            hooks += [(name, part_hook(block, part)) for block, part, name in self.part_hooks]
         seen: set[int] = set()
         try:
             self.model.run_with_hooks(

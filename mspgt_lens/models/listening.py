@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from mspgt_lens.models.adapter import ModelAdapter, PatternHook, SiteHook
+from mspgt_lens.models.adapter import ModelAdapter, Part, PartHook, PatternHook, SiteHook
 from mspgt_lens.models.editing import install_hook
 
 TokensHook = Callable[[Int[Tensor, "prompt pos"]], None]
@@ -21,6 +21,7 @@ def listening(
     on_tokens: TokensHook,
     on_site: SiteHook,
     on_pattern: PatternHook | None = None,
+    on_part: PartHook | None = None,
 ) -> Iterator[None]:
     """Watch whatever runs of the model for the time of a ``with`` block, and change nothing.
 
@@ -33,6 +34,8 @@ def listening(
         on_site: Called with each site's number and residual stream, in order.
         on_pattern: Called with each block's number and attention pattern, before the site after it;
             None leaves patterns alone.
+        on_part: Called with each block's number, the part, and what it adds, before the site after
+            the block; None leaves parts alone.
     """
     points = adapter.model.hook_dict
 
@@ -43,6 +46,11 @@ def listening(
         assert on_pattern is not None
         hear = on_pattern
         return lambda activation, hook: hear(block, activation)
+
+    def part_hook(block: int, part: Part) -> Callable[..., None]:
+        assert on_part is not None
+        hear = on_part
+        return lambda activation, hook: hear(block, part, activation)
 
     with ExitStack() as outer:
         hooks = outer.enter_context(ExitStack())
@@ -57,6 +65,8 @@ def listening(
                 install_hook(hooks, points[name], site_hook(site))
             for block, name in enumerate(adapter.pattern_hooks if on_pattern else ()):
                 install_hook(hooks, points[name], pattern_hook(block))
+            for block, part, name in adapter.part_hooks if on_part else ():
+                install_hook(hooks, points[name], part_hook(block, part))
 
         handle = adapter.model.embed.register_forward_pre_hook(begin, with_kwargs=True)
         outer.callback(handle.remove)

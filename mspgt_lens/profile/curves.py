@@ -63,9 +63,20 @@ def guarantee(name: str, masked: bool) -> str:
 
 
 def site_curves(
-    moments: Moments, noise: float, coordinates: Coordinates
+    moments: Moments,
+    noise: float,
+    coordinates: Coordinates,
+    sampled: Mapping[str, Callable[[str, str], Curve]],
 ) -> tuple[Curve, dict[str, Curve]]:
-    """Compression over the sites and every signal over the blocks, with jackknife intervals."""
+    """Compression over the sites, and every signal over its blocks or sites.
+
+    Args:
+        moments: What was gathered.
+        noise: Of the channel.
+        coordinates: Of the channel.
+        sampled: What sampled positions give: a signal's curve by what it is ``of``, given its unit
+            and its guarantee.
+    """
     folds = range(moments.plan.n_folds)
     n_layers = moments.span.shape[1]
     value = site_statistics(moments, folds, noise, coordinates)
@@ -83,21 +94,26 @@ def site_curves(
 
     def averaged(sums: np.ndarray, counts: np.ndarray, unit: str, guarantee: str) -> Curve:
         columns = [
-            fold_interval((sums[:, [block]] / counts[:, [block]]), counts[:, block])
-            for block in range(sums.shape[1])
+            fold_interval((sums[:, [depth]] / counts[:, [depth]]), counts[:, depth])
+            for depth in range(sums.shape[1])
         ]
         values, low, high = np.concatenate(columns, axis=1)
         return Curve(values, low, high, unit, guarantee, sums / counts)
 
-    valid = np.repeat(moments.n_valid[:, None], n_layers, axis=1).astype(float)
+    def everywhere(counts: np.ndarray, n_places: int) -> np.ndarray:
+        return np.repeat(counts[:, None], n_places, axis=1).astype(float)
 
     def gathered(signal: Signal) -> Curve:
         said = signal.unit, signal.guarantee
         if callable(signal.of):
             index = list(moments.plan.per_row).index(signal.name)
-            return averaged(moments.per_row[:, index], valid, *said)
+            sums = moments.per_row[:, index, : n_layers + (signal.place == "site")]
+            counts = moments.n_whole if signal.whole else moments.n_valid
+            return averaged(sums, everywhere(counts, sums.shape[1]), *said)
+        if signal.of in sampled:
+            return sampled[signal.of](*said)
         if signal.of == "update":
-            return averaged(moments.update, valid, *said)
+            return averaged(moments.update, everywhere(moments.n_valid, n_layers), *said)
         if signal.of in ("span", "entropy"):
             return averaged(getattr(moments, signal.of), _attended(moments), *said)
         return jackknifed(signal.of, *said)

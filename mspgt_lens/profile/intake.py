@@ -18,7 +18,7 @@ from mspgt_lens.gathering import (
     finish_batch,
     make_batch,
 )
-from mspgt_lens.models import ModelAdapter
+from mspgt_lens.models import ModelAdapter, Part
 from mspgt_lens.profile.run import ProfileRun
 from mspgt_lens.prompts import Prompt
 
@@ -139,6 +139,17 @@ class Intake:
                 _check_padding(block, pattern, part)
                 part.reader.on_pattern(block, part.take(pattern.detach(), (1, 2)))
         self._n_patterns += 1
+
+    @property
+    def needs_updates(self) -> bool:
+        """Whether a pass must bring what attention and MLP add."""
+        return self.run.moments.plan.needs_updates
+
+    def on_part(self, block: int, name: Part, update: Float[Tensor, "prompt pos d_model"]) -> None:
+        """What a part of one block adds; before the site after the block."""
+        with torch.no_grad():
+            for part in self._parts:
+                part.reader.on_part(block, name, part.take(update.detach(), (0,)))
 
     def end(self) -> None:
         """The pass is over: add it.

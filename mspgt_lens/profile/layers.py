@@ -133,7 +133,8 @@ def profile_cache(
             ``prompts``, these bring their groups.
         bands, noise, coordinates, n_folds, skip_first, logit_lens, signals, seed: As in
             :func:`profile_layers`. Without signals of attention, the cache needs no patterns
-            (``needed_hooks(model, patterns=False)``), and attention to padding is not noticed.
+            (``needed_hooks(model, patterns=False)``), and attention to padding is not noticed; with
+            signals of updates it needs these (``needed_hooks(model, updates=True)``).
 
     Returns:
         The profile that :func:`profile_layers` gives for these prompts.
@@ -173,7 +174,9 @@ def profile_cache(
         intake = Intake(run, promised)
         intake.calibrate(promised)
         for entries, ids, real_tokens in pairs:
-            sites, patterns = cache_reader(adapter, entries, patterns=intake.needs_patterns)
+            sites, patterns, updates = cache_reader(
+                adapter, entries, patterns=intake.needs_patterns, updates=intake.needs_updates
+            )
             if sites[0].shape[:2] != ids.shape:
                 raise ValueError(
                     f"tokens must be those that the cache was made from, of shape "
@@ -184,6 +187,8 @@ def profile_cache(
                 intake.on_site(site, residual.to(adapter.device))
                 if site < len(patterns):
                     intake.on_pattern(site, patterns[site].to(adapter.device))
+                for part, update in updates[site].items() if site < len(updates) else ():
+                    intake.on_part(site, part, update.to(adapter.device))
             intake.end()
         return _warned(run.finish(logit_lens, intake.notes()))
 

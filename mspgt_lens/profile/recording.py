@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mspgt_lens.ambient import in_own_state, own_state, tell
 from mspgt_lens.estimates import CannotMeasure
-from mspgt_lens.models import as_adapter, listening
+from mspgt_lens.models import Part, as_adapter, listening
 from mspgt_lens.moments import Coordinates
 from mspgt_lens.profile.intake import Intake
 from mspgt_lens.profile.results import LayerProfile
@@ -72,6 +72,10 @@ class Recording:
     @own_state()
     def _on_pattern(self, block: int, pattern: Float[Tensor, "prompt head query key"]) -> None:
         self._intake.on_pattern(block, pattern)
+
+    @own_state()
+    def _on_part(self, block: int, part: Part, update: Float[Tensor, "prompt pos d_model"]) -> None:
+        self._intake.on_part(block, part, update)
 
 
 @contextmanager
@@ -134,5 +138,6 @@ def recording(
             intake.calibrate(promised)
     record = Recording(intake, logit_lens)
     on_pattern = record._on_pattern if intake.needs_patterns else None
-    with listening(adapter, record._on_tokens, record._on_site, on_pattern):
+    on_part = record._on_part if intake.needs_updates else None
+    with listening(adapter, record._on_tokens, record._on_site, on_pattern, on_part):
         yield record

@@ -21,8 +21,8 @@ class LayerProfile(Result):
     """What each layer of one model keeps of the past and predicts of the future.
 
     Site ``l`` is the residual stream before block ``l`` (0 ... L - 1); site ``L`` is after the last
-    block. Information curves run over the ``L + 1`` sites, ``signals`` over the ``L`` blocks, or
-    over the sites where they are of sites.
+    block. Information curves run over the ``L + 1`` sites, ``signals`` over the ``L`` blocks or the
+    ``L + 1`` sites.
 
     Attributes:
         model_name: The model's name as TransformerLens knows it.
@@ -40,7 +40,7 @@ class LayerProfile(Result):
         added: Per scale of several tokens, what the mean of its future adds to those of the coarser
             scales: ``I(z; Y_global)``, ``I(z; Y_intermediate | Y_global)`` and so on (nats). The
             parts sum to the information about these futures together.
-        signals: Name to the curve over blocks of a per-block signal.
+        signals: Name to the curve of a signal over blocks or sites.
         correlations: Per scale, held-out canonical correlations of each site with its future, shape
             ``[fold, site, component]``: what :meth:`frontier` is computed from.
         fold_weights: Positions of each fold, shape ``[fold]``.
@@ -78,12 +78,13 @@ class LayerProfile(Result):
     def __post_init__(self) -> None:
         super().__post_init__()
         for quantity, _, curve in self.curves():
-            expected = self.n_layers + (quantity not in self.signals)
-            of_sites = quantity in self.signals and len(curve) == self.n_layers + 1
-            if len(curve) != expected and not of_sites:
+            of_site = self.n_layers + 1
+            # Signals are of blocks or of sites; which, their length says.
+            allowed = (self.n_layers, of_site) if quantity in self.signals else (of_site,)
+            if len(curve) not in allowed:
                 raise ValueError(
-                    f"LayerProfile: {quantity} needs {expected} points for {self.n_layers} blocks, "
-                    f"got {len(curve)}"
+                    f"LayerProfile: {quantity} needs {' or '.join(map(str, allowed))} points for "
+                    f"{self.n_layers} blocks, got {len(curve)}"
                 )
 
     @property
@@ -114,7 +115,7 @@ class LayerProfile(Result):
 
         Yields:
             Curves over sites (compression, relevance, retained, predicted, added information), then
-            over blocks (``signals``), each in its own unit.
+            ``signals`` over blocks or sites, each in its own unit.
         """
         yield "compression", "", self.compression
         yield "relevance", "", self.relevance
@@ -177,7 +178,7 @@ class LayerProfile(Result):
         sites = sorted({0, round(last / 2), last})
         rows: Rows = [("nats per token", *(f"site {s}" for s in sites), "highest (95% interval)")]
         for quantity, scale, curve in self.curves():
-            if len(curve) > last and curve.unit == "nats":
+            if quantity not in self.signals and curve.unit == "nats":
                 top = int(np.argmax(curve.values))
                 best = interval(curve.values[top], curve.low[top], curve.high[top])
                 name = f"{quantity} {scale}".strip().replace("_", " ")
@@ -205,7 +206,7 @@ class LayerProfile(Result):
 
         Returns:
             One row per curve and point: ``model, quantity, scale, site, value, low, high, unit``.
-            For a signal, ``site`` is the block.
+            For a signal of blocks, ``site`` is the block.
         """
         frames = []
         for quantity, scale, curve in self.curves():

@@ -35,6 +35,7 @@ from mspgt_lens.profile.curves import (
 )
 from mspgt_lens.profile.memory import kept_memory
 from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.profile.sampled_curves import sampled_curves
 from mspgt_lens.profile.settings import ProfileSettings
 from mspgt_lens.prompts import (
     Prompt,
@@ -177,7 +178,8 @@ class ProfileRun:
         sampled = SampledReadings(moments, self.adapter, settings.coordinates, relevance)
         reading = read_targets(moments, settings.coordinates, sampled)
         raw_lens = logit_lens_relevance(moments, self.adapter) if logit_lens else None
-        compression, signals = site_curves(moments, settings.noise, settings.coordinates)
+        of_sample = sampled_curves(moments, self.adapter, settings.coordinates)
+        compression, signals = site_curves(moments, settings.noise, settings.coordinates, of_sample)
         scales = list(settings.bands)
         said = partial(guarantee, masked=moments.plan.masked)
         curves = target_curves(reading, sampled.tokens(), sampled.forged, scales, said)

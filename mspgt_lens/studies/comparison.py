@@ -259,8 +259,11 @@ def _ratio(of: Estimate, over: Estimate) -> tuple[float, float, float]:
 
 def _curves(model: ModelResults) -> pd.DataFrame:
     table = model.profile.to_dataframe()
-    of_block = table["quantity"].isin(list(model.profile.signals))
-    # A signal belongs to the middle of its block, between two sites.
-    table["depth"] = (table["site"] + 0.5 * of_block) / model.profile.n_layers
+    n_layers = model.profile.n_layers
+    of_block = table["quantity"].isin(
+        [name for name, curve in model.profile.signals.items() if len(curve) == n_layers]
+    )
+    # A signal of blocks belongs to the middle of its block, between two sites.
+    table["depth"] = (table["site"] + 0.5 * of_block) / n_layers
     table["family"] = model.family
     return table
