@@ -176,6 +176,7 @@ def score_lens(
     """
     tokens = moments.sample.next_token
     count = len(tokens) if every else _positions_to_decode(moments, adapter)
+    tokens = tokens[:count]
     strengths = _choose_strength(moments, coordinates)
     finals = list(_held_out_finals(moments, adapter, coordinates, strengths, count))
     log_likelihood, kl, entropy = np.zeros((3, count, len(finals)))

@@ -195,8 +195,8 @@ def _curve_menus(
     choices = dict.fromkeys(
         (quantity, scale)
         for one in shown
-        for quantity, scale, _ in one.profile.curves()
-        if (quantity in one.profile.signals) == (col == 2)
+        for quantity, scale, curve in one.profile.curves()
+        if (len(curve) == one.profile.n_layers) == (col == 2)
     )
     buttons = []
     for quantity, scale in choices:
@@ -237,7 +237,7 @@ def _curve(one: _Shown, quantity: str, scale: str, unit: Unit) -> list[dict[str,
     curve = in_unit(measured, unit)
     x = list(range(len(curve)))
     low, values, high = (_short(v) for v in (curve.low, curve.values, curve.high))
-    at_sites = quantity not in one.profile.signals
+    at_sites = len(curve) > one.profile.n_layers
     hover = [
         f"{one.who}<b>{place_words(one.profile, point, at_sites)}</b><br>"
         f"{curve_sentence(one.profile, quantity, scale, curve, point)}<br>"
