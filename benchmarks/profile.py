@@ -25,7 +25,7 @@ import torch  # noqa: E402
 import mspgt_lens as ml  # noqa: E402
 from mspgt_lens.folds import balanced_folds  # noqa: E402
 from mspgt_lens.gathering import make_batches  # noqa: E402
-from mspgt_lens.profile.run import TOKENS_PER_BATCH  # noqa: E402
+from mspgt_lens.profile.passing import TOKENS_PER_BATCH  # noqa: E402
 
 
 def passage_prompts(model: object, max_length: int, n_prompts: int | None) -> ml.PromptDataset:

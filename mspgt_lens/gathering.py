@@ -59,6 +59,24 @@ def make_batch(prompts: Sequence[Prompt], fold: int, numbers: Sequence[int]) -> 
     return FoldBatch(tokens, mask, groups, fold, tuple(numbers))
 
 
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which prompts make up a batch; ``numbers`` are theirs in the data set."""
+
+    prompts: tuple[Prompt, ...]
+    fold: int
+    numbers: tuple[int, ...]
+
+    @property
+    def n_padded(self) -> int:
+        """Tokens, padding included."""
+        return len(self.prompts) * max(len(prompt.tokens) for prompt in self.prompts)
+
+    def batch(self) -> FoldBatch:
+        """The batch itself."""
+        return make_batch(self.prompts, self.fold, self.numbers)
+
+
 def make_batches(
     prompts: Sequence[tuple[Prompt, int]],
     batch_size: int | None,
@@ -66,6 +84,18 @@ def make_batches(
     first_number: int = 0,
     n_heads: int = 0,
 ) -> Iterator[FoldBatch]:
+    """The batches of :func:`plan_batches`."""
+    for planned in plan_batches(prompts, batch_size, tokens_per_batch, first_number, n_heads):
+        yield planned.batch()
+
+
+def plan_batches(
+    prompts: Sequence[tuple[Prompt, int]],
+    batch_size: int | None,
+    tokens_per_batch: int,
+    first_number: int = 0,
+    n_heads: int = 0,
+) -> Iterator[BatchPlan]:
     """Batches of prompts that belong to one fold each.
 
     Args:
@@ -86,7 +116,8 @@ def make_batches(
             fitting = min(tokens_per_batch // length, _PATTERN_ENTRIES // attended)
             size = batch_size or max(1, fitting)
             chosen, rows = rows[-size:], rows[:-size]
-            yield make_batch([p for p, _ in chosen], fold, [first_number + i for _, i in chosen])
+            numbers = tuple(first_number + i for _, i in chosen)
+            yield BatchPlan(tuple(p for p, _ in chosen), fold, numbers)
 
 
 def add_batch(moments: Moments, adapter: ModelAdapter, batch: FoldBatch) -> None:
@@ -116,7 +147,7 @@ def finish_batch(moments: Moments, adapter: ModelAdapter, reader: BatchReader) -
     """Add what a reader has taken in of a whole pass."""
     if reader.n_valid:
         if moments.reference is None:
-            moments.reference = _make_reference(reader)
+            moments.reference = make_reference(reader)
         _reduce(moments, moments.reference, reader)
     _count(moments, adapter, reader.batch)
 
@@ -134,7 +165,7 @@ def calibrate(plan: MomentPlan, adapter: ModelAdapter, batch: FoldBatch) -> Refe
             f"skip_first ({plan.skip_first}) or hold special tokens only"
         )
     reader.run()
-    return _make_reference(reader)
+    return make_reference(reader)
 
 
 class BatchReader:
@@ -205,9 +236,11 @@ class BatchReader:
         candidate = priority[prompt, position]
         usable = self.targets.answered.numpy()[prompt, position]
         if len(so_far.priority) == SAMPLE_CAPACITY:
-            usable &= candidate < so_far.priority.max()
+            # Equal priorities are the same prompt's again, and its group decides.
+            usable &= candidate <= so_far.priority.max()
         chosen = np.flatnonzero(usable)
-        self.chosen = chosen[np.argsort(candidate[chosen], kind="stable")][:SAMPLE_CAPACITY]
+        order = np.lexsort((batch.groups[prompt[chosen]], candidate[chosen]))
+        self.chosen = chosen[order][:SAMPLE_CAPACITY]
         self.priority = candidate[self.chosen]
 
     def run(self) -> None:
@@ -470,7 +503,8 @@ def _count(moments: Moments, adapter: ModelAdapter, batch: FoldBatch) -> None:
     moments.fingerprint %= 2**64
 
 
-def _make_reference(reader: BatchReader) -> Reference:
+def make_reference(reader: BatchReader) -> Reference:
+    """The reference that the rows of one pass give."""
     plan, rows = reader.plan, reader.rows
     device = reader.adapter.device
     center = torch.stack([r.mean(dim=0).to(device) for r in rows])
@@ -480,7 +514,8 @@ def _make_reference(reader: BatchReader) -> Reference:
         return Reference(center, None, None, logit_axes, logit_basis)
     generator = torch.Generator().manual_seed(plan.seed)
     axes, _ = torch.linalg.qr(torch.randn(d_model, plan.width, generator=generator))
-    axes = axes.to(center)
+    # Rows in order, as they are read back: products in another layout round differently.
+    axes = axes.to(center).contiguous()
     if plan.coordinates == "raw":
         return Reference(center, torch.ones_like(center), axes, logit_axes, logit_basis)
     spread = torch.stack([r.std(dim=0, correction=0).to(device) for r in rows])
@@ -511,4 +546,4 @@ def _logit_axes(
     # Fewer directions than features where the first batch does not span so many.
     missing = n_features - directions.shape[1]
     directions = torch.nn.functional.pad(directions, (0, missing))
-    return (inverse @ directions).to(center), (root @ directions).T.to(center)
+    return (inverse @ directions).to(center), (root @ directions).T.to(center).contiguous()

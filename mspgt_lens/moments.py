@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor
 
 from mspgt_lens.models import ModelAdapter, has_float64
+from mspgt_lens.processes import Processes
 from mspgt_lens.signals import SIGNALS, Signal
 from mspgt_lens.targets import far_targets, single_targets, token_features
 
@@ -24,6 +26,7 @@ MAX_WIDTH = 1024
 PROJECTED_WIDTH = 768
 N_FEATURES = 32
 SAMPLE_CAPACITY = 1024
+_ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,18 @@ class Reference:
             return rows
         return (rows / self.spread[site]) @ self.axes
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What there is of it, by name."""
+        return {name: x.numpy(force=True) for name, x in vars(self).items() if x is not None}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> Reference:
+        """What :meth:`to_arrays` gave, on a device."""
+        parts: dict[str, Any] = dict.fromkeys(item.name for item in fields(cls))
+        for name, array in arrays.items():
+            parts[name] = torch.from_numpy(array.copy()).to(device)
+        return cls(**parts)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -148,7 +163,10 @@ class Sample:
 
 
 class Moments:
-    """Sums per fold; add two of the same plan and reference to merge their shards.
+    """Sums per fold; those of another shard of the same plan and reference can be added.
+
+    Whatever is a tensor or an array here is a sum: shards are added, written down and read back by
+    that rule alone.
 
     Shapes use K folds, S = L + 1 sites, width w, C target columns. ``read`` positions are those at
     which every target is defined; ``rest`` are the other valid ones. Cross-moments with the next
@@ -156,7 +174,7 @@ class Moments:
     """
 
     def __init__(self, plan: MomentPlan, adapter: ModelAdapter) -> None:
-        self.plan = plan
+        self.plan, self._device = plan, adapter.device
         n_folds, n_sites = plan.n_folds, adapter.n_layers + 1
         d_model, n_layers = adapter.d_model, adapter.n_layers
         width = plan.width
@@ -200,31 +218,7 @@ class Moments:
             group=np.zeros(0, dtype=np.uint64),
         )
         self.n_prompts = 0
-        self.n_groups = 0
         self.fingerprint = 0
-
-    _SUMS = (
-        "zz_read",
-        "zz_rest",
-        "z_read",
-        "z_rest",
-        "zy",
-        "y",
-        "yy",
-        "z_next",
-        "z_final",
-        "final",
-        "final_square",
-        "n_read",
-        "n_rest",
-        "token_counts",
-        "span",
-        "entropy",
-        "n_attended",
-        "update",
-        "per_row",
-        "n_whole",
-    )
 
     def on_cpu(self) -> Moments:
         """The same moments in the CPU's memory: reading them takes float64 and many small steps."""
@@ -240,26 +234,94 @@ class Moments:
         """Valid positions per fold."""
         return self.n_read + self.n_rest
 
-    def __add__(self, other: Moments) -> Moments:
-        """The moments of both shards together (their groups are taken to be different).
+    def sums(self) -> dict[str, Tensor | np.ndarray]:
+        """Every sum, by name."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor | np.ndarray)
+        }
+
+    def merge_(self, other: Moments) -> None:
+        """Add another shard, in place.
 
         Raises:
-            ValueError: If the shards were gathered by another plan or about another reference.
+            ValueError: If it was gathered by another plan or about another reference.
         """
         if not (_equal(self.plan, other.plan) and _equal(self.reference, other.reference)):
             raise ValueError(
                 "moments add up only for one plan and one reference: gather every shard with "
                 "the plan and the reference of the first"
             )
-        merged = object.__new__(Moments)
-        merged.plan, merged.reference = self.plan, self.reference
-        for name in self._SUMS:
-            setattr(merged, name, getattr(self, name) + getattr(other, name))
-        merged.sample = merge_samples(self.sample, other.sample)
-        merged.n_prompts = self.n_prompts + other.n_prompts
-        merged.n_groups = self.n_groups + other.n_groups
-        merged.fingerprint = (self.fingerprint + other.fingerprint) % 2**64
-        return merged
+        for name, value in self.sums().items():
+            value += getattr(other, name)
+        self.sample = merge_samples(self.sample, other.sample, in_place=True)
+        self.n_prompts += other.n_prompts
+        self.fingerprint = (self.fingerprint + other.fingerprint) % 2**64
+
+    def merge_over_(self, processes: Processes) -> None:
+        """Add the shards of all processes, in place: each then has the same moments."""
+        shards = [json.loads(x) for x in processes.texts(json.dumps(self._counts()))]
+        self.n_prompts = sum(shard["n_prompts"] for shard in shards)
+        self.fingerprint = sum(shard["fingerprint"] for shard in shards) % 2**64
+        n_sites, d_model = self.z_final.shape[1], self.z_final.shape[3]
+        empty = torch.zeros(0, n_sites, d_model, dtype=self.z_final.dtype)
+        self.sample = _shared_sample(self.sample, empty, processes)
+        for value in self.sums().values():
+            processes.sum_(value)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All that was gathered, and :meth:`basis`; without the plan's other settings.
+
+        Sums that are in memory are not copied.
+        """
+        rows = torch.stack(self.sample.rows) if self.sample.rows else torch.zeros(0, 0, 0)
+        parts: dict[str, Mapping[str, Any]] = {
+            "sums": self.sums(),
+            "counts": {name: np.array(x, dtype=np.uint64) for name, x in self._counts().items()},
+            "sample": {**vars(self.sample), "rows": rows},
+        }
+        named = {
+            f"{part}.{k}": value for part, values in parts.items() for k, value in values.items()
+        }
+        return self.basis() | {
+            name: value.numpy(force=True) if isinstance(value, Tensor) else value
+            for name, value in named.items()
+        }
+
+    def basis(self) -> dict[str, np.ndarray]:
+        """What sums of several shards must share: the features, and the reference once there."""
+        reference = {} if self.reference is None else self.reference.to_arrays()
+        return {
+            "plan.features": self.plan.features.numpy(),
+            **{f"reference.{name}": value for name, value in reference.items()},
+        }
+
+    def take_(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Become what :meth:`to_arrays` gave of moments of the same plan and model."""
+        for name, value in self.sums().items():
+            if isinstance(value, Tensor):
+                value.copy_(torch.from_numpy(arrays[f"sums.{name}"].copy()))
+            else:
+                value[...] = arrays[f"sums.{name}"]
+        for name in self._counts():
+            setattr(self, name, int(arrays[f"counts.{name}"]))
+        sample: dict[str, Any] = _part(arrays, "sample")
+        # Each of its own memory, as merging expects.
+        sample["rows"] = tuple(torch.from_numpy(row.copy()) for row in sample["rows"])
+        self.sample = Sample(**sample)
+        self.adopt(arrays)
+
+    def adopt(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take the :meth:`basis` of other moments."""
+        features = torch.from_numpy(arrays["plan.features"].copy())
+        self.plan = replace(self.plan, features=features)
+        reference = _part(arrays, "reference")
+        if reference:
+            self.reference = Reference.from_arrays(reference, self._device)
+
+    def _counts(self) -> dict[str, int]:
+        return {"n_prompts": self.n_prompts, "fingerprint": self.fingerprint}
 
 
 def plan_moments(
@@ -289,7 +351,7 @@ def plan_moments(
         seed=seed,
         width=adapter.d_model if adapter.d_model <= max_width else min(max_width, PROJECTED_WIDTH),
         coordinates=coordinates,
-        features=token_features(adapter.embedding(), counts, N_FEATURES),
+        features=token_features(adapter.embedding(), counts, N_FEATURES).contiguous(),
         masked=adapter.mask_id is not None,
         signals=tuple(signals),
     )
@@ -320,7 +382,7 @@ def merge_samples(first: Sample, second: Sample, *, in_place: bool = False) -> S
     if not len(second.priority):
         return first
     priority = np.concatenate([first.priority, second.priority])
-    keep = np.argsort(priority, kind="stable")[:SAMPLE_CAPACITY]
+    keep = _lowest(priority, np.concatenate([first.group, second.group]))
     n_first = len(first.priority)
     left_out = set(range(n_first)).difference(keep.tolist()) if in_place else ()
     free = [first.rows[index] for index in left_out]
@@ -341,3 +403,57 @@ def merge_samples(first: Sample, second: Sample, *, in_place: bool = False) -> S
         fold=np.concatenate([first.fold, second.fold])[keep],
         group=np.concatenate([first.group, second.group])[keep],
     )
+
+
+def _lowest(
+    priority: UInt[np.ndarray, " position"], group: UInt[np.ndarray, " position"]
+) -> Int[np.ndarray, " kept"]:
+    """Which positions are kept, in order.
+
+    The same prompt in two groups has the same priorities: the groups decide, not who came first.
+    """
+    return np.lexsort((group, priority))[:SAMPLE_CAPACITY]
+
+
+def _shared_sample(
+    own: Sample, no_rows: Float[Tensor, "0 site d_model"], processes: Processes
+) -> Sample:
+    """The positions of all processes with the lowest priorities, in every process."""
+    if processes.size == 1:
+        return own
+    numbers = [int(text) for text in processes.texts(str(len(own.priority)))]
+    start = sum(numbers[: processes.rank])
+    stop = start + numbers[processes.rank]
+    # Each number is one process's alone, so that sums only bring them together.
+    keys = np.zeros((2, sum(numbers)), dtype=np.uint64)
+    keys[:, start:stop] = own.priority, own.group
+    processes.sum_(keys.view(np.int64))
+    keep = _lowest(*keys)
+    places = np.flatnonzero((keep >= start) & (keep < stop))
+    held = keep[places] - start
+
+    def together(values: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(keep), *values.shape[1:]), dtype=values.dtype)
+        found[places] = values[held]
+        processes.sum_(found.view(np.int64) if found.dtype == np.uint64 else found)
+        return found
+
+    rows: list[Tensor] = []
+    for first in range(0, len(keep), _ROWS_AT_ONCE):
+        block = no_rows.new_zeros(min(_ROWS_AT_ONCE, len(keep) - first), *no_rows.shape[1:])
+        for place, index in zip(places - first, held, strict=True):
+            if 0 <= place < len(block):
+                block[place] = own.rows[index]
+        processes.sum_(block)
+        rows += block.unbind()
+    plain = {name: x for name, x in vars(own).items() if name not in ("rows", "read")}
+    return Sample(
+        **{name: together(values) for name, values in plain.items()},
+        read=together(own.read.astype(np.int64)).astype(bool),
+        rows=tuple(rows),
+    )
+
+
+def _part(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The arrays of one part, by their names in it."""
+    return {k[len(name) + 1 :]: x for k, x in arrays.items() if k.startswith(f"{name}.")}

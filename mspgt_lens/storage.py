@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 _HEADER = "mspgt_lens"
-_CHECKSUM = "mspgt_lens_checksum"
+_CHECKSUM = "checksum"
 _FORMAT = 2
 # Of what is being written; a process that is killed meanwhile leaves it behind.
 PARTIAL_SUFFIX = ".partial"
@@ -55,12 +55,13 @@ def write_result(
         dir=file.parent, prefix=f"{file.stem}-", suffix=PARTIAL_SUFFIX
     )
     os.close(handle)
-    text = json.dumps({"format": _FORMAT, "kind": kind, **header})
+    told = {"format": _FORMAT, "kind": kind, **header}
     try:
         # Arrays in any other order than C's would come back scrambled.
         ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        written = {_HEADER: text, _CHECKSUM: _checksum(text, ordered)}
-        save_file(ordered, temporary, metadata=written)
+        # One text: safetensors writes several in any order, and equal results make equal files.
+        text = json.dumps({**told, _CHECKSUM: _checksum(told, ordered)})
+        save_file(ordered, temporary, metadata={_HEADER: text})
         # Temporary files are private; results are as readable as any new file.
         mask = os.umask(0)
         os.umask(mask)
@@ -199,26 +200,25 @@ def package_versions() -> dict[str, str]:
 def _opened(file: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with safe_open(file, framework="np") as opened:
-            written = opened.metadata() or {}
-            text = written.get(_HEADER, "{}")
+            header = json.loads((opened.metadata() or {}).get(_HEADER, "{}"))
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        header = json.loads(text)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(
             f"path: {file} is not a saved {kind}, or it is cut short ({error}); save it again, or "
             "take another copy"
         ) from error
     # Files of earlier versions have none.
-    if written.get(_CHECKSUM, checksum := _checksum(text, arrays)) != checksum:
+    written = header.pop(_CHECKSUM, None)
+    if written is not None and written != _checksum(header, arrays):
         raise ValueError(
-            f"path: {file} is not as it was saved: its checksum is {checksum}, and "
-            f"{written[_CHECKSUM]} is written in it; save it again, or take another copy"
+            f"path: {file} is not as it was saved: its checksum is {_checksum(header, arrays)}, "
+            f"and {written} is written in it; save it again, or take another copy"
         )
     return header, arrays
 
 
-def _checksum(text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(text.encode(), digest_size=16)
+def _checksum(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(json.dumps(header).encode(), digest_size=16)
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)

@@ -21,7 +21,8 @@ from mspgt_lens.moments import (
     Sample,
     merge_samples,
 )
-from mspgt_lens.profile.run import TOKENS_PER_BATCH, ProfileRun
+from mspgt_lens.profile.passing import TOKENS_PER_BATCH
+from mspgt_lens.profile.run import ProfileRun
 from mspgt_lens.prompts import Prompt
 from mspgt_lens.targets import DEFAULT_BANDS, batch_targets
 
@@ -46,7 +47,7 @@ def test_a_model_of_7b_parameters_stays_under_six_gigabytes():
         dtype=torch.bfloat16,
     )
     moments = Moments(plan, adapter)
-    sums = sum(getattr(moments, name).nbytes for name in Moments._SUMS)
+    sums = sum(value.nbytes for value in moments.sums().values())
     sample = SAMPLE_CAPACITY * (n_layers + 1) * d_model * 4
     rows = TOKENS_PER_BATCH["cpu"] * ((n_layers + 1) * PROJECTED_WIDTH + 2 * d_model) * 4
     assert sums + sample + rows < 6e9

@@ -16,6 +16,7 @@ ROOT = Path(mspgt_lens.__file__).parent
 # Each may import from itself and from those before it.
 ORDER = [
     "ambient",
+    "processes",
     "storage",
     "contract",
     "statistics",

@@ -25,8 +25,9 @@ from tiny import ARCHITECTURES, as_text, random_tokens, tiny_model, tiny_tokeniz
 from torch import Tensor
 
 import mspgt_lens as ml
-from mspgt_lens.gathering import add_batch
+from mspgt_lens.gathering import finish_batch
 from mspgt_lens.moments import Moments
+from mspgt_lens.profile import passing as passing_module
 from mspgt_lens.profile import run as profile_module
 from mspgt_lens.profile.results import LayerProfile
 
@@ -197,18 +198,18 @@ def watched(texts: list[str], taken: list[str]) -> Iterator[str]:
 def test_an_iterator_streams(told: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Never more prompts are held than the look-ahead; all enter the moments."""
     monkeypatch.setattr(profile_module, "LOOKAHEAD", 12)
-    monkeypatch.setattr(profile_module, "_CHUNK", 4)
+    monkeypatch.setattr(passing_module, "_CHUNK", 4)
     texts = [as_text(row) for row in random_tokens(40, 24)]
     taken: list[str] = []
     waiting: list[int] = []
     done: list[int] = []
 
-    def counting(moments: Moments, adapter: Any, batch: Any) -> None:
+    def counting(moments: Moments, adapter: Any, reader: Any) -> None:
         waiting.append(len(taken) - sum(done))
-        add_batch(moments, adapter, batch)
-        done.append(len(batch.tokens))
+        finish_batch(moments, adapter, reader)
+        done.append(len(reader.batch.tokens))
 
-    monkeypatch.setattr(profile_module, "add_batch", counting)
+    monkeypatch.setattr(passing_module, "finish_batch", counting)
     streamed = run(told["llama"], watched(texts, taken))
     assert sum(done) == len(texts)
     assert waiting[0] == 12
@@ -239,7 +240,7 @@ def test_a_bad_token_in_a_stream_is_found_and_counted_right(
     model: Any, monkeypatch: pytest.MonkeyPatch, index: int
 ) -> None:
     monkeypatch.setattr(profile_module, "LOOKAHEAD", 6)
-    monkeypatch.setattr(profile_module, "_CHUNK", 2)
+    monkeypatch.setattr(passing_module, "_CHUNK", 2)
     tokens = TOKENS.clone()
     tokens[index, 20] = 101
     with pytest.raises(ValueError, match=rf"prompt {index} has a token outside"):
@@ -249,7 +250,7 @@ def test_a_bad_token_in_a_stream_is_found_and_counted_right(
 @pytest.mark.parametrize("index", [9, 20])
 def test_a_nan_in_a_stream_is_counted_right(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
     monkeypatch.setattr(profile_module, "LOOKAHEAD", 6)
-    monkeypatch.setattr(profile_module, "_CHUNK", 2)
+    monkeypatch.setattr(passing_module, "_CHUNK", 2)
     model, prompts = broken_late(torch.nan, index)
     with pytest.raises(FloatingPointError, match=rf"prompt {index}\b"):
         run(model, prompts_of(prompts))

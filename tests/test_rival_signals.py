@@ -49,9 +49,7 @@ def plain(model, row, parallel):
         between = before if parallel else before + attention
         pattern = cache[f"blocks.{block}.attn.hook_pattern"][0]
         here = torch.arange(len(row), dtype=torch.float64)
-        recent = torch.stack(
-            [pattern[:, q, max(q - 5, 0) : q].sum(1).mean() for q in range(len(row))]
-        )
+        last_five = [pattern[:, q, max(q - 5, 0) : q].sum(1).mean() for q in range(len(row))]
         own = {
             "block_influence": (1 - cosine(before, after))[SKIPPED:],
             "attention_ratio": (attention.norm(dim=1) / before.norm(dim=1))[SKIPPED:],
@@ -116,7 +114,7 @@ def test_a_padded_cache_gives_the_same(model, prompts, profile):  # noqa: F811
     tokens, mask = padded(list(range(len(LENGTHS))))
     _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names.__contains__)
     found = ml.profile_cache(
-        model, cache, tokens, prompts=prompts, mask=mask, signals=list(RIVAL_SIGNALS), **QUICK
+        model, [(cache, tokens)], prompts=prompts, signals=list(RIVAL_SIGNALS), **QUICK
     )
     assert_same(found, profile)
 

@@ -107,7 +107,7 @@ def test_settings_have_the_same_defaults_everywhere(name):
 @pytest.mark.parametrize("name", ["profile_cache", "recording"])
 def test_profiles_of_passes_that_others_run_take_the_same_settings(name):
     whole, own = parameters(FUNCTIONS["profile_layers"]), parameters(FUNCTIONS[name])
-    run = {"model", "prompts", "batch_size", "control", "progress"}
+    run = {"model", "prompts", "batch_size", "control", "progress", "process_group", "checkpoint"}
     assert set(whole) - set(own) <= run
     for word in set(whole) - run:
         assert (own[word].default, own[word].annotation) == (

@@ -17,6 +17,7 @@ from mspgt_lens.lens.ridge_lens import RidgeLens
 from mspgt_lens.models import as_adapter, weight_digest
 from mspgt_lens.moments import Coordinates, Moments
 from mspgt_lens.profile.curves import guarantee, token_curve
+from mspgt_lens.profile.passing import pass_over
 from mspgt_lens.profile.run import ProfileRun
 from mspgt_lens.profile.settings import ProfileSettings
 from mspgt_lens.prompts import PromptDataset, as_dataset
@@ -96,7 +97,7 @@ def fit_lens(
         signals=(),
     )
     run = ProfileRun(adapter, settings)
-    run.gather(as_dataset(prompts, adapter), batch_size, progress)
+    pass_over(run, as_dataset(prompts, adapter), batch_size, progress)
     run.require_enough()
     moments = run.moments.on_cpu()
     with adapter.inference():
@@ -107,7 +108,7 @@ def fit_lens(
     lens = RidgeLens(
         model_name=adapter.name,
         n_tokens=int((moments.n_read if moments.plan.masked else moments.n_valid).sum()),
-        n_groups=len(run.folds) + moments.n_groups,
+        n_groups=run.n_groups,
         n_decoded=len(scores.kl),
         cross_entropy=_curve(moments, -scores.log_likelihood, _CROSS_ENTROPY),
         kl=_curve(moments, scores.kl, _KL),

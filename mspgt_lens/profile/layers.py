@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +15,9 @@ from mspgt_lens.ambient import in_own_state, tell
 from mspgt_lens.models import ModelAdapter, as_adapter, cache_reader
 from mspgt_lens.moments import Coordinates
 from mspgt_lens.padding import real_spans
+from mspgt_lens.processes import joined
 from mspgt_lens.profile.intake import Intake
+from mspgt_lens.profile.passing import pass_over
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.run import ProfileRun
 from mspgt_lens.profile.settings import Control, ProfileSettings
@@ -39,6 +42,8 @@ def profile_layers(
     control: Control | None = None,
     seed: int = 0,
     progress: bool = True,
+    process_group: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> LayerProfile:
     """What every layer compresses, retains and predicts, from one pass over the prompts.
 
@@ -62,15 +67,24 @@ def profile_layers(
             ``"shuffled_tokens"`` puts each prompt's tokens in random order.
         seed: Decides the folds, the sampled positions, the projection of wide residuals, and what
             a control draws.
-        progress: Show a progress bar with tokens per second.
+        progress: Show a progress bar with tokens per second; of several processes, the first does.
+        process_group: A group of ``torch.distributed`` whose processes share the work. All of them
+            call this with the same arguments and end with the same profile, that of one process;
+            what stops one stops all.
+        checkpoint: A folder where sums are kept every few minutes. A run that was stopped, started
+            again with the same model, prompts and arguments, goes on from there, and its result is
+            the same to the bit on the same machine. Delete it once you have the result.
 
     Returns:
         The profile. Information is in nats per token.
 
     Raises:
         ValueError: If there are no prompts, fewer groups than folds, too few positions, prompts
-            longer than the context, or tokens outside the vocabulary.
+            longer than the context, or tokens outside the vocabulary; if processes were given
+            different arguments, or ``checkpoint`` holds another run.
         FloatingPointError: If an activation is NaN or infinite.
+        OSError: If ``checkpoint`` cannot be written.
+        RuntimeError: If another process of the group failed; says which one, and why.
         TypeError: If the model is none of TransformerLens's, or lacks a hook; or signals are no
             sequence of names and ``Signal`` objects.
 
@@ -81,21 +95,22 @@ def profile_layers(
         >>> sorted(profile.predicted)
         ['global', 'intermediate', 'local']
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1 or None, got {batch_size}")
-    settings = ProfileSettings(
-        bands, noise, coordinates, n_folds, skip_first, seed, control, choose_signals(signals)
-    )
-    adapter = as_adapter(model)
-    dataset = as_dataset(prompts, adapter)
-    if control == "shuffled_tokens":
-        dataset = dataset.shuffled(adapter.special_ids, seed=seed)
-    weights = adapter.random_weights(seed) if control == "random_weights" else nullcontext()
-    with weights:
-        run = ProfileRun(adapter, settings)
-        run.gather(dataset, batch_size, progress)
-        with adapter.inference():
-            return _warned(run.finish(logit_lens))
+    with joined(process_group) as processes:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1 or None, got {batch_size}")
+        settings = ProfileSettings(
+            bands, noise, coordinates, n_folds, skip_first, seed, control, choose_signals(signals)
+        )
+        adapter = as_adapter(model)
+        dataset = as_dataset(prompts, adapter)
+        if control == "shuffled_tokens":
+            dataset = dataset.shuffled(adapter.special_ids, seed=seed)
+        weights = adapter.random_weights(seed) if control == "random_weights" else nullcontext()
+        with weights:
+            run = ProfileRun(adapter, settings)
+            pass_over(run, dataset, batch_size, progress, processes, checkpoint)
+            with adapter.inference():
+                return _warned(run.finish(logit_lens))
 
 
 @in_own_state

@@ -1,25 +1,20 @@
-"""One profile from its first prompts to its curves."""
+"""One profile: what its first prompts decide, and its curves from its moments."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from tqdm.auto import tqdm
 
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import balanced_folds, stable_hash
-from mspgt_lens.gathering import (
-    HIDDEN_SHARE,
-    add_batch,
-    calibrate,
-    make_batch,
-    make_batches,
-)
+from mspgt_lens.gathering import HIDDEN_SHARE
 from mspgt_lens.information.lens import logit_lens_relevance, ridge_lens_relevance
 from mspgt_lens.information.readers import read_targets
 from mspgt_lens.information.sampled import SampledReadings
@@ -33,13 +28,11 @@ from mspgt_lens.profile.curves import (
     target_curves,
     token_curve,
 )
-from mspgt_lens.profile.memory import kept_memory
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.sampled_curves import sampled_curves
 from mspgt_lens.profile.settings import ProfileSettings
 from mspgt_lens.prompts import (
     Prompt,
-    PromptDataset,
     check_prompt,
     count_tokens,
     n_ordinary,
@@ -49,9 +42,7 @@ from mspgt_lens.storage import package_versions
 
 # Windows looked at before the pass: they decide the folds and the target features.
 LOOKAHEAD = 10_000
-_CHUNK = 1024
 _CALIBRATION_TOKENS = 2048
-TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 _CONTROL_WORDS = {
     None: "",
     "random_weights": " (random weights)",
@@ -60,39 +51,23 @@ _CONTROL_WORDS = {
 
 
 class ProfileRun:
-    """One profile from its first prompts to its curves."""
+    """One profile: begun with its first prompts, finished once its moments are gathered."""
 
     def __init__(self, adapter: ModelAdapter, settings: ProfileSettings) -> None:
         self.adapter, self.settings = adapter, settings
         self.folds: dict[Hashable, int] = {}
         self.n_seen = 0
         self.last_group: Hashable = None
+        self.n_later_groups = 0
         self.moments: Moments
 
-    def gather(self, prompts: PromptDataset, batch_size: int | None, progress: bool) -> None:
-        """One pass over the prompts."""
-        adapter, stream = self.adapter, iter(prompts)
-        first = list(itertools.islice(stream, LOOKAHEAD))
-        self.begin(first)
-        total = sum(len(prompt.tokens) for prompt in first) if len(first) < LOOKAHEAD else None
-        per_batch = TOKENS_PER_BATCH.get(adapter.device.type, TOKENS_PER_BATCH["cuda"])
-        with (
-            adapter.inference(),
-            kept_memory(),
-            tqdm(
-                total=total, unit="tok", unit_scale=True, desc=adapter.name, disable=not progress
-            ) as bar,
-        ):
-            if self.projects:
-                batch = make_batch(self.first_tokens(first), 0, range(len(first)))
-                self.moments.reference = calibrate(self.moments.plan, adapter, batch)
-            for chunk in itertools.chain([first], _chunks(stream)):
-                number = self.n_seen
-                for batch in make_batches(
-                    self.assign(chunk), batch_size, per_batch, number, adapter.n_heads
-                ):
-                    add_batch(self.moments, adapter, batch)
-                    bar.update(int(batch.mask.sum()))
+    def first_prompts(self, stream: Iterator[Prompt]) -> list[Prompt]:
+        """Those that :meth:`begin` is given; the others stay in the stream."""
+        return list(itertools.islice(stream, LOOKAHEAD))
+
+    def has_all(self, first: Sequence[Prompt]) -> bool:
+        """Whether nothing comes after the first prompts."""
+        return len(first) < LOOKAHEAD
 
     def begin(self, prompts: Sequence[Prompt]) -> None:
         """Folds and target features from the first prompts; checks what can be checked early."""
@@ -126,15 +101,43 @@ class ProfileRun:
             signals=settings.signals,
         )
         self.moments = Moments(plan, self.adapter)
-        if len(prompts) < LOOKAHEAD:
+        if self.has_all(prompts):
             # Nobody should wait for a pass that cannot be enough.
             self._check_enough(*self._most_positions(prompts))
         self.adapter.check_decoding(torch.from_numpy(prompts[0].tokens[:16]))
 
     @property
+    def n_groups(self) -> int:
+        """Groups of all prompts so far."""
+        return len(self.folds) + self.n_later_groups
+
+    @property
     def projects(self) -> bool:
         """Whether residuals are projected, so that their axes need a calibration first."""
         return self.adapter.d_model > self.moments.plan.width
+
+    def described(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """What decides the sums, as JSON would hold it.
+
+        Args:
+            prompts: The first prompts.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for prompt in prompts:
+            told = stable_hash(prompt.group, prompt.tokens.tobytes())
+            digest.update(told.to_bytes(8, "little"))
+        settings = vars(self.settings) | {
+            "bands": {name: list(band) for name, band in self.settings.bands.items()},
+            "signals": [signal.source for signal in self.settings.signals],
+        }
+        return {
+            "model": self.adapter.name,
+            "weights": weight_digest(self.adapter),
+            "device": self.adapter.device.type,
+            "prompts": digest.hexdigest(),
+            **settings,
+            **{f"version of {name}": version for name, version in package_versions().items()},
+        }
 
     def first_tokens(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The first prompts to calibrate on: as many as fit one padded batch, at least one."""
@@ -155,7 +158,7 @@ class ProfileRun:
             if fold is None:
                 fold = stable_hash(prompt.group, self.settings.seed) % self.settings.n_folds
                 # A group's windows follow one another, so a change of label is a new group.
-                self.moments.n_groups += prompt.group != self.last_group
+                self.n_later_groups += prompt.group != self.last_group
                 self.last_group = prompt.group
             self.n_seen += 1
             assigned.append((prompt, fold))
@@ -189,7 +192,7 @@ class ProfileRun:
             model_name=self.adapter.name + _CONTROL_WORDS[settings.control],
             n_layers=self.adapter.n_layers,
             n_tokens=int(moments.n_valid.sum()),
-            n_groups=len(self.folds) + moments.n_groups,
+            n_groups=self.n_groups,
             bands=settings.bands,
             compression=compression,
             relevance=token_curve(relevance, said("relevance")),
@@ -265,8 +268,3 @@ class ProfileRun:
                 f"prompts give {n_valid} valid positions; residuals of width {width} "
                 f"need at least {2 * width}: give more or longer prompts"
             )
-
-
-def _chunks(stream: Iterator[Prompt]) -> Iterator[list[Prompt]]:
-    while chunk := list(itertools.islice(stream, _CHUNK)):
-        yield chunk

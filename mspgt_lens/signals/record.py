@@ -165,6 +165,12 @@ class Signal(SignalWords):
         return self.of in _OF_PATTERNS
 
     @property
+    def source(self) -> str:
+        """Its name, and that of what computes it."""
+        by = getattr(self.of, "__qualname__", type(self.of).__name__)
+        return f"{self.name} by {self.of if isinstance(self.of, str) else by}"
+
+    @property
     def words(self) -> SignalWords:
         """What a profile keeps of it for figures."""
         return SignalWords(**{item.name: getattr(self, item.name) for item in fields(SignalWords)})

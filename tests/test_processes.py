@@ -1,0 +1,86 @@
+"""Several processes give what one gives, and stop together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from profiles import RAGGED, SMALL, assert_same, prompts_of, run
+from sharing import SETTINGS, die, fail, in_processes, share
+from tiny import tiny_model
+
+from mspgt_lens.processes import Processes
+from mspgt_lens.profile import run as run_module
+from mspgt_lens.profile.results import LayerProfile
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*more groups of text are needed:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Profiles that processes made together."""
+    folder = tmp_path_factory.mktemp("shared")
+    assert in_processes(share, 4, folder) == [0, 0, 0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("name", ["four", "two", "empty", "ragged", "projected"])
+def test_processes_together_give_what_one_gives(
+    shared: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "projected":
+        monkeypatch.setattr(run_module, "MAX_WIDTH", 8)
+    changes: dict[str, Any] = {"empty": {"batch_size": 24}, "ragged": {"control": "random_weights"}}
+    prompts = prompts_of(RAGGED) if name == "ragged" else None
+    one = run(tiny_model("llama", **SMALL), prompts, **SETTINGS | changes.get(name, {}))
+    files = sorted(shared.glob(f"{name}-*"))
+    assert len(files) == (2 if name == "two" else 4)
+    for file in files:
+        several = LayerProfile.load(file)
+        assert_same(several, one, rtol=1e-6, atol=1e-9)
+        assert several.settings == one.settings
+        assert (several.n_tokens, several.n_groups) == (one.n_tokens, one.n_groups)
+        assert several.fold_weights == one.fold_weights
+        # All end with the same, to the bit.
+        assert several == LayerProfile.load(files[0])
+
+
+def test_what_stops_one_process_stops_all(tmp_path: Path) -> None:
+    """A wait for the others would last an hour here."""
+    assert in_processes(fail, 3, tmp_path) == [0, 0, 0]
+    told = [(tmp_path / f"told-{rank}").read_text().splitlines() for rank in range(3)]
+    nan, arguments, others = zip(*told, strict=True)
+    assert nan[1].startswith("FloatingPointError: activations at site 1 are NaN")
+    for text in (nan[0], nan[2]):
+        assert text.startswith("PeerError: process 1 of 3 stopped: FloatingPointError: activations")
+    assert arguments[2].startswith("ValueError: noise must be")
+    for text in arguments[:2]:
+        assert text.startswith("PeerError: process 2 of 3 stopped: ValueError: noise must be")
+    assert "skip_first (4 in process 0, 3 in process 1)" in others[1]
+    for text in (others[0], others[2]):
+        assert "process 1 of 3 stopped: ValueError: process_group: all processes must be" in text
+
+
+def test_a_process_that_was_killed_is_missed(tmp_path: Path) -> None:
+    assert in_processes(die, 2, tmp_path) == [3, -9]
+    told = (tmp_path / "told-0").read_text()
+    assert told.startswith("process 1 of 2 has given no sign of life for 4 s")
+
+
+def test_what_is_no_group_is_refused(model: Any) -> None:
+    with pytest.raises(TypeError, match="process_group must be a group of"):
+        run(model, process_group="gloo")
+
+
+def test_one_process_alone_needs_no_group() -> None:
+    alone = Processes()
+    alone.meet()
+    alone.check()
+    values = np.arange(3)
+    alone.sum_(values)
+    assert values.tolist() == [0, 1, 2]
+    assert (alone.texts("word"), alone.rank, alone.size) == (["word"], 0, 1)
