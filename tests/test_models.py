@@ -441,7 +441,8 @@ def test_needed_hooks_are_all_that_a_cache_must_hold(
     assert len(names) == len(set(names)) == 2 * N_LAYERS + 1
     with torch.no_grad():
         _, cache = model.run_with_cache(TOKENS, names_filter=names)
-    sites, patterns = cache_reader(as_adapter(model), cache)
+    sites, patterns, updates = cache_reader(as_adapter(model), cache)
+    assert not updates
     for found, expected in zip((sites, patterns), read(model), strict=True):
         for index, one in enumerate(found):
             torch.testing.assert_close(one, expected[index])
@@ -451,7 +452,8 @@ def test_a_cache_without_batch_dimension_holds_one_prompt(tiny: Callable[..., An
     model = tiny("llama")
     with torch.no_grad():
         _, cache = model.run_with_cache(TOKENS[:1], remove_batch_dim=True)
-    sites, patterns = cache_reader(as_adapter(model), cache)
+    sites, patterns, updates = cache_reader(as_adapter(model), cache)
+    assert not updates
     assert sites[0].shape == (1, TOKENS.shape[1], D_MODEL)
     assert patterns[0].shape == (1, N_HEADS, TOKENS.shape[1], TOKENS.shape[1])
 
