@@ -62,6 +62,8 @@ def write(notebook: Any, path: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
+        # Where widgets are not installed, tqdm says so once.
+        cell.outputs = [o for o in cell.outputs if "TqdmWarning" not in o.get("text", "")]
         for output in cell.outputs:
             if output.get("name") == "stderr":
                 # Where a warning comes from on this machine is of no use to others.
