@@ -198,7 +198,7 @@ class BatchReader:
             mask=batch.mask,
             index=self.index,
             numbers=batch.numbers,
-            parallel=adapter.parallel,
+            parallel=plan.needs_updates and adapter.parallel,
             eps=torch.finfo(adapter.dtype).eps,
         )
 

@@ -139,7 +139,7 @@ class Made(ModelAdapter):
     def decode(self, normalized: Tensor) -> Tensor:
         return normalized[:, :N_TOKENS].float()
 
-    def run(self, tokens, mask, on_site, on_pattern):
+    def run(self, tokens, mask, on_site, on_pattern, on_part=None):
         ids = tokens.numpy()
         beliefs = np.stack([self.beliefs[row.tobytes()] for row in ids])
         for site in range(len(self.steps) + 1):
