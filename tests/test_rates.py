@@ -14,13 +14,13 @@ from tiny import ARCHITECTURES, random_model, random_tokens, tiny_config, tiny_m
 
 import mspgt_lens as ml
 from mspgt_lens.models import RecordedRun, as_adapter, bridge_from_huggingface, differentiable
-from mspgt_lens.rates import shaping
+from mspgt_lens.rates import shaping, windows
 from mspgt_lens.rates.channel import Channel, channel_rate, find_directions, kept_correlations
 from mspgt_lens.rates.ladder import Ladder
 from mspgt_lens.rates.measuring import Installed, Reading, measure
 from mspgt_lens.rates.reading import read_rate
 from mspgt_lens.rates.shaping import find_shapes, gradients
-from mspgt_lens.rates.windows import Plan, draw_windows, recorded, split_prompts
+from mspgt_lens.rates.windows import Plan, Recorded, draw_windows, split_prompts
 
 BANDS = {"local": (1, 1), "far": (2, 4)}
 QUICK = {"bands": BANDS, "sites": (1, 4), "n_targets": 4, "progress": False}
@@ -189,7 +189,7 @@ def test_gradients_are_those_of_a_plain_run(architecture, monkeypatch):
     plan_ = plan(sites=(0, 2), bands={"all": (1, 5)}, batch_size=3)
     batches = split_prompts(adapter, dataset(36), plan_).shaping
     with adapter.inference():
-        batch, run = next(recorded(adapter, batches))
+        batch, run = next(iter(Recorded(adapter, batches)))
         part = draw_windows(run, batch, plan_, "all", 1, "shaping")[0]
         ((_, found),) = gradients(run, batch, part, plan_.sites, 0)
     assert run.reuses_prefix
@@ -225,7 +225,7 @@ def test_the_fisher_information_is_that_of_a_softmax():
         return adapter.decode(adapter.normalize(residual[None]))[0]
 
     with adapter.inference():
-        for batch, run in recorded(adapter, batches):
+        for batch, run in Recorded(adapter, batches):
             for part in draw_windows(run, batch, plan_, "local", 20, "exact"):
                 for residual in run.residual[2][:, part.target]:
                     with torch.enable_grad():
@@ -242,7 +242,31 @@ def test_the_fisher_information_is_that_of_a_softmax():
 
 def _recorded(adapter, batches):
     with adapter.inference():
-        yield from recorded(adapter, batches)
+        yield from Recorded(adapter, batches)
+
+
+def test_runs_are_kept_while_they_fit_and_tell_the_same(monkeypatch):
+    adapter = as_adapter(tiny_model("llama"))
+    batches = split_prompts(adapter, dataset(48), plan()).measuring
+    channel = directions(adapter.d_model, 3).closed()
+    one = [Installed(1, "local", channel)]
+    made = []
+    record = Recorded._record
+
+    def counted(self, batch):
+        made.append(batch)
+        return record(self, batch)
+
+    monkeypatch.setattr(Recorded, "_record", counted)
+    kept = Recorded(adapter, batches, again=True)
+    first, second = (measure(adapter, kept, one, plan(), Bar())[0].kl for _ in range(2))
+    assert len(made) == len(batches.batches)
+    monkeypatch.setattr(windows, "_KEPT_BYTES", 1)
+    anew = Recorded(adapter, batches, again=True)
+    for _ in range(2):
+        np.testing.assert_array_equal(measure(adapter, anew, one, plan(), Bar())[0].kl, first)
+    assert len(made) == 3 * len(batches.batches)
+    np.testing.assert_array_equal(second, first)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -254,7 +278,9 @@ def test_the_channel_acts_at_the_bands_positions_and_the_target_is_read(architec
     batches = split_prompts(adapter, dataset(36, seed=5), plan_).measuring
     mean = torch.linspace(-1, 1, 32)
     constant = Channel(mean, torch.eye(32), torch.zeros(32, 32), torch.eye(32), np.zeros(32))
-    (reading,) = measure(adapter, batches, [Installed(2, "far", constant)], plan_, Bar())
+    (reading,) = measure(
+        adapter, Recorded(adapter, batches), [Installed(2, "far", constant)], plan_, Bar()
+    )
     blocks = plain.transformer.h if architecture == "gpt2" else plain.model.layers
     expected = []
     for batch, run in _recorded(adapter, batches):
@@ -285,7 +311,9 @@ def test_runs_that_resume_at_blocks_only_give_the_same(monkeypatch):
         shape = find_shapes(adapter, parts.shaping, plan_, Bar())[1]
         along = find_directions(shape.mean, shape.covariance, shape.fisher["far"])
         one = Installed(1, "far", along.closed())
-        return shape.fisher, measure(adapter, parts.measuring, [one], plan_, Bar())[0].kl
+        return shape.fisher, measure(
+            adapter, Recorded(adapter, parts.measuring), [one], plan_, Bar()
+        )[0].kl
 
     fisher, kl = read()
     monkeypatch.setattr(RecordedRun, "prepare", lambda run: None)
@@ -366,7 +394,7 @@ def test_the_same_noise_in_random_directions_costs_more():
     )
     readings = measure(
         adapter,
-        parts.measuring,
+        Recorded(adapter, parts.measuring),
         [Installed(2, "local", channel) for channel in (shaped, turned)],
         plan_,
         Bar(),

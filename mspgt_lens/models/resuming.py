@@ -113,6 +113,13 @@ class RecordedRun:
         """Tokens of each prompt, padding included."""
         return int(self.tokens.shape[1])
 
+    @property
+    def n_bytes(self) -> int:
+        """Of what was recorded."""
+        prefixes = [part for pair in self._prefix for part in pair]
+        unique = {id(t): t for t in (*self.residual, *self.activations, *prefixes)}
+        return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
+
     @contextmanager
     def editing(self) -> Iterator[dict[int, Change]]:
         """Hooks on the patched place of every block for the time inside.

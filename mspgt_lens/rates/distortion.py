@@ -20,7 +20,7 @@ from mspgt_lens.rates.ladder import Ladder
 from mspgt_lens.rates.measuring import Installed, measure
 from mspgt_lens.rates.results import SHOWN, RateDistortion
 from mspgt_lens.rates.shaping import Shape, find_shapes
-from mspgt_lens.rates.windows import Parts, Plan, split_prompts
+from mspgt_lens.rates.windows import Parts, Plan, Recorded, split_prompts
 from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 
@@ -180,7 +180,7 @@ def _chosen(
             rate = middle.at_cost(min(SHOWN, middle.most / 2)).rate
             tried += [Installed(site, scale, one.at_rate(rate)) for one in candidates]
             along += candidates
-    readings = measure(adapter, parts.choosing, tried, plan, bar)
+    readings = measure(adapter, Recorded(adapter, parts.choosing), tried, plan, bar)
     kl = np.array([reading.kl.mean() for reading in readings])
     expected = [one.expected_cost(at.channel) for one, at in zip(along, tried, strict=True)]
     ladders, shrinkage = [], []
@@ -216,13 +216,14 @@ def _climb(
     adapter: ModelAdapter, parts: Parts, plan: Plan, ladders: Sequence[Ladder], bar: Any
 ) -> None:
     """Run channels, one of every unfinished ladder at a time, until all distortions are reached."""
+    runs = Recorded(adapter, parts.measuring, again=True)
     for _ in range(len(ladders[0].distortions) + _MORE_ROUNDS):
         open_ones = [ladder for ladder in ladders if not ladder.done]
         if not open_ones:
             return
         rung = [ladder.next() for ladder in open_ones]
         for ladder, one, reading in zip(
-            open_ones, rung, measure(adapter, parts.measuring, rung, plan, bar), strict=True
+            open_ones, rung, measure(adapter, runs, rung, plan, bar), strict=True
         ):
             ladder.tell(one, reading, plan.seed)
     for ladder in ladders:

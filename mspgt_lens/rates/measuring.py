@@ -14,10 +14,10 @@ from torch import Tensor
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter, RecordedRun
-from mspgt_lens.perturbation.batches import Batch, Batches
+from mspgt_lens.perturbation.batches import Batch
 from mspgt_lens.perturbation.responding import divergences
 from mspgt_lens.rates.channel import Channel, channel_rate
-from mspgt_lens.rates.windows import Plan, Window, draw_windows, log_probabilities, recorded
+from mspgt_lens.rates.windows import Plan, Recorded, Window, draw_windows, log_probabilities
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Reading:
 
 
 def measure(
-    adapter: ModelAdapter, batches: Batches, installed: Sequence[Installed], plan: Plan, bar: Any
+    adapter: ModelAdapter, runs: Recorded, installed: Sequence[Installed], plan: Plan, bar: Any
 ) -> list[Reading]:
     """Run every channel on its own and read the predictions after its band.
 
@@ -66,7 +66,7 @@ def measure(
     for one in sums:
         by_scale.setdefault(one.installed.scale, []).append(one)
     with adapter.inference():
-        for batch, run in recorded(adapter, batches):
+        for batch, run in runs:
             for scale, here in by_scale.items():
                 n_targets = plan.measured_targets(scale)
                 for part in draw_windows(run, batch, plan, scale, n_targets, "measuring"):

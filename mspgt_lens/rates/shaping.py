@@ -14,7 +14,7 @@ from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter, RecordedRun, differentiable, in_float64
 from mspgt_lens.perturbation.batches import Batch, Batches
-from mspgt_lens.rates.windows import Band, Plan, Window, draw_windows, log_probabilities, recorded
+from mspgt_lens.rates.windows import Band, Plan, Recorded, Window, draw_windows, log_probabilities
 
 # Tokens whose graphs are kept at once: about 2 MB each in a model of 135 million weights.
 _TOKENS_PER_GRAPH = 512
@@ -55,7 +55,7 @@ def find_shapes(adapter: ModelAdapter, batches: Batches, plan: Plan, bar: Any) -
         )
     sums = {site: _Sums(adapter.d_model, plan.bands) for site in plan.sites}
     with adapter.inference():
-        for batch, run in recorded(adapter, batches):
+        for batch, run in Recorded(adapter, batches):
             valid = batch.valid.to(run.mask.device)
             for site in plan.sites:
                 sums[site].add_rows(run.residual[site][valid])

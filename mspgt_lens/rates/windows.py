@@ -25,6 +25,7 @@ MIN_GROUPS = 2 * _N_FOLDS
 # Predictions read of each prompt to shape, at the most, for each one that is read to measure.
 _MOST_TARGETS = 64
 _SHAPING_PER_MEASURED = 8
+_KEPT_BYTES = 2**30
 
 Band = tuple[int, int]
 
@@ -172,23 +173,42 @@ def draw_windows(
     return windows
 
 
-def recorded(adapter: ModelAdapter, batches: Batches) -> Iterator[tuple[Batch, RecordedRun]]:
-    """Each batch with its run, ready to be resumed; inside ``adapter.inference()``.
+class Recorded:
+    """Batches with their runs, ready to be resumed; to be gone over inside ``adapter.inference()``.
 
-    Raises:
-        CannotMeasure: If the model's blocks cannot be run one by one.
-        FloatingPointError: If activations are NaN or infinite.
+    Recording and checking a run costs as much as several channels. What is gone over again keeps
+    its runs, up to a gigabyte.
     """
-    for batch in batches:
-        run = RecordedRun(adapter, batch.tokens, batch.mask)
+
+    def __init__(self, adapter: ModelAdapter, batches: Batches, *, again: bool = False) -> None:
+        self._adapter, self._batches = adapter, batches
+        self._room = _KEPT_BYTES if again else 0
+        self._kept: dict[int, RecordedRun] = {}
+
+    def __iter__(self) -> Iterator[tuple[Batch, RecordedRun]]:
+        """Each batch with its run.
+
+        Raises:
+            CannotMeasure: If the model's blocks cannot be run one by one.
+            FloatingPointError: If activations are NaN or infinite.
+        """
+        for index, batch in enumerate(self._batches):
+            run = self._kept.get(index) or self._record(batch)
+            if index not in self._kept and run.n_bytes <= self._room:
+                self._kept[index] = run
+                self._room -= run.n_bytes
+            yield batch, run
+
+    def _record(self, batch: Batch) -> RecordedRun:
+        run = RecordedRun(self._adapter, batch.tokens, batch.mask)
         for site, residual in enumerate(run.residual):
             if not bool(torch.isfinite(residual[run.mask].sum())):
                 raise FloatingPointError(
-                    f"activations at site {site} of {adapter.name} are NaN or infinite; load the "
-                    "model in float32"
+                    f"activations at site {site} of {self._adapter.name} are NaN or infinite; load "
+                    "the model in float32"
                 )
         run.prepare()
-        yield batch, run
+        return run
 
 
 def log_probabilities(
