@@ -135,6 +135,20 @@ def test_every_cell_equals_a_plain_patch_by_hooks(
     assert np.ptp(sweep.metric) > 1e-3
 
 
+@pytest.mark.parametrize("site", HOOKS)
+def test_p_values_are_corrected_over_the_cells_that_a_plain_patch_moves(
+    tiny: Callable[..., Any], site: Any
+) -> None:
+    """The last block's parts, for one, reach the answer from its own position only."""
+    model, pairs = tiny("llama"), made_pairs("right")
+    sweep = ml.patch_layers(model, pairs, place=site, progress=False)
+    start = logit_difference(run(model, pairs.corrupted, pairs, []), pairs).numpy()
+    moved = (start != plain_sweep(model, pairs, site).T).T.any(axis=0)
+    assert 0 < moved.sum() < moved.size
+    assert f"Holm's correction over {moved.sum()} cells" in " ".join(sweep.warnings)
+    assert (sweep.p_values[~moved] == 1).all()
+
+
 @pytest.mark.parametrize("site", ["resid_pre", "mlp_out", "z"])
 @pytest.mark.parametrize("options", [{"direction": "noise"}, {"window": 2}, {"batch_size": 2}])
 def test_directions_windows_and_batches(

@@ -130,6 +130,10 @@ class Sweep:
         for mine, other in zip(self.base.activations, self.source.activations, strict=True):
             # The same activation, bit for bit, is no patch: "z" by head, other places whole.
             changed.append((mine != other).any(dim=-1).cpu()[pair, columns])
+        if self.named is not None and self.plan.place != "resid_pre":
+            # What the last block's parts write moves to no other position any more.
+            read = columns == self.pairs.last[:, None]
+            changed[-1] &= read[..., None] if changed[-1].ndim == 3 else read
         by_block = torch.stack(changed, dim=1)
         windows = by_block.unfold(1, self.plan.window, 1).any(dim=-1)
         assert windows.shape[1] == n_rows
