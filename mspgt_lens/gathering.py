@@ -76,6 +76,18 @@ class BatchPlan:
         """The batch itself."""
         return make_batch(self.prompts, self.fold, self.numbers)
 
+    def parts(self, n_tokens: int) -> list[BatchPlan]:
+        """The same prompts in batches of at most so many tokens each, or of one prompt.
+
+        They are those that a ``batch_size`` of as many prompts would give.
+        """
+        size = max(1, n_tokens // max(len(prompt.tokens) for prompt in self.prompts))
+        return [
+            BatchPlan(self.prompts[start:stop], self.fold, self.numbers[start:stop])
+            for stop in range(len(self.prompts), 0, -size)
+            for start in [max(0, stop - size)]
+        ]
+
 
 def make_batches(
     prompts: Sequence[tuple[Prompt, int]],

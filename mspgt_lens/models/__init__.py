@@ -23,7 +23,7 @@ from mspgt_lens.models.differentiating import differentiable
 from mspgt_lens.models.editing import CannotEdit, Change, Edit, edited, edited_logits, require_acted
 from mspgt_lens.models.generating import RowEdits, Rows, check_generation, decode_text, generate
 from mspgt_lens.models.listening import listening
-from mspgt_lens.models.placing import has_float64, in_float64
+from mspgt_lens.models.placing import has_float64, in_float64, ran_out_of_memory
 from mspgt_lens.models.reading import unembedding_rows, weight_digest
 from mspgt_lens.models.resuming import PatchPlace, RecordedRun
 
@@ -56,6 +56,7 @@ __all__ = [
     "in_float64",
     "listening",
     "needed_hooks",
+    "ran_out_of_memory",
     "require_acted",
     "unembedding_rows",
     "weight_digest",

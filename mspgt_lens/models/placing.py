@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ DTYPES = {
 }
 # The others have no float64, or not on every chip.
 _WITH_FLOAT64 = ("cpu", "cuda")
+# What torch says on the CPU and on MPS, where it raises no class of its own.
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 DeviceMap = str | Mapping[str, str | int]
 MaxMemory = Mapping[int | str, int | str]
 
@@ -32,6 +35,13 @@ def has_float64(device: torch.device) -> bool:
 def in_float64(tensor: Tensor) -> Tensor:
     """In float64: where the tensor is, or else in the CPU's memory."""
     return (tensor if has_float64(tensor.device) else tensor.cpu()).double()
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory left for a tensor or an array, on whatever device."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
 
 
 @dataclass(frozen=True)

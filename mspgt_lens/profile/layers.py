@@ -57,7 +57,8 @@ def profile_layers(
         n_folds: Folds of groups for cross-fitting and intervals, at least 3.
         skip_first: Tokens at the beginning of each prompt that are left out: attention sinks and
             massive activations sit there.
-        batch_size: Prompts per forward pass; by default as many as fill a fixed number of tokens.
+        batch_size: Prompts per forward pass; by default as many as fill a fixed number of tokens,
+            and fewer from where memory runs out on.
         logit_lens: Also decode the raw logit lens; about as much work again as relevance.
         signals: Names of the signals of blocks to gather, and ``extending.Signal`` objects of your
             own; by default all of the package's. Attention patterns are gathered only where one of
@@ -84,7 +85,8 @@ def profile_layers(
             different arguments, or ``checkpoint`` holds another run.
         FloatingPointError: If an activation is NaN or infinite.
         OSError: If ``checkpoint`` cannot be written.
-        RuntimeError: If another process of the group failed; says which one, and why.
+        RuntimeError: If another process of the group failed; says which one, and why. Or torch's
+            own (``torch.OutOfMemoryError``), if not even one prompt fits into memory.
         TypeError: If the model is none of TransformerLens's, or lacks a hook; or signals are no
             sequence of names and ``Signal`` objects.
 

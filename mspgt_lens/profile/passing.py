@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
+from mspgt_lens.ambient import tell
 from mspgt_lens.gathering import (
     BatchPlan,
     BatchReader,
@@ -20,6 +22,7 @@ from mspgt_lens.gathering import (
     make_reference,
     plan_batches,
 )
+from mspgt_lens.models import ran_out_of_memory
 from mspgt_lens.processes import ALONE, Processes
 from mspgt_lens.profile.checkpoint import Checkpoint, Description, differences
 from mspgt_lens.profile.memory import kept_memory
@@ -46,7 +49,8 @@ def pass_over(
     Args:
         run: The profile, not yet begun.
         prompts: The same prompts in every process.
-        batch_size: Prompts per batch; None fills batches up to a number of tokens.
+        batch_size: Prompts per batch; None fills batches up to a number of tokens, and halves them
+            from where memory runs out on.
         progress: Whether to show how far it is; of several processes only the first does.
         processes: Those that share the work.
         checkpoint: A folder where sums are written down from time to time, and from where a pass
@@ -64,6 +68,7 @@ def pass_over(
     described = run.described(first) | {"batch_size": batch_size, "tokens_per_batch": per_batch}
     _agree(described, processes)
     kept = Checkpoint(checkpoint, described, processes)
+    fitting = _Fitting(batch_size)
     n_tokens = sum(len(prompt.tokens) for prompt in first)
     with ExitStack() as stack:
         stack.enter_context(adapter.inference())
@@ -82,7 +87,7 @@ def pass_over(
         for planned in _own_batches(run, chunks, batch_size, per_batch, processes):
             if not kept.is_done(planned):
                 processes.check()
-                _add(run, planned, processes)
+                _add(run, planned, processes, fitting)
                 kept.write_if_due(run.moments)
             bar.update(sum(len(prompt.tokens) for prompt in planned.prompts))
         if run.moments.reference is None:
@@ -148,13 +153,70 @@ def _own_batches(
                 yield planned
 
 
-def _add(run: ProfileRun, planned: BatchPlan, processes: Processes) -> None:
-    moments = run.moments
-    reader = begin_batch(moments, run.adapter, planned.batch())
-    reader.run()
-    if moments.reference is None and (processes.rank > 0 or reader.n_valid):
-        _share_reference(run, reader, processes)
-    finish_batch(moments, run.adapter, reader)
+@dataclass
+class _Fitting:
+    """What fits into memory, as far as this pass has seen.
+
+    Attributes:
+        batch_size: Prompts per batch; None lets batches be halved.
+        most: Tokens that a batch may hold, padding included; None until memory runs out.
+    """
+
+    batch_size: int | None
+    most: int | None = None
+
+    def cut(self, planned: BatchPlan) -> list[BatchPlan]:
+        """A batch in parts that may fit."""
+        return [planned] if self.most is None else planned.parts(self.most)
+
+    def has_run(self, planned: BatchPlan, reader: BatchReader) -> bool:
+        """Whether a batch fitted; else those from here on are to be smaller.
+
+        Raises:
+            RuntimeError: Torch's own, if a batch does not fit and cannot be halved.
+        """
+        try:
+            reader.run()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            if self.batch_size is not None or len(planned.prompts) == 1:
+                error.add_note(_remedy(planned, self.batch_size))
+                raise
+        else:
+            return True
+        if self.most is None:
+            tell(
+                f"memory ran out in a batch of {len(planned.prompts)} prompts: from here on "
+                "batches are halved until they fit, which changes results by no more than "
+                "rounding; batch_size= sets their size"
+            )
+        self.most = planned.n_padded // 2
+        return False
+
+
+def _remedy(planned: BatchPlan, batch_size: int | None) -> str:
+    if batch_size is not None and len(planned.prompts) > 1:
+        return f"batch_size={batch_size} does not fit into memory: give fewer, or None"
+    return (
+        f"one prompt of {len(planned.prompts[0].tokens)} tokens does not fit into memory: give "
+        "shorter ones, signals= without those of attention, or more devices"
+    )
+
+
+def _add(run: ProfileRun, planned: BatchPlan, processes: Processes, fitting: _Fitting) -> None:
+    moments, waiting = run.moments, fitting.cut(planned)
+    while waiting:
+        part = waiting.pop(0)
+        reader = begin_batch(moments, run.adapter, part.batch())
+        if not fitting.has_run(part, reader):
+            # Nothing of it was added; what the reader holds must not outlive it.
+            del reader
+            waiting = [smaller for larger in (part, *waiting) for smaller in fitting.cut(larger)]
+            continue
+        if moments.reference is None and (processes.rank > 0 or reader.n_valid):
+            _share_reference(run, reader, processes)
+        finish_batch(moments, run.adapter, reader)
 
 
 def _share_reference(run: ProfileRun, reader: BatchReader | None, processes: Processes) -> None:
