@@ -116,17 +116,18 @@ class Draws:
 
         return [Edit(block, "resid_pre", keep), Edit(block, "resid_post", self.on_rows(changed))]
 
-    def normal(self, block: int, ask: Ask) -> Float[Tensor, "row d_model"]:
+    def normal(self, block: int, ask: Ask, width: int | None = None) -> Float[Tensor, "row width"]:
         """Standard normal numbers for every position acted on: other ones for every block.
 
         Args:
             block: The block.
             ask: What a change is asked for.
+            width: How many for each position; by default ``d_model``.
 
         Returns:
-            Rows of shape ``[row, d_model]``.
+            Rows of shape ``[row, width]``.
         """
-        width = self.statistics.deviation.shape[1]
+        width = self.statistics.deviation.shape[1] if width is None else width
         drawn = [
             torch.randn(count, width, generator=self._generator(index, ask, block))
             for index, count in enumerate(ask.where.sum(dim=1).tolist())

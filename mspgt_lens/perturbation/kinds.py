@@ -55,7 +55,8 @@ class Perturbation:
               and massive coordinates included.
         direction: For translation, shape ``[d_model]``; its length is of no matter.
         seed: Decides the draws, together with the prompt and the block: the same draws come back
-            at other strengths, shapes and block sets (common random numbers).
+            at other strengths, shapes and block sets (common random numbers); of residuals wider
+            than 1,024, covariance noise has draws of its own.
 
     Example:
         >>> ml.Perturbation("noise", strength=0.2, shape="isotropic").label

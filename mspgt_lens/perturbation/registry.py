@@ -155,9 +155,11 @@ class Noise(PerturbationKind):
         }[draws.shape] * draws.strength
 
         def noisy(rows: Tensor, ask: Ask) -> Tensor:
+            if draws.shape == "covariance":
+                normal = draws.normal(block, ask, width=len(spread))
+                return rows + normal @ spread.to(normal.device)
             normal = draws.normal(block, ask)
-            scale = spread.to(normal.device)
-            return rows + (normal @ scale if draws.shape == "covariance" else normal * scale)
+            return rows + normal * spread.to(normal.device)
 
         return [Edit(block, "resid_pre", draws.on_rows(noisy))]
 
