@@ -1,4 +1,4 @@
-"""Which fold each group belongs to: the same in every process, whatever the order of prompts."""
+"""Which fold each group belongs to: the same in every process for groups in one order."""
 
 from __future__ import annotations
 
