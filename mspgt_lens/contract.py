@@ -203,7 +203,15 @@ class Result(ABC):
             ValueError: If the file holds something else.
         """
         header, arrays = read_result(path, cls.__name__)
-        return cls(**decoded_fields(cls, header, arrays))
+        try:
+            return cls(**decoded_fields(cls, header, arrays))
+        # Another version of the class, or a file that was made by hand.
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"path: {path} does not hold what a {cls.__name__} of this version is made of "
+                f"({type(error).__name__}: {error}); read it with the version that wrote it, or "
+                "measure again"
+            ) from error
 
     def __repr__(self) -> str:
         lines = _wrapped(self.heading())

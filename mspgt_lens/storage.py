@@ -10,7 +10,8 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -48,20 +49,46 @@ def write_result(
 
     Returns:
         The path that was written.
+
+    Raises:
+        ValueError: If the path names no file.
+        OSError: If it cannot be written there; what was there before is as it was.
     """
     file = _with_suffix(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(
-        dir=file.parent, prefix=f"{file.stem}-", suffix=PARTIAL_SUFFIX
-    )
-    os.close(handle)
     told = {"format": _FORMAT, "kind": kind, **header}
-    try:
-        # Arrays in any other order than C's would come back scrambled.
-        ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        # One text: safetensors writes several in any order, and equal results make equal files.
-        text = json.dumps({**told, _CHECKSUM: _checksum(told, ordered)})
+    # Arrays in any other order than C's would come back scrambled.
+    ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    # One text: safetensors writes several in any order, and equal results make equal files.
+    text = json.dumps({**told, _CHECKSUM: _checksum(told, ordered)})
+    with written_whole(file) as temporary:
         save_file(ordered, temporary, metadata={_HEADER: text})
+    return file
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """Another path beside a file, whose content takes the file's name once it is all on the disk.
+
+    Args:
+        file: What is to be written; its folder is made where it is not there. A link stays one.
+
+    Yields:
+        Where to write.
+
+    Raises:
+        ValueError: If there is something else than a file: a folder, a device.
+        OSError: If it cannot be written; what was there before is as it was.
+    """
+    file = file.resolve()
+    if file.exists() and not file.is_file():
+        raise ValueError(f"path must be a file, or nothing yet; {file} is something else")
+    temporary: Path | None = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(PARTIAL_SUFFIX, f"{file.stem}-", file.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
         # Temporary files are private; results are as readable as any new file.
         mask = os.umask(0)
         os.umask(mask)
@@ -69,12 +96,40 @@ def write_result(
         # On the disk before it takes its name, or a power cut could leave the name of nothing.
         _flush(temporary, os.O_RDWR)
         os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except (OSError, SafetensorError) as error:
+        # safetensors has no kind of its own for a full disk.
+        kind = type(error) if isinstance(error, OSError) else OSError
+        raise kind(
+            f"path: {file} cannot be written ({error}); what was there before is as it was: make "
+            "room or give another path"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
     if hasattr(os, "O_DIRECTORY"):
         _flush(file.parent, os.O_RDONLY)
-    return file
+
+
+def reserve(file: Path, n_bytes: int) -> None:
+    """Make a file of this size, with its room on the disk.
+
+    A file that is mapped into memory without it ends the whole process once the disk is full.
+
+    Raises:
+        OSError: If there is no room; no file is left.
+    """
+    try:
+        with file.open("wb") as opened:
+            if n_bytes and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(opened.fileno(), 0, n_bytes)
+            else:
+                opened.truncate(n_bytes)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise type(error)(
+            f"path: {file} cannot be written, {n_bytes:,} bytes ({error}): make room or give "
+            "another path"
+        ) from error
 
 
 def saved_kind(path: str | os.PathLike[str]) -> str:
@@ -84,10 +139,7 @@ def saved_kind(path: str | os.PathLike[str]) -> str:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be read, or is not as it was written.
     """
-    file = Path(path) if Path(path).is_file() else _with_suffix(path)
-    if not file.exists():
-        raise FileNotFoundError(f"path: no saved result at {file}")
-    return str(_opened(file, "result")[0].get("kind", ""))
+    return str(_opened(_found(path, "result"), "result")[0].get("kind", ""))
 
 
 def read_result(
@@ -99,9 +151,7 @@ def read_result(
         FileNotFoundError: If there is no such file.
         ValueError: If the file holds no result of this kind, or is not as it was written.
     """
-    file = Path(path) if Path(path).is_file() else _with_suffix(path)
-    if not file.exists():
-        raise FileNotFoundError(f"path: no saved {kind} at {file}")
+    file = _found(path, kind)
     header, arrays = _opened(file, kind)
     if header.get("kind") != kind or header.get("format") != _FORMAT:
         raise ValueError(
@@ -197,12 +247,22 @@ def package_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
 
 
+def _found(path: str | os.PathLike[str], kind: str) -> Path:
+    file = Path(path) if Path(path).is_file() else _with_suffix(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"path: no saved {kind} at {file}")
+    return file
+
+
 def _opened(file: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with safe_open(file, framework="np") as opened:
             header = json.loads((opened.metadata() or {}).get(_HEADER, "{}"))
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
+        if not isinstance(header, dict):
+            raise TypeError(f"its header is a {type(header).__name__}")
+    # Whatever stands there: a type that numpy lacks, a header that never ends.
+    except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"path: {file} is not a saved {kind}, or it is cut short ({error}); save it again, or "
             "take another copy"
@@ -236,4 +296,6 @@ def _flush(path: str | Path, flags: int) -> None:
 
 def _with_suffix(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
+    if not path.name:
+        raise ValueError(f"path must name a file, got {str(path)!r}")
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")

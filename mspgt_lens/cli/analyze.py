@@ -7,9 +7,9 @@ import gc
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from mspgt_lens.cli.arguments import new_folder
 from mspgt_lens.cli.placing import load_placed
 from mspgt_lens.contract import aligned
 from mspgt_lens.prompts import PromptDataset
@@ -65,8 +65,8 @@ def add_analyze_command(
     )
     command.add_argument(
         "--out",
-        type=Path,
-        default=Path("analysis"),
+        type=new_folder,
+        default="analysis",
         metavar="FOLDER",
         help="where results and reports go, one folder per model (default: %(default)s)",
     )
@@ -88,7 +88,14 @@ def _analyze(
     for name, family in zip(options.models, families, strict=True):
         try:
             done.append(_one(options, name, family, prompts_of))
-        except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
+        except (
+            ValueError,
+            TypeError,
+            OSError,
+            ImportError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
             if len(options.models) == 1:
                 raise
             # The others are still worth having.

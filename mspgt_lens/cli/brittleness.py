@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
+from mspgt_lens.cli.arguments import add_seed, new_file, whole_number
 from mspgt_lens.cli.placing import add_placing, load_placed
 from mspgt_lens.contract import aligned
 from mspgt_lens.partition import ScalePartition, Segments
@@ -60,20 +61,20 @@ def add_brittleness_command(
     )
     command.add_argument(
         "--max-length",
-        type=int,
+        type=whole_number(2),
         default=64,
         metavar="N",
         help="tokens of each document (default: %(default)s)",
     )
     command.add_argument(
         "--out",
-        type=Path,
-        default=Path("brittleness.html"),
+        type=new_file,
+        default="brittleness.html",
         metavar="HTML",
         help="default: %(default)s",
     )
-    command.add_argument("--save", type=Path, metavar="PATH", help="also save the numbers")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    command.add_argument("--save", type=new_file, metavar="PATH", help="also save the numbers")
+    add_seed(command)
     add_placing(command)
     command.add_argument("--no-progress", action="store_true", help="no progress bar")
     command.set_defaults(run=lambda options: _brittleness(options, prompts_of))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mspgt_lens.cli.analyze import add_analyze_command
+from mspgt_lens.cli.arguments import add_seed, new_file, whole_number
 from mspgt_lens.cli.brittleness import add_brittleness_command
 from mspgt_lens.cli.curves import read_curves
 from mspgt_lens.cli.patch import add_patch_command
@@ -33,6 +35,10 @@ MODEL_HELP = "a hub name, a local folder or GGUF file, or 'demo' (SmolLM2-135M)"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal cannot show must not cost the run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     options = parser.parse_args(arguments)
     # One line per warning: where in the package it was raised says nothing to a reader.
@@ -46,7 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, KeyError, OSError, ImportError, ArithmeticError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        OSError,
+        ImportError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"mspgt-lens: {message}", file=sys.stderr)
         return 2
@@ -77,10 +91,10 @@ def _add_profile_command(commands: Any) -> None:
     )
     _add_model(profile)
     profile.add_argument(
-        "--out", type=Path, default=Path("report.html"), metavar="HTML", help="default: %(default)s"
+        "--out", type=new_file, default="report.html", metavar="HTML", help="default: %(default)s"
     )
     profile.add_argument(
-        "--save", type=Path, metavar="PATH", help="also save the profile, for LayerProfile.load"
+        "--save", type=new_file, metavar="PATH", help="also save the profile, for LayerProfile.load"
     )
     profile.add_argument(
         "--scale-map",
@@ -145,9 +159,9 @@ def _add_scales_command(commands: Any) -> None:
         help="a null: the same with random weights, or with shuffled tokens",
     )
     scales.add_argument(
-        "--out", type=Path, default=Path("scales.html"), metavar="HTML", help="default: %(default)s"
+        "--out", type=new_file, default="scales.html", metavar="HTML", help="default: %(default)s"
     )
-    scales.add_argument("--save", type=Path, metavar="PATH", help="also save the partition")
+    scales.add_argument("--save", type=new_file, metavar="PATH", help="also save the partition")
     _add_run(scales)
     scales.set_defaults(run=_scales)
 
@@ -171,12 +185,12 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
 def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-length",
-        type=int,
+        type=whole_number(2),
         default=384,
         metavar="N",
         help="longest window in tokens (default: %(default)s, or the model's context if shorter)",
     )
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    add_seed(command)
     add_placing(command)
     command.add_argument("--no-progress", action="store_true", help="no progress bar")
 

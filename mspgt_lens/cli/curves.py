@@ -46,7 +46,12 @@ def read_curves(path: Path, rows: Rows | None = None) -> tuple[pd.DataFrame, Row
     """
     check_file("--curves", path)
     reader = csv.reader(read_lines("--curves", path))
-    lines = [(reader.line_num, [c.strip() for c in cells]) for cells in reader if any(cells)]
+    try:
+        lines = [(reader.line_num, [c.strip() for c in cells]) for cells in reader if any(cells)]
+    except csv.Error as error:
+        raise ValueError(
+            f"--curves: line {reader.line_num} of {path} is no line of a table ({error})"
+        ) from error
     if len(lines) < 2:
         raise ValueError(f"--curves: {path} must hold a header and a line per row, got no row")
     header = lines[0][1]

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
+from mspgt_lens.cli.arguments import add_seed, new_file
 from mspgt_lens.cli.placing import add_placing, load_placed
 from mspgt_lens.cli.reading import read_records, record_group
 from mspgt_lens.contract import aligned
@@ -66,10 +67,10 @@ def add_patch_command(commands: Any) -> None:
         help="a saved partition: its segments are marked, and each is patched whole",
     )
     command.add_argument(
-        "--out", type=Path, default=Path("patch.html"), metavar="HTML", help="default: %(default)s"
+        "--out", type=new_file, default="patch.html", metavar="HTML", help="default: %(default)s"
     )
-    command.add_argument("--save", type=Path, metavar="PATH", help="also save the sweep")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    command.add_argument("--save", type=new_file, metavar="PATH", help="also save the sweep")
+    add_seed(command)
     add_placing(command)
     command.add_argument("--no-progress", action="store_true", help="no progress bar")
     command.set_defaults(run=_patch)

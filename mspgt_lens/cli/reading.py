@@ -172,17 +172,18 @@ def _is_array(path: Path) -> bool:
     """Whether the whole file is one JSON array, and no text that begins with a bracket."""
     if path.suffix.lower() == ".json":
         return True
+    text = "".join(read_lines("--prompts", path))
     try:
-        values = json.loads("".join(read_lines("--prompts", path)))
-    except json.JSONDecodeError:
+        values = _loaded(text)
+    except ValueError:
         return False
     return any(isinstance(value, dict | str) for value in values)
 
 
 def _is_record(line: str) -> bool:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
+        value = _loaded(line)
+    except ValueError:
         return False
     return isinstance(value, dict) and isinstance(value.get("text"), str)
 
@@ -256,18 +257,32 @@ def _json_lines(flag: str, path: Path) -> Iterator[tuple[str, Any]]:
             continue
         where = f"line {number} of {path}"
         try:
-            yield where, json.loads(line)
-        except json.JSONDecodeError as error:
+            value = _loaded(line)
+        except ValueError as error:
             raise ValueError(
                 f"{flag}: {where} is not JSON ({error}); one record per line is read, or one array "
                 "of records"
             ) from error
+        yield where, value
 
 
 def _array(flag: str, path: Path) -> Iterator[tuple[str, Any]]:
+    text = "".join(read_lines(flag, path))
     try:
-        values = json.loads("".join(read_lines(flag, path)))
-    except json.JSONDecodeError as error:
+        values = _loaded(text)
+    except ValueError as error:
         raise ValueError(f"{flag}: {path} is not one JSON array ({error})") from error
     for number, value in enumerate(values, start=1):
         yield f"element {number} of {path}", value
+
+
+def _loaded(text: str) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: If it is none, or Python cannot hold it.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets are nested too deep") from error

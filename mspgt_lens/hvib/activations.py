@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from mspgt_lens.gathering import make_batch, make_batches
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.moments import N_FEATURES
 from mspgt_lens.prompts import Prompt, count_tokens
-from mspgt_lens.storage import read_result, write_result
+from mspgt_lens.storage import read_result, reserve, write_result
 from mspgt_lens.targets import BatchTargets, batch_targets, token_features
 
 # Prompts are run until they hold so many times the positions that are kept: neighbors tell little
@@ -101,7 +102,8 @@ def collect_activations(
     chosen = collector.choose(prompts)
     shape = (len(plan.sites), sum(map(len, chosen.values())), adapter.d_model)
     partial = folder / f"{_ROWS}.partial"
-    rows = np.memmap(partial, dtype=np.float16, mode="w+", shape=shape)
+    reserve(partial, math.prod(shape) * np.dtype(np.float16).itemsize)
+    rows = np.memmap(partial, dtype=np.float16, mode="r+", shape=shape)
     collector.run(prompts, chosen, rows, progress)
     rows.flush()
     del rows

@@ -57,7 +57,7 @@ class Placement:
 
     Raises:
         TypeError: If ``dtype`` is neither a dtype nor the name of one.
-        ValueError: If the arguments contradict one another.
+        ValueError: If the device cannot be used here, or the arguments contradict one another.
     """
 
     device: str | None = None
@@ -74,6 +74,8 @@ class Placement:
                 "quantized weights keep theirs whatever it is"
             )
         object.__setattr__(self, "dtype", dtype)
+        if self.device is not None:
+            _check_device(self.device)
         if self.n_devices is not None and self.n_devices < 1:
             raise ValueError(f"n_devices must be at least 1, got {self.n_devices}")
         if self.spread and self.device is not None:
@@ -132,3 +134,14 @@ class Placement:
         if max_memory is not None:
             settings["max_memory"] = dict(max_memory)
         return settings
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    # By kind of device: unknown, not built into this torch, or not in this machine.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}): give another, "
+            "such as 'cpu', or nothing"
+        ) from error

@@ -12,6 +12,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from mspgt_lens.storage import written_whole
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5c5c60; --paper: #fff; --line: #ddd;
   --yes: #00664b; --no: #a84300; }
@@ -127,6 +129,9 @@ def write_page(
 
     Returns:
         The path that was written.
+
+    Raises:
+        OSError: If it cannot be written; what was there before is as it was.
     """
     html = _TEMPLATES.from_string(_PAGE).render(
         title=title,
@@ -139,8 +144,8 @@ def write_page(
         script=Markup(_SCRIPT),
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     return path
 
 
