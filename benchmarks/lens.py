@@ -1,7 +1,7 @@
 """The ridge lens against a tuned lens trained by SGD, on the same activations and tokens.
 
-    python benchmarks/lens.py               # eight sites
-    python benchmarks/lens.py --sites 30    # all of them: the better part of an hour on two cores
+    python -m benchmarks.lens               # eight sites
+    python -m benchmarks.lens --sites 30    # all of them: the better part of an hour on two cores
 
 Both are fitted on four fifths of the built-in passages and decode the same positions of the rest.
 The time of the ridge lens is what fit_lens takes beyond the forward passes, its own held-out scores
@@ -14,24 +14,21 @@ SGD with Nesterov momentum 0.9, learning rate 1 - momentum decaying linearly to 
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-# Run as a script, this folder would stand in for the standard library's module "profile".
-sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parent]
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
 
-import argparse  # noqa: E402
-import time  # noqa: E402
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.nn import functional  # noqa: E402
-
-import mspgt_lens as ml  # noqa: E402
-from mspgt_lens.information.ridge import spread_sites  # noqa: E402
-from mspgt_lens.models import ModelAdapter, as_adapter  # noqa: E402
-from mspgt_lens.prompts import Prompt, stack_rows  # noqa: E402
+import mspgt_lens as ml
+from benchmarks.table import Comparison
+from mspgt_lens.information.ridge import spread_sites
+from mspgt_lens.models import ModelAdapter, as_adapter
+from mspgt_lens.prompts import Prompt, stack_rows
 
 N_PARTS = 5
 SKIP_FIRST = 4
@@ -93,57 +90,98 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> float:
     return float(functional.cross_entropy(logits.double(), tokens))
 
 
+@dataclass(frozen=True)
+class Site:
+    """One site's two lenses: nats of cross-entropy on held-out tokens, and seconds of SGD."""
+
+    site: int
+    ridge: float
+    tuned: float
+    seconds: float
+
+
+class Fitted:
+    """The ridge lens, with the activations that the tuned lens is trained and both are tried on.
+
+    Attributes:
+        seconds: Of the ridge lens at one site, beyond the forward passes.
+    """
+
+    def __init__(self) -> None:
+        self.adapter = adapter = as_adapter(ml.load_demo_model())
+        for parameter in adapter.model.parameters():
+            parameter.requires_grad_(False)
+        texts = [passage.text for passage in ml.load_passages()]
+        prompts = list(ml.PromptDataset.from_texts(adapter.model, texts, max_length=128))
+        training = [prompt for prompt in prompts if prompt.group % N_PARTS]
+        held_out = [prompt for prompt in prompts if not prompt.group % N_PARTS]
+        start = time.perf_counter()
+        self.lens = ml.fit_lens(adapter, ml.PromptDataset(lambda: iter(training)), progress=False)
+        fitting = time.perf_counter() - start
+        start = time.perf_counter()
+        self.rows, _ = gather(adapter, training)
+        forward = time.perf_counter() - start
+        self.seconds = (fitting - forward) / adapter.n_layers
+        tested, answers = gather(adapter, held_out)
+        pick = torch.from_numpy(np.random.default_rng(0).permutation(len(answers))[:N_TESTED])
+        self.tested, self.answers = [part[pick] for part in tested], answers[pick]
+        print(
+            f"{len(self.rows[0]):,} training positions, {len(self.answers)} held out; forward "
+            f"passes {forward:.0f} s, fit_lens {fitting:.0f} s in all; cross-entropy of the model "
+            f"{self.cross_entropy(adapter.n_layers):.3f} nats",
+            flush=True,
+        )
+
+    def cross_entropy(self, site: int) -> float:
+        """Of what the ridge lens reads at a site."""
+        return cross_entropy(self.lens.logits(site, self.tested[site]), self.answers)
+
+    def sites(self, number: int, batch_size: int) -> Iterator[Site]:
+        """Both lenses at so many sites, evenly spread."""
+        adapter = self.adapter
+        for site in spread_sites(adapter.n_layers - 1, number):
+            start = time.perf_counter()
+            weight, bias = train_tuned_lens(adapter, self.rows[site], self.rows[-1], batch_size)
+            spent = time.perf_counter() - start
+            h = self.tested[site]
+            with adapter.inference():
+                told = adapter.decode(adapter.normalize(h + h @ weight + bias))
+            tuned = cross_entropy(told, self.answers)
+            yield Site(int(site), self.cross_entropy(site), tuned, spent)
+
+
+def compare() -> Iterator[Comparison]:
+    """Three sites: cross-entropy and seconds."""
+    fitted = Fitted()
+    for one in fitted.sites(3, 128):
+        what = f"cross-entropy of the ridge lens, site {one.site}"
+        yield Comparison(what, one.ridge, "tuned lens", one.tuned, "nats", "0.1 nats more at most")
+        what = f"fitting one site, site {one.site}"
+        yield Comparison(what, fitted.seconds, "tuned lens", one.seconds, "s", "at most 0.05")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sites", type=int, default=8, help="sites compared, evenly spread")
     parser.add_argument("--batch-size", type=int, default=128, help="tokens per step of SGD")
     options = parser.parse_args()
-    adapter = as_adapter(ml.load_demo_model())
-    for parameter in adapter.model.parameters():
-        parameter.requires_grad_(False)
-    texts = [passage.text for passage in ml.load_passages()]
-    prompts = list(ml.PromptDataset.from_texts(adapter.model, texts, max_length=128))
-    training = [prompt for prompt in prompts if prompt.group % N_PARTS]
-    held_out = [prompt for prompt in prompts if not prompt.group % N_PARTS]
-
-    start = time.perf_counter()
-    lens = ml.fit_lens(adapter, ml.PromptDataset(lambda: iter(training)), progress=False)
-    fitting = time.perf_counter() - start
-    start = time.perf_counter()
-    rows, _ = gather(adapter, training)
-    forward = time.perf_counter() - start
-    ridge_seconds = (fitting - forward) / adapter.n_layers
-    tested, answers = gather(adapter, held_out)
-    pick = torch.from_numpy(np.random.default_rng(0).permutation(len(answers))[:N_TESTED])
-    tested, answers = [part[pick] for part in tested], answers[pick]
-    print(
-        f"{len(rows[0]):,} training positions, {len(answers)} held out; "
-        f"{options.batch_size * N_STEPS:,} positions of SGD per site; forward passes {forward:.0f} "
-        f"s, fit_lens {fitting:.0f} s in all; cross-entropy of the model "
-        f"{cross_entropy(lens.logits(adapter.n_layers, tested[-1]), answers):.3f} nats",
-        flush=True,
-    )
+    fitted = Fitted()
+    print(f"{options.batch_size * N_STEPS:,} positions of SGD per site")
     print("site  ridge lens  tuned lens  difference  seconds of SGD", flush=True)
-    sites = spread_sites(adapter.n_layers - 1, options.sites)
-    worst, total = -np.inf, 0.0
-    for site in sites:
-        start = time.perf_counter()
-        weight, bias = train_tuned_lens(adapter, rows[site], rows[-1], options.batch_size)
-        spent = time.perf_counter() - start
-        h = tested[site]
-        with adapter.inference():
-            told = adapter.decode(adapter.normalize(h + h @ weight + bias))
-        tuned = cross_entropy(told, answers)
-        ridged = cross_entropy(lens.logits(site, h), answers)
-        worst, total = max(worst, ridged - tuned), total + spent
+    found = []
+    for one in fitted.sites(options.sites, options.batch_size):
+        found.append(one)
         print(
-            f"{site:4d}  {ridged:10.3f}  {tuned:10.3f}  {ridged - tuned:+10.3f}  {spent:8.1f}",
+            f"{one.site:4d}  {one.ridge:10.3f}  {one.tuned:10.3f}  {one.ridge - one.tuned:+10.3f}  "
+            f"{one.seconds:8.1f}",
             flush=True,
         )
+    worst = max(one.ridge - one.tuned for one in found)
     print(f"largest excess of the ridge lens: {worst:+.3f} nats (0.1 allowed)")
+    mean = sum(one.seconds for one in found) / len(found)
     print(
-        f"time per site: {total / len(sites):.1f} s against {ridge_seconds:.2f} s, "
-        f"{total / len(sites) / ridge_seconds:.0f}x (20x wanted)"
+        f"time per site: {mean:.1f} s against {fitted.seconds:.2f} s, {mean / fitted.seconds:.0f}x "
+        "(20x wanted)"
     )
 
 

@@ -1,6 +1,6 @@
 """Speed of ``patch_layers`` against ``transformer_lens.patching``, with the numbers compared.
 
-    python benchmarks/patching.py
+    python -m benchmarks.patching
 
 One run on the demo model: 8 pairs of 15 tokens, the residual before every block at every position,
 both under ``no_grad`` with as many threads. Twice: with prompts that differ from the first token
@@ -10,21 +10,17 @@ tasks, where a pair's earlier positions cannot change anything and are skipped.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import argparse
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
 
-# Run as a script, its neighbor profile.py would stand in for the standard library's module.
-sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parent]
+import torch
+from transformer_lens import patching
 
-import argparse  # noqa: E402
-import time  # noqa: E402
-from importlib import metadata  # noqa: E402
-from typing import Any  # noqa: E402
-
-import torch  # noqa: E402
-from transformer_lens import patching  # noqa: E402
-
-import mspgt_lens as ml  # noqa: E402
+import mspgt_lens as ml
+from benchmarks.table import Comparison
 
 # What either prompt says after its first word does not tell the other's first word.
 BEGINNINGS = (
@@ -86,19 +82,41 @@ def reference(model: Any, pairs: ml.PromptPairs) -> tuple[torch.Tensor, float]:
         return sweep, time.perf_counter() - start
 
 
-def compare(name: str, model: Any, pairs: ml.PromptPairs, options: argparse.Namespace) -> None:
-    """Print seconds, ratio and largest difference."""
+CASES = {"from the first token": first_token_pairs, "from the middle": middle_pairs}
+
+
+def compare() -> Iterator[Comparison]:
+    """Seconds of the sweeps, the better of two rounds."""
+    model = ml.load_demo_model()
+    for name, make in CASES.items():
+        pairs = make(model)
+        _, ours = own_sweep(model, pairs, 2, None)
+        _, slow = reference(model, pairs)
+        what = f"patch_layers, prompts that differ {name}"
+        yield Comparison(what, ours, "transformer_lens.patching", slow, "s", "below 1")
+
+
+def own_sweep(
+    model: Any, pairs: ml.PromptPairs, n_rounds: int, batch_size: int | None
+) -> tuple[ml.results.PatchSweep, float]:
+    """The sweep, and the seconds of the best round."""
     seconds = []
-    for _ in range(options.rounds):
+    for _ in range(n_rounds):
         start = time.perf_counter()
-        sweep = ml.patch_layers(model, pairs, batch_size=options.batch_size, progress=False)
+        sweep = ml.patch_layers(model, pairs, batch_size=batch_size, progress=False)
         seconds.append(time.perf_counter() - start)
-    line = f"{name}: patch_layers {min(seconds):.2f} s"
+    return sweep, min(seconds)
+
+
+def print_case(name: str, model: Any, pairs: ml.PromptPairs, options: argparse.Namespace) -> None:
+    """Print seconds, ratio and largest difference."""
+    sweep, ours = own_sweep(model, pairs, options.rounds, options.batch_size)
+    line = f"{name}: patch_layers {ours:.2f} s"
     if not options.ours:
         expected, slow = reference(model, pairs)
         largest = float((torch.tensor(sweep.metric) - expected.double()).abs().max())
         line += (
-            f", transformer_lens.patching {slow:.2f} s: {slow / min(seconds):.2f}x; largest "
+            f", transformer_lens.patching {slow:.2f} s: {slow / ours:.2f}x; largest "
             f"difference {largest:.1e} of values from {expected.min():.2f} to {expected.max():.2f}"
         )
     print(line, flush=True)
@@ -115,11 +133,8 @@ def main() -> None:
     model = ml.load_demo_model()
     versions = (f"{name} {metadata.version(name)}" for name in ("transformer-lens", "torch"))
     print(f"{type(model).__name__}, {', '.join(versions)}, {torch.get_num_threads()} threads")
-    for name, make in (
-        ("from the first token", first_token_pairs),
-        ("from the middle", middle_pairs),
-    ):
-        compare(name, model, make(model), options)
+    for name, make in CASES.items():
+        print_case(name, model, make(model), options)
 
 
 if __name__ == "__main__":

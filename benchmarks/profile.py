@@ -1,31 +1,27 @@
 """Cost of ``profile_layers`` against the bare forward pass over the same batches.
 
-    python benchmarks/profile.py            # time, on the built-in passages
-    python benchmarks/profile.py --memory   # peak memory, 64 against 512 prompts
+    python -m benchmarks.profile            # time, on the built-in passages
+    python -m benchmarks.profile --memory   # peak memory, 64 against 512 prompts
 
 Both are ratios or differences within one run on one machine, on the demo model.
 """
 
 from __future__ import annotations
 
+import argparse
+import resource
+import subprocess
 import sys
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator
 
-# Run as a script, this file would stand in for the standard library's module of the same name.
-sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parent]
+import torch
 
-import argparse  # noqa: E402
-import resource  # noqa: E402
-import subprocess  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-
-import torch  # noqa: E402
-
-import mspgt_lens as ml  # noqa: E402
-from mspgt_lens.folds import balanced_folds  # noqa: E402
-from mspgt_lens.gathering import make_batches  # noqa: E402
-from mspgt_lens.profile.passing import TOKENS_PER_BATCH  # noqa: E402
+import mspgt_lens as ml
+from benchmarks.table import Comparison
+from mspgt_lens.folds import balanced_folds
+from mspgt_lens.gathering import make_batches
+from mspgt_lens.profile.passing import TOKENS_PER_BATCH
 
 
 def passage_prompts(model: object, max_length: int, n_prompts: int | None) -> ml.PromptDataset:
@@ -60,30 +56,41 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare_time(n_rounds: int) -> None:
+def compare() -> Iterator[Comparison]:
+    """Time in five rounds, on the passages and on 96 x 128 tokens; then peak memory."""
     model = ml.load_demo_model()
-    prompts = passage_prompts(model, 384, None)
-    warm = passage_prompts(model, 384, 4)
-    bare_forward(model, warm)
-    ratios = []
+    yield timed(model, passage_prompts(model, 384, None), "passages", 5, "at most 1.3")
+    yield timed(model, passage_prompts(model, 128, 96), "96 x 128 tokens", 5, "at most 1.5")
+    (few, (_, least)), (many, (_, most)) = peaks().items()
+    yield Comparison(f"profile of {many} prompts", most, f"of {few}", least, "MB", "at most 1.05")
+
+
+def timed(
+    model: torch.nn.Module, prompts: ml.PromptDataset, name: str, n_rounds: int, wanted: str = ""
+) -> Comparison:
+    """Seconds of the round whose ratio is the median."""
+    bare_forward(model, passage_prompts(model, 384, 4))
+    rounds = []
     for number in range(n_rounds):
         bare = seconds(lambda: bare_forward(model, prompts))
         profiled = seconds(lambda: ml.profile_layers(model, prompts, progress=False))
-        ratios.append(profiled / bare)
+        found = f"profile_layers, {name}", profiled, "bare forward pass", bare, "s", wanted
+        rounds.append(Comparison(*found))
         print(f"round {number + 1}: bare {bare:.1f} s, profile {profiled:.1f} s", flush=True)
-    print(f"profile_layers / bare forward: {sorted(ratios)[len(ratios) // 2]:.2f} (median)")
+    return sorted(rounds, key=lambda one: one.value / one.reference)[len(rounds) // 2]
 
 
-def compare_memory() -> None:
-    peaks = {}
+def peaks() -> dict[int, tuple[int, int]]:
+    """Number of prompts to the peak memory of the bare forward pass and of the profile, in MB."""
+    found = {}
     for n_prompts in (64, 512):
-        command = [sys.executable, __file__, "--peak", str(n_prompts)]
-        peaks[n_prompts] = [
+        command = [sys.executable, "-m", "benchmarks.profile", "--peak", str(n_prompts)]
+        bare, profiled = (
             int(subprocess.run([*command, kind], check=True, capture_output=True).stdout)
             for kind in ("bare", "profile")
-        ]
-    for n_prompts, (bare, profiled) in peaks.items():
-        print(f"{n_prompts} prompts: peak {profiled} MB, {profiled - bare} MB above bare forward")
+        )
+        found[n_prompts] = bare, profiled
+    return found
 
 
 def print_peak(n_prompts: int, kind: str) -> None:
@@ -105,9 +112,14 @@ def main() -> None:
     if options.peak:
         print_peak(int(options.peak[0]), options.peak[1])
     elif options.memory:
-        compare_memory()
+        for n_prompts, (bare, profiled) in peaks().items():
+            print(
+                f"{n_prompts} prompts: peak {profiled} MB, {profiled - bare} MB above bare forward"
+            )
     else:
-        compare_time(options.rounds)
+        model = ml.load_demo_model()
+        found = timed(model, passage_prompts(model, 384, None), "passages", options.rounds)
+        print(f"profile_layers / bare forward: {found.ratio:.2f} (median)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What predictions of the demo model need of every site, how long it takes, and whether it holds.
 
-    python benchmarks/rate_distortion.py                          # 120 prompts, 10 sites
-    python benchmarks/rate_distortion.py --prompts 48 --sites 1 12 27 --save rates
+    python -m benchmarks.rate_distortion                          # 120 prompts, 10 sites
+    python -m benchmarks.rate_distortion --prompts 48 --sites 1 12 27 --save rates
 
 The first takes at most 15 minutes on two cores. Prints the rate at every distortion, scale and site
 beside that of noise with one correlation in every direction, and for every channel the KL that was
@@ -10,17 +10,13 @@ expected and the one that was measured.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import argparse
+import time
+from collections.abc import Iterator
 
-# Next to this file lies profile.py, which would stand in for the standard library's.
-sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parent]
-
-import argparse  # noqa: E402
-import time  # noqa: E402
-
-import mspgt_lens as ml  # noqa: E402
-from mspgt_lens.contract import interval  # noqa: E402
+import mspgt_lens as ml
+from benchmarks.table import Comparison
+from mspgt_lens.contract import interval
 
 N_TOKENS = 80
 
@@ -34,6 +30,24 @@ def prompts(model: object, count: int) -> ml.PromptDataset:
     return ml.PromptDataset.from_tokens(
         [tokens.tolist() for tokens in first.values()], groups=list(first)
     )
+
+
+def compare() -> Iterator[Comparison]:
+    """48 prompts, one site: what shaped noise passes on, and whether its KL is as expected."""
+    model = ml.load_demo_model()
+    found = ml.rate_distortion(model, prompts(model, 48), sites=[12], progress=False)
+    for scale in found.bands:
+        for distortion in found.distortions:
+            shaped, plain = (
+                float(found.over_sites(scale, distortion, shaped=s).values[0])
+                for s in (True, False)
+            )
+            what = f"rate of shaped noise, {scale}, KL {distortion:g}"
+            yield Comparison(what, shaped, "noise of one correlation", plain, "nats", "at most 1")
+    for run in found.runs:
+        if run.shaped:
+            what = f"KL of a channel, {run.scale}, rate {run.rate:.3g}"
+            yield Comparison(what, run.kl, "expected", run.expected, "nats", "about 1")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Readings of single tokens on processes whose information is known at every offset.
 
-    python benchmarks/tokens.py --out docs/tokens.csv
+    python -m benchmarks.tokens --out docs/tokens.csv
 
 writes the table and, beside it, its rendering after the mark in information.md. Processes,
 activations and truths are those of tests/information/token_processes.py.
@@ -8,18 +8,19 @@ activations and truths are those of tests/information/token_processes.py.
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
+from benchmarks.table import Comparison
+
 ROOT = Path(__file__).resolve().parent.parent
-# Next to this file lies profile.py, which would stand in for the standard library's.
-sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parent]
 sys.path.append(str(ROOT / "tests" / "information"))
 
-import argparse  # noqa: E402
-
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
 from token_processes import AHEAD, BACK, PROCESSES, Process, fits, read, truths  # noqa: E402
 
 _ENDS = ("values", "low", "high")
@@ -49,6 +50,16 @@ def rows(process: Process, steps: tuple[int, ...], n_prompts: int, n_seeds: int)
             }
         )
     return pd.DataFrame(found)
+
+
+def compare() -> Iterator[Comparison]:
+    """What a site's reader can say all of: two draws of 200 sequences."""
+    for process in PROCESSES:
+        for steps in (BACK, AHEAD):
+            found = rows(process, steps, 200, 2)
+            for one in found[found.carried].itertuples():
+                what = f"{process.name}, {one.site}, asked for the {one.asked}"
+                yield Comparison(what, one.estimate, "truth", one.truth, "nats", "about 1")
 
 
 def page(table: pd.DataFrame) -> str:
