@@ -49,6 +49,7 @@ ORDER = [
     "report",
     "results",
     "cli",
+    "__main__",
 ]
 # What one takes in at a glance.
 MOST_NAMES = 36

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,11 +16,13 @@ from mspgt_lens.cli.analyze import add_analyze_command
 from mspgt_lens.cli.arguments import add_seed, new_file, whole_number
 from mspgt_lens.cli.brittleness import add_brittleness_command
 from mspgt_lens.cli.curves import read_curves
+from mspgt_lens.cli.launching import Launch, launched
 from mspgt_lens.cli.patch import add_patch_command
 from mspgt_lens.cli.placing import PLACING, add_placing, load_placed
 from mspgt_lens.cli.reading import read_documents
 from mspgt_lens.contract import aligned
 from mspgt_lens.models import as_adapter
+from mspgt_lens.processes import PeerError
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.settings import Control
@@ -39,19 +42,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A name that the terminal cannot show must not cost the run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    try:
+        with launched() as launch:
+            return launch.end(*_outcome(arguments, launch))
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        print(f"mspgt-lens: {error}", file=sys.stderr)
+        return 2
+
+
+def _outcome(arguments: Sequence[str] | None, launch: Launch) -> tuple[int, str]:
+    """Exit code of this process, and the error that stopped it."""
+    options = _parser().parse_args(arguments)
+    options.launch = launch
     # One line per warning: where in the package it was raised says nothing to a reader.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
+        if launch.size > 1 and not hasattr(options, "shares_work"):
+            raise ValueError(
+                f"{options.command} runs in one process, and {launch.size} were started: start it "
+                "without torchrun; profile and scales share their work"
+            )
         if getattr(options, "prompts", None) is not None:
             # Before the model is loaded, which may take long.
             options.prompts = read_documents(options.prompts)
             print(f"{options.prompts.path}: {options.prompts}")
-        return int(options.run(options))
+        return int(options.run(options)), ""
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+        return 130, f"interrupted; {_kept(options)}"
+    except PeerError:
+        return 2, ""
     except (
         ValueError,
         TypeError,
@@ -61,9 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ArithmeticError,
         RuntimeError,
     ) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"mspgt-lens: {message}", file=sys.stderr)
-        return 2
+        return 2, str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    except Exception:
+        if launch.size == 1:
+            raise
+        return 1, traceback.format_exc()
+
+
+def _kept(options: argparse.Namespace) -> str:
+    """What there is of a run that was interrupted."""
+    if options.command == "analyze" or getattr(options, "checkpoint", None) is not None:
+        return "start it again in the same way to go on"
+    return "nothing was written"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         description="How a language model's layers divide the work: what each one compresses, "
         "keeps of the past and predicts of the future.",
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", dest="command"
+    )
     _add_profile_command(commands)
     _add_scales_command(commands)
     add_patch_command(commands)
@@ -113,8 +145,9 @@ def _add_profile_command(commands: Any) -> None:
         action="store_true",
         help="also seek scale boundaries and show them in the report",
     )
+    _add_checkpoint(profile)
     _add_run(profile)
-    profile.set_defaults(run=_profile)
+    profile.set_defaults(run=_profile, shares_work=True)
 
 
 def _add_scales_command(commands: Any) -> None:
@@ -162,8 +195,9 @@ def _add_scales_command(commands: Any) -> None:
         "--out", type=new_file, default="scales.html", metavar="HTML", help="default: %(default)s"
     )
     scales.add_argument("--save", type=new_file, metavar="PATH", help="also save the partition")
+    _add_checkpoint(scales)
     _add_run(scales)
-    scales.set_defaults(run=_scales)
+    scales.set_defaults(run=_scales, shares_work=True)
 
 
 def _add_model(command: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -179,6 +213,16 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
         help="UTF-8 text with one document per line, or per block between blank lines; or JSON "
         "records with a 'text' field and, if you like, a 'group' field, one per line (.jsonl) or "
         "in one array; what was read is printed; default: the built-in passages",
+    )
+
+
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FOLDER",
+        help="keep sums there every few minutes: started again in the same way, a pass that was "
+        "stopped goes on; delete it once you have the report",
     )
 
 
@@ -199,13 +243,18 @@ def _profile(options: argparse.Namespace) -> int:
     if options.n_documents is not None and options.n_documents < 3:
         raise ValueError(f"--n-documents must be at least 3, got {options.n_documents}")
     model = load_placed(options, options.model)
+    prompts = _prompts(options, model, options.n_documents)
     whole = profile_layers(
         model,
-        _prompts(options, model, options.n_documents),
+        prompts,
         bands={**DEFAULT_BANDS, **OFFSET_BANDS} if options.scale_map else DEFAULT_BANDS,
         seed=options.seed,
         progress=not options.no_progress,
+        process_group=options.launch.group(model),
+        checkpoint=options.checkpoint,
     )
+    if not options.launch.is_first:
+        return 0
     profile = _of_bands(whole, DEFAULT_BANDS)
     scale_map = _of_bands(whole, OFFSET_BANDS) if options.scale_map else None
     partition = detect_scales(profile=profile, seed=options.seed) if options.scales else None
@@ -235,6 +284,9 @@ def _of_bands(profile: LayerProfile, bands: Mapping[str, tuple[int, int]]) -> La
 
 
 def _scales(options: argparse.Namespace) -> int:
+    has_pass = options.curves is None and options.profile is None
+    if not has_pass and not options.launch.is_first:
+        return 0
     if options.curves is not None:
         return _scales_of_curves(options)
     if options.model is None:
@@ -242,19 +294,26 @@ def _scales(options: argparse.Namespace) -> int:
     if options.rows is not None:
         raise ValueError("--rows says what the rows of --curves are: leave it out")
     if options.profile is not None:
-        superfluous = [n for n in ("prompts", "control") if getattr(options, n) is not None]
+        superfluous = [
+            n for n in ("prompts", "control", "checkpoint") if getattr(options, n) is not None
+        ]
         if superfluous:
             raise ValueError(f"--profile holds a pass already: leave out --{superfluous[0]}")
         profile = LayerProfile.load(options.profile)
     else:
         model = load_placed(options, options.model)
+        prompts = _prompts(options, model)
         profile = profile_layers(
             model,
-            _prompts(options, model),
+            prompts,
             control=options.control,
             seed=options.seed,
             progress=not options.no_progress,
+            process_group=options.launch.group(model),
+            checkpoint=options.checkpoint,
         )
+        if not options.launch.is_first:
+            return 0
     partition = detect_scales(profile=profile, method=options.method, seed=options.seed)
     print(f"\n{partition.summary()}\n\nby method")
     for name, boundaries in partition.by_method.items():
@@ -270,7 +329,7 @@ def _scales(options: argparse.Namespace) -> int:
 def _scales_of_curves(options: argparse.Namespace) -> int:
     given = [
         n
-        for n in ("model", "profile", "prompts", "control", *PLACING)
+        for n in ("model", "profile", "prompts", "control", "checkpoint", *PLACING)
         if getattr(options, n) is not None
     ]
     if given:

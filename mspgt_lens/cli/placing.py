@@ -38,6 +38,10 @@ def add_placing(command: argparse.ArgumentParser) -> None:
 def load_placed(options: argparse.Namespace, name: str) -> Any:
     """The model of this name, where the options say."""
     given = {n: getattr(options, n) for n in PLACING if getattr(options, n) is not None}
+    is_spread = "device_map" in given or "n_devices" in given
+    device = options.launch.device(options.device, is_spread)
+    if device is not None:
+        given["device"] = device
     return load_model(name, **given)
 
 

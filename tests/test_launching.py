@@ -1,0 +1,152 @@
+"""The command in several processes that torchrun started: one voice, one end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from profiles import assert_same
+from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
+
+import mspgt_lens as ml
+from mspgt_lens.cli import command
+from mspgt_lens.cli.launching import Launch
+from mspgt_lens.profile.results import LayerProfile
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*more groups of text are needed:UserWarning"),
+]
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a model that can be loaded, and prompts."""
+    inner = tiny_model("llama").original_model
+    # Saved without the bridge around it.
+    getattr(transformers, type(inner).__name__)(inner.config).save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    texts = [as_text(row) for row in random_tokens(30, 140)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    return tmp_path
+
+
+def torchrun(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Two processes of one thread each."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, "--nproc-per-node", "2", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=300)
+        finally:
+            # Told so, and not killed, it ends those that it started.
+            process.terminate()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_torchrun_gives_what_one_process_gives(folder: Path) -> None:
+    files = ["--prompts", "texts.txt", "--out", "report.html", "--save", "kept"]
+    sizes = ["--max-length", "140", "--checkpoint", "sums"]
+    done = torchrun("-m", "mspgt_lens", "profile", "tiny", *files, *sizes, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == done.stdout.count("texts.txt: 30 documents") == 1
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == len(set(warned)) > 0
+    model = ml.load_model(str(folder / "tiny"))
+    texts = (folder / "texts.txt").read_text().splitlines()
+    prompts = ml.PromptDataset.from_texts(model, texts, max_length=140)
+    one = ml.profile_layers(model, prompts, progress=False)
+    several = LayerProfile.load(folder / "kept")
+    assert_same(several, one, rtol=1e-6, atol=1e-9)
+    assert several.n_tokens == one.n_tokens
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
+    parts = sorted(path.name for path in (folder / "sums").iterdir())
+    assert parts == ["part-0-of-2.safetensors", "part-1-of-2.safetensors"]
+
+
+def test_what_stops_one_process_is_said_once_and_ends_all(folder: Path) -> None:
+    done = torchrun(str(HERE / "launched.py"), str(folder), folder=folder)
+    first, second = (json.loads((folder / f"came-to-{rank}.json").read_text()) for rank in (0, 1))
+    said = {
+        "loading": (2, "mspgt-lens: process 1 of 2: this disk is gone"),
+        "bug": (1, "mspgt-lens: process 1 of 2: Traceback (most recent call last):"),
+        "pass": (2, "mspgt-lens: process 1 of 2: activations at site 1 are NaN or infinite"),
+        "writing": (2, "mspgt-lens: process 0 of 2: no place to write"),
+        "alike": (2, "mspgt-lens: --n-documents must be at least 3, got 2"),
+        "usage": (2, "mspgt-lens profile: error: the following arguments are required: MODEL"),
+        "unshared": (2, "mspgt-lens: brittleness runs in one process, and 2 were started"),
+    }
+    assert {name: first[name][0] for name in said} == {
+        name: code for name, (code, _) in said.items()
+    }
+    for name, (_, expected) in said.items():
+        assert first[name][2].count("mspgt-lens: ") == (name != "usage")
+        assert expected in first[name][2]
+    assert "AssertionError: a bug" in first["bug"][2]
+    assert (first["unhurt"][0], LayerProfile.load(folder / "kept").n_groups) == (0, 30)
+    for name, came_to in second.items():
+        # The same end, without a word.
+        assert came_to == [first[name][0], "", ""]
+    assert done.returncode != 0
+    assert done.stderr.count("mspgt-lens: ") == 1
+    assert "nowhere" in done.stderr
+
+
+def test_processes_must_be_able_to_meet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert command.main(["profile", "demo"]) == 2
+    assert "RANK, MASTER_ADDR, MASTER_PORT are not set: start them by" in capsys.readouterr().err
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Launch]:
+    """The second of two processes on a machine with so many GPUs."""
+
+    def launch(number: int) -> Launch:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        processes: Any = SimpleNamespace(size=2, rank=1)
+        return Launch(processes)
+
+    return launch
+
+
+def test_every_process_takes_a_gpu_of_its_own(gpus: Callable[[int], Launch]) -> None:
+    assert gpus(2).device(None, False) == gpus(4).device("cuda", False) == "cuda:1"
+    assert gpus(2).device("cpu", False) == "cpu"
+    assert gpus(0).device(None, False) is None
+    with pytest.raises(ValueError, match=r"share its GPUs \(1\): start as many as there"):
+        gpus(1).device(None, False)
+    with pytest.raises(ValueError, match="--device cuda:0 is one GPU, and 2 processes were"):
+        gpus(2).device("cuda:0", False)
+    with pytest.raises(ValueError, match="2 processes were started on this one: start one per"):
+        gpus(2).device(None, True)
+
+
+def test_one_process_per_machine_may_spread_its_model(
+    gpus: Callable[[int], Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = gpus(4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert launch.device(None, True) is None
+    assert launch.device("cuda:0", False) == "cuda:0"
