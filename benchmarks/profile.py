@@ -1,7 +1,7 @@
 """Cost of ``profile_layers`` against the bare forward pass over the same batches.
 
     python -m benchmarks.profile            # time, on the built-in passages
-    python -m benchmarks.profile --memory   # peak memory, 64 against 512 prompts
+    python -m benchmarks.profile --memory   # peak memory, 64 against 4,096 prompts
 
 Both are ratios or differences within one run on one machine, on the demo model.
 """
@@ -61,7 +61,7 @@ def compare() -> Iterator[Comparison]:
     model = ml.load_demo_model()
     yield timed(model, passage_prompts(model, 384, None), "passages", 5, "at most 1.3")
     yield timed(model, passage_prompts(model, 128, 96), "96 x 128 tokens", 5, "at most 1.5")
-    (few, (_, least)), (many, (_, most)) = peaks().items()
+    (few, least), (many, most) = peaks().items()
     yield Comparison(f"profile of {many} prompts", most, f"of {few}", least, "MB", "at most 1.05")
 
 
@@ -80,26 +80,22 @@ def timed(
     return sorted(rounds, key=lambda one: one.value / one.reference)[len(rounds) // 2]
 
 
-def peaks() -> dict[int, tuple[int, int]]:
-    """Number of prompts to the peak memory of the bare forward pass and of the profile, in MB."""
+def peaks() -> dict[int, int]:
+    """Number of prompts to the peak memory of their profile in MB, in a process of its own.
+
+    Of short prompts, in batches of the same size: it is their number that differs.
+    """
     found = {}
-    for n_prompts in (64, 512):
+    for n_prompts in (64, 4096):
         command = [sys.executable, "-m", "benchmarks.profile", "--peak", str(n_prompts)]
-        bare, profiled = (
-            int(subprocess.run([*command, kind], check=True, capture_output=True).stdout)
-            for kind in ("bare", "profile")
-        )
-        found[n_prompts] = bare, profiled
+        found[n_prompts] = int(subprocess.run(command, check=True, capture_output=True).stdout)
     return found
 
 
-def print_peak(n_prompts: int, kind: str) -> None:
+def print_peak(n_prompts: int) -> None:
     model = ml.load_demo_model()
-    prompts = passage_prompts(model, 96, n_prompts)
-    if kind == "bare":
-        bare_forward(model, prompts)
-    else:
-        ml.profile_layers(model, prompts, progress=False)
+    prompts = passage_prompts(model, 24, n_prompts)
+    ml.profile_layers(model, prompts, bands={"near": (1, 8)}, batch_size=8, progress=False)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
@@ -107,15 +103,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--rounds", type=int, default=1, help="rounds to take the median of")
-    parser.add_argument("--peak", nargs=2, metavar=("PROMPTS", "KIND"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", type=int, metavar="PROMPTS", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
-        print_peak(int(options.peak[0]), options.peak[1])
+        print_peak(options.peak)
     elif options.memory:
-        for n_prompts, (bare, profiled) in peaks().items():
-            print(
-                f"{n_prompts} prompts: peak {profiled} MB, {profiled - bare} MB above bare forward"
-            )
+        for n_prompts, peak in peaks().items():
+            print(f"{n_prompts} prompts: peak {peak} MB")
     else:
         model = ml.load_demo_model()
         found = timed(model, passage_prompts(model, 384, None), "passages", options.rounds)
