@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -86,6 +87,16 @@ def test_cells_of_long_texts_keep_room_for_their_tokens(reading):
     )
     assert ml.plots.plot_lens_reading(reading).layout.width is None
     assert ml.plots.plot_lens_reading(long).layout.width > 40 * 50
+
+
+def test_what_a_reader_has_to_know_fits_the_width_of_a_page(reading):
+    plain = ml.plots.plot_lens_reading(replace(reading, warnings=())).layout
+    long = ml.plots.plot_lens_reading(replace(reading, warnings=("some words " * 30,))).layout
+    lines = re.sub(r"<span.*?>|</span>", "", long.title.text).split("<br>")
+    assert max(map(len, lines)) <= 115
+    assert " ".join(lines[2:]).split() == ["some", "words"] * 30
+    # Cells stay as high as they were.
+    assert plain.height - plain.margin.t == long.height - long.margin.t
 
 
 def test_a_color_that_is_none_is_refused(reading):

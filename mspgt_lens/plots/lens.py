@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, Literal, get_args
@@ -49,6 +50,8 @@ _WORDS = {
 _ROW = 21
 _COLUMN = 62
 _TOP, _SPACE = 75, 155
+# Characters of a subtitle's line that a page 900 wide shows, and how high the line is.
+_LINE, _LINE_HEIGHT = 115, 24
 # As wide as a report's page.
 _FIXED_FROM = 1100
 _LONGEST = 9
@@ -111,17 +114,17 @@ def plot_lens_reading(reading: LensReading, *, color: LensColor = "probability")
     if not known.all():
         plain = {"colorscale": _BLANK, "showscale": False}
         figure.add_trace(_cells(reading, np.zeros_like(values), ~known, plain))
-    height = _ROW * n_sites + _SPACE
+    told = [f"most probable token at every site; {_WORDS[color]}", *reading.warnings]
+    lines = [line for text in told for line in textwrap.wrap(text, _LINE)]
+    more = _LINE_HEIGHT * (len(lines) - 1)
     style_figure(
         figure,
         f"Through the ridge lens: {escape(reading.model_name)}",
-        "; ".join(
-            ["most probable token at every site", _WORDS[color], *map(escape, reading.warnings)]
-        ),
-        height,
+        "<br>".join(map(escape, lines)),
+        _ROW * n_sites + _SPACE + more,
     )
     labels = [_short(token) for token in reading.tokens]
-    figure.update_layout(margin={"t": _TOP})
+    figure.update_layout(margin={"t": _TOP + more})
     figure.update_xaxes(
         tickvals=np.arange(n_pos), ticktext=labels, showgrid=False, title_text="token read"
     )
