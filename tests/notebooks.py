@@ -24,6 +24,10 @@ _ON_GITHUB = "mspgt-lens/mspgt_lens/blob/main/tutorials"
 _FIGURE = "application/vnd.plotly.v1+json"
 _WIDTH = 900
 _PLACE = re.compile(r"^/\S+/(?=[\w.]+:\d+: )", re.MULTILINE)
+_SOLUTION = re.compile(
+    r"^<details><summary>Solution</summary>\n\n```python\n(.*?)^```$.*?^</details>$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def notebook_of(path: Path) -> Any:
@@ -45,6 +49,12 @@ def notebook_of(path: Path) -> Any:
         "colab": {"provenance": []},
     }
     return notebook
+
+
+def solutions(notebook: Any) -> list[str]:
+    """The code of its exercises' folded solutions."""
+    texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return [code for text in texts for code in _SOLUTION.findall(text)]
 
 
 def shown(notebook: Any) -> list[tuple[str, ...]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from notebooks import TEXTS, notebook_of, shown, write
+from notebooks import TEXTS, notebook_of, shown, solutions, write
 from setup_cell import run_without_package
 
 TIMEOUT = 1800  # Seconds per notebook.
@@ -26,8 +26,10 @@ _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def execute(path: Path, rewrite: bool) -> None:
-    """Run every cell; raises what the notebook raises."""
+    """Run every cell, then what solves the exercises; raises what the notebook raises."""
     notebook = notebook_of(path)
+    n_cells = len(notebook.cells)
+    notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
     deadline = time.monotonic() + TIMEOUT
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(
@@ -36,6 +38,7 @@ def execute(path: Path, rewrite: bool) -> None:
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
         ).execute()
+    del notebook.cells[n_cells:]
     target = path.with_suffix(".ipynb")
     if rewrite:
         write(notebook, target)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebooks import SETUP, TEXTS, notebook_of, shown
+from notebooks import SETUP, TEXTS, notebook_of, shown, solutions
 
 MOST_BYTES = 1_200_000
 
@@ -23,6 +23,15 @@ def test_notebooks_are_made_of_their_texts(text):
     kept = [(cell.cell_type, cell.source) for cell in notebook.cells]
     made = [(cell.cell_type, cell.source) for cell in notebook_of(text).cells]
     assert kept == made, "run: make tutorials"
+
+
+def test_texts_say_what_one_learns_and_end_with_an_exercise_and_its_solution(text):
+    words = [cell.source for cell in notebook_of(text).cells if cell.cell_type == "markdown"]
+    assert "**You will learn**" in words[0]
+    assert "minutes on two CPU cores" in " ".join(words[0].split())
+    assert "## Exercise" in words[-1]
+    (code,) = solutions(notebook_of(text))
+    compile(code, text.name, "exec")
 
 
 def test_notebooks_show_figures_as_pictures(text):

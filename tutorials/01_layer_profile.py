@@ -17,6 +17,12 @@
 # layer, information about the words just read gives way to information about the words to come. This
 # notebook measures where, for any model that TransformerLens loads, with an interval around every
 # number.
+#
+# **You will learn** to measure what every layer retains and predicts; to read the curves, their
+# intervals and the information plane; to ask at which depth each distance is read best; and to get the
+# same from a cache that you have already. About ten minutes on two CPU cores.
+#
+# You need no other notebook first.
 
 # %% [markdown]
 # ## One pass over some text
@@ -117,3 +123,26 @@ abs(from_cache.compression.values / direct.compression.values - 1).max()
 print(*profile.warnings, sep="\n")
 saved = profile.save("profile")
 ml.results.LayerProfile.load(saved) == profile
+
+# %% [markdown]
+# ## Exercise
+#
+# At which site is each distance ahead read best, and is that place sure? Guess whether far tokens are read
+# later than near ones, then look into `scale_map.predicted`, a curve for every offset. Believe only those
+# whose interval lies above zero somewhere.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# for offset, curve in scale_map.predicted.items():
+#     site = int(curve.values.argmax())
+#     sure = "" if curve.low[site] > 0 else "(not above 0)"
+#     print(f"{offset:>2} ahead: site {site:2}, {curve.values[site]:6.3f} nats", sure)
+# ```
+#
+# Of SmolLM2 on these texts, the next token is read best at the last site, 2, 4 and 8 ahead a few sites
+# before it, and what lies 64 ahead cannot be told from zero anywhere. How much there is to read falls
+# from 3.6 nats for the next token to 0.4 for the one after it: far tokens are hardly read *at all*, which
+# matters more than where.
+#
+# </details>

@@ -20,6 +20,13 @@
 #
 # This notebook asks it of three things whose answers can be compared: a model, the same model with
 # random weights, and signals with boundaries that were planted.
+#
+# **You will learn** to test a model's layers for sharp changes; to read the evidence, and what to do
+# when there is none; to hold a finding against a network with random weights and against planted
+# boundaries; and to tell whether your model is deep enough for an answer. About six minutes on two CPU
+# cores.
+#
+# What the curves are is told in the first notebook; you can go on without it.
 
 # %% [markdown]
 # ## A model
@@ -136,3 +143,27 @@ print(ml.synthetic.power(model.cfg.n_layers, 14, n_boundaries=0, drift="ramp", n
 #   different things is a question for interventions.
 # - Try other texts and seeds before you believe a place: `ml.studies.stability(model, [texts, other_texts])`
 #   makes the table, `ml.plots.plot_stability` the figure.
+
+# %% [markdown]
+# ## Exercise
+#
+# A change need not be a step. Plant one *bend*, from which on signals change at another rate
+# (`kind="bends"`), by as much per block as the noise is large, then by half of that. Does the test find
+# it, where it is, and call it a bend?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# for effect in (1.0, 0.5):
+#     bent = ml.synthetic.synthetic_signals(
+#         model.cfg.n_layers, 14, n_boundaries=1, kind="bends", effect=effect, seed=5
+#     )
+#     again = ml.segment_blocks(bent.signals)
+#     print("planted at", bent.boundaries)
+#     print(*again.changes_in_words(), sep="\n")
+# ```
+#
+# At 30 blocks the larger one is found at its block, 20, and called a bend; the smaller one is not found: a
+# bend of half the noise per block looks like gradual change.
+#
+# </details>

@@ -17,6 +17,12 @@
 # that, change it: put the activations of one prompt into another, add noise, and watch what becomes of
 # the answer, of the loss, of the text that is written. This notebook does so by layer, by position and
 # by scale, with an interval and a control beside every effect.
+#
+# **You will learn** to patch a task layer by layer and head by head, and tell real cells from chance; to
+# hold a segment against random sets of blocks; to choose a noise whose answer means something; and to
+# see which tokens, and what in written text, suffers. About ten minutes on two CPU cores.
+#
+# What a partition is, and when its segments stand on anything, is told in the second notebook.
 
 # %% [markdown]
 # ## Segments to speak of
@@ -181,3 +187,24 @@ ml.plots.plot_effects(written)
 #   what a segment is for.
 # - Where the partition is not supported by the data, the segments here are names for thirds of the depth,
 #   more or less. So are all conclusions about them.
+
+# %% [markdown]
+# ## Exercise
+#
+# Which blocks *write* the answer at the last position, and is it their attention or their MLP? The residual
+# stream cannot tell, since it holds all that came before. Patch what each of both adds
+# (`place="attn_out"`, `place="mlp_out"`).
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# for place in ("attn_out", "mlp_out"):
+#     added = ml.patch_layers(model, pairs, place=place, positions="last", progress=False)
+#     print(place)
+#     print(added.to_dataframe().nlargest(3, "value")[["block", "value", "low", "high", "p_value"]])
+# ```
+#
+# Attention, in SmolLM2: that of block 23 alone brings back 85% of the answer, with block 20 next. No MLP
+# brings back more than 6%, and none can be told from chance.
+#
+# </details>
