@@ -238,6 +238,20 @@ def test_calls_on_pages_take_the_arguments_that_they_show(page):
             assert len(call.args) <= len(by_place), f"{name} takes {len(by_place)} by place"
 
 
+TUTORIALS = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
+
+
+@pytest.mark.parametrize("page", [*PAGES, *TUTORIALS], ids=lambda page: page.name)
+def test_links_to_files_of_the_repository_lead_to_files(page):
+    text = page.read_text("utf-8")
+    named = re.findall(r"github(?:\.com)?/mspgt-lens/mspgt_lens/blob/main/([^)\s]+)", text)
+    beside = re.findall(r"\]\((?!\w+:)([^)#\s]+)", text) + re.findall(
+        r'src(?:set)?="([^":]+)"', text
+    )
+    places = [ROOT / name for name in named] + [page.parent / name for name in beside]
+    assert [str(place) for place in places if not place.exists()] == []
+
+
 def test_calls_are_found_in_blocks_and_in_sentences():
     page = "`ml.a(1, x=2)` and\n```python\nb = ml.c.d(...)\n```\n"
     assert [name for name, _ in calls(page)] == ["c.d", "a"]
