@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import inspect
 import re
+import shlex
 from operator import attrgetter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import mspgt_lens as ml
+from mspgt_lens.cli.command import _parser as parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -239,6 +241,33 @@ def test_calls_on_pages_take_the_arguments_that_they_show(page):
 
 
 TUTORIALS = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
+
+
+def commands(text):
+    """The commands of the package that a page shows, in a block or in a sentence."""
+    lines = re.findall(r"^mspgt-lens (.+)$", text, flags=re.M)
+    return [shlex.split(line, comments=True) for line in lines] + [
+        shlex.split(line) for line in re.findall(r"`mspgt-lens ([^`]+)`", " ".join(text.split()))
+    ]
+
+
+# The page of errors names commands without what they take.
+@pytest.mark.parametrize(
+    "page",
+    [page for page in (*PAGES, *TUTORIALS) if page.name != "errors.md"],
+    ids=lambda page: page.name,
+)
+def test_commands_on_pages_are_taken_by_the_command_line(page):
+    for arguments in commands(page.read_text("utf-8").replace("\n# ", "\n")):
+        try:
+            parser().parse_args([argument for argument in arguments if argument != "..."])
+        except SystemExit as error:
+            pytest.fail(f"mspgt-lens {' '.join(arguments)}: exit {error.code}")
+
+
+def test_commands_are_found_in_blocks_and_in_sentences():
+    page = "```sh\nmspgt-lens scales a --out b  # c\n```\nSee `mspgt-lens profile\nx`."
+    assert commands(page) == [["scales", "a", "--out", "b"], ["profile", "x"]]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *TUTORIALS], ids=lambda page: page.name)
