@@ -27,6 +27,11 @@ NULLS: dict[str, dict[str, object]] = {
     "autocorrelation 0.4": {"autocorrelation": 0.4},
     "autocorrelation 0.6": {"autocorrelation": 0.6},
     **{drift: {"drift": drift} for drift in ("ramp", "quadratic", "exponential", "sigmoid")},
+    **{
+        f"{drift}, autocorrelation 0.6": {"drift": drift, "autocorrelation": 0.6}
+        for drift in ("exponential", "logarithm")
+    },
+    "logarithm, walk": {"drift": "logarithm", "noise": "random_walk"},
     "walk beside noise": {"drift": "random_walk"},
     "random walk": {"noise": "random_walk"},
     "random walk, correlation 0.5": {"noise": "random_walk", "correlation": 0.5},

@@ -292,6 +292,20 @@ def test_no_boundary_is_found_in_gradual_change(null):
     assert seen.chosen[0] >= 25 / 30
 
 
+@pytest.mark.parametrize("noise", [{"autocorrelation": 0.6}, {"noise": "random_walk"}])
+def test_curves_are_gradual_whatever_the_noise_on_them(noise):
+    """20 draws; more than 4 rejections at 0.05 have a probability of 0.3%."""
+    rejected = 0
+    for seed in range(20):
+        made = ml.synthetic.synthetic_signals(
+            32, n_boundaries=0, drift="logarithm", drift_size=25.0, seed=seed, **noise
+        )
+        series = standardized(made.signals[1:-1])
+        search = seek_changes(series, 99, np.random.default_rng(seed), decide_only=True)
+        rejected += search.first.p_value < 0.05
+    assert rejected <= 4
+
+
 def test_six_blocks_are_tested_too():
     seen = ml.synthetic.power(6, 3, n_boundaries=0, n_simulations=60, n_draws=99)
     assert seen.rejected <= 8 / 60

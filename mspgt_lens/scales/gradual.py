@@ -28,6 +28,7 @@ _WANDERING = {
 # of the last row's.
 _WALKS = (0.02, 0.05, 0.2, 0.35, 1.0, 1.7, 3.0)
 _MEMORIES = (0.2, 0.4, 0.6, 0.8)
+_REMEMBERED = 0.6
 # A walk whose steps remember the last one.
 _PERSISTENCE = 0.6
 # Smooth curves: their length as a part of the depth, and their variance in units of the noise's.
@@ -103,14 +104,17 @@ def gradual_kinds(n_rows: int) -> Gradual:
     apart = np.abs(np.subtract.outer(rows, rows))
     even += [("wandering", np.eye(n_rows) + walk * summed @ summed.T) for walk in _WALKS]
     even += [("wandering", memory**apart) for memory in _MEMORIES]
+    # Noise beneath curves is new at every block, remembers the last one's, or is a walk.
+    beneath = (np.eye(n_rows), _REMEMBERED**apart, summed @ summed.T)
     # Depth itself, and its logarithm: what settles early is smooth in that.
     for depth in (rows, n_rows * np.log1p(rows) / np.log1p(n_rows)):
         between = np.subtract.outer(depth, depth)
         for part in _LENGTHS:
             smooth = np.exp(-(between**2) / 2 / (n_rows / part) ** 2)
-            even += [("smooth", np.eye(n_rows) + v * smooth) for v in _VARIANCES]
+            even += [("smooth", noise + v * smooth) for noise in beneath for v in _VARIANCES]
     for word, shape in _shapes(n_rows):
-        even += [(word, np.eye(n_rows) + v * np.outer(shape, shape)) for v in _SHAPE_VARIANCES]
+        outer = np.outer(shape, shape)
+        even += [(word, noise + v * outer) for noise in beneath for v in _SHAPE_VARIANCES]
     # Curves whose noise and course grow or shrink together.
     smooth = np.exp(-(apart**2) / 2 / (n_rows / _LENGTHS[0]) ** 2)
     for rate in _GROWTHS[1:]:

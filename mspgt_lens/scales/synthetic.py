@@ -18,13 +18,13 @@ from mspgt_lens.scales.seeking import seek_changes, standardized
 from mspgt_lens.scales.segments import MIN_BLOCKS
 from mspgt_lens.statistics import LEVEL, SIGNIFICANCE
 
-Drift = Literal["flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk"]
+Drift = Literal["flat", "ramp", "quadratic", "exponential", "logarithm", "sigmoid", "random_walk"]
 _HEAVY = 3
 Planted = Literal["jumps", "bends", "both"]
 Noise = Literal["white", "random_walk"]
 Tails = Literal["normal", "heavy"]
 NoiseSize = Literal["even", "ends", "growing"]
-DRIFTS: tuple[Drift, ...] = ("flat", "ramp", "quadratic", "exponential", "sigmoid", "random_walk")
+DRIFTS: tuple[Drift, ...] = get_args(Drift)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -174,6 +174,7 @@ def _drift(
         "ramp": depth,
         "quadratic": (2 * depth - 1) ** 2,
         "exponential": np.expm1(3 * depth) / np.expm1(3.0),
+        "logarithm": np.log1p(9 * depth) / np.log(10.0),
         "sigmoid": 1 / (1 + np.exp(-12 * (depth - 0.5))),
     }
     if drift not in shapes:
