@@ -201,6 +201,9 @@ def made_sweep(rng: np.random.Generator) -> ml.results.PatchSweep:
         checked_metric=np.array([0.5, 0.25]),
         settings={"n_pairs": 2, "n_groups": 2},
         warnings=NOTES,
+        clean_by_pair=np.array([1.5, 2.5]),
+        corrupted_by_pair=np.array([-1.0, -1.0]),
+        groups=(HOSTILE, 7),
     )
 
 

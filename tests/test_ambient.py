@@ -228,6 +228,10 @@ CALLS = {
         t.model, t["pairs"], method="attribution", **QUIET
     ),
     "patch_scales": lambda t: ml.patch_scales(t.model, t["pairs"], t["detect_scales"], **QUIET),
+    "from_transformer_lens": lambda t: ml.results.PatchSweep.from_transformer_lens(
+        t["to_transformer_lens"], place="resid_pre", clean=t["patch_layers"].clean_by_pair
+    ),
+    "to_transformer_lens": lambda t: t["patch_layers"].to_transformer_lens(),
     "perturb_scales": lambda t: ml.perturb_scales(t.model, t.few, PART, n_controls=2, **QUIET),
     "plot_class_counts": lambda t: ml.plots.plot_class_counts(t["classify_tokens"]),
     "plot_table": lambda t: ml.plots.plot_table(t["fit_water_filling"]),

@@ -23,6 +23,7 @@ from mspgt_lens.models.differentiating import differentiable
 from mspgt_lens.models.editing import CannotEdit, Change, Edit, edited, edited_logits, require_acted
 from mspgt_lens.models.generating import RowEdits, Rows, check_generation, decode_text, generate
 from mspgt_lens.models.listening import listening
+from mspgt_lens.models.patching_results import SweptValues, patching_result, read_patching_result
 from mspgt_lens.models.placing import has_float64, in_float64, ran_out_of_memory
 from mspgt_lens.models.reading import unembedding_rows, weight_digest
 from mspgt_lens.models.resuming import PatchPlace, RecordedRun
@@ -41,6 +42,7 @@ __all__ = [
     "RowEdits",
     "Rows",
     "SiteHook",
+    "SweptValues",
     "as_adapter",
     "bridge_class",
     "bridge_from_huggingface",
@@ -56,7 +58,9 @@ __all__ = [
     "in_float64",
     "listening",
     "needed_hooks",
+    "patching_result",
     "ran_out_of_memory",
+    "read_patching_result",
     "require_acted",
     "unembedding_rows",
     "weight_digest",

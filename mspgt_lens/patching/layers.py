@@ -19,7 +19,7 @@ from mspgt_lens.patching.metrics import (
 )
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.results import PatchSweep
-from mspgt_lens.patching.significance import patch_p_values, summarize_effects
+from mspgt_lens.patching.significance import kept_labels, tested_effects
 from mspgt_lens.patching.sweeping import Direction, Sweep, SweepPlan, mean_over_pairs
 from mspgt_lens.storage import package_versions
 
@@ -118,12 +118,16 @@ def _summarize(
     method: PatchMethod,
     seed: int,
 ) -> PatchSweep:
-    effects = summarize_effects(values, sweep.clean, sweep.corrupted, sweep.pairs.groups)
-    notes = list(effects.warnings)
-    p_values = None
-    if effects.low is not None:
-        p_values, said = patch_p_values(values, sweep.start, sweep.able, effects.groups, seed)
-        notes += said
+    effects, p_values = tested_effects(
+        values,
+        sweep.clean,
+        sweep.corrupted,
+        sweep.pairs.groups,
+        direction=sweep.plan.direction,
+        able=sweep.able,
+        seed=seed,
+    )
+    by_pair = sweep.start.ndim > 0
     columns = sweep.plan.columns
     adapter = sweep.adapter
     return PatchSweep(
@@ -140,7 +144,7 @@ def _summarize(
         low=effects.low,
         high=effects.high,
         p_values=p_values,
-        by_pair=values if sweep.start.ndim else None,
+        by_pair=values if by_pair else None,
         positions=np.array([LAST]) if positions == "last" else columns[:, 0],
         tokens=_labels(adapter, sweep.pairs, columns),
         checked_cells=None if checked is None else checked[0],
@@ -153,7 +157,10 @@ def _summarize(
             "resumed_at_position": sweep.base.reuses_prefix,
         },
         versions=package_versions(),
-        warnings=tuple(notes),
+        warnings=effects.warnings,
+        clean_by_pair=sweep.clean if by_pair else None,
+        corrupted_by_pair=sweep.corrupted if by_pair else None,
+        groups=kept_labels(sweep.pairs.groups),
     )
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from torch import Tensor
 
+from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, named, tidy
+from mspgt_lens.models import SweptValues, patching_result, read_patching_result
+from mspgt_lens.patching.significance import kept_labels, tested_effects
+from mspgt_lens.prompts import group_label
+from mspgt_lens.storage import package_versions
+
+PerPair = Float[Tensor, " pair"] | Float[np.ndarray, " pair"] | Sequence[float]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -22,7 +30,8 @@ class PatchSweep(Result):
 
     Attributes:
         model_name: The model's name.
-        place: ``"resid_pre"``, ``"attn_out"``, ``"mlp_out"`` or ``"z"``.
+        place: ``"resid_pre"``, ``"attn_out"``, ``"mlp_out"`` or ``"z"``; from TransformerLens also
+            ``"resid_mid"``, ``"q"``, ``"k"`` or ``"v"``.
         direction: ``"denoise"`` (clean activations into the corrupted run) or ``"noise"``.
         method: ``"exact"`` or ``"attribution"``.
         window: Consecutive blocks patched together.
@@ -50,6 +59,10 @@ class PatchSweep(Result):
         settings: Everything else that decides the numbers.
         versions: Package versions it was made with.
         warnings: What a reader has to know before trusting it.
+        clean_by_pair: The metric on each pair's clean run, unpatched, or None where the metric
+            gives one number for all pairs, or the file is of an earlier version. Shape ``[pair]``.
+        corrupted_by_pair: The same on the corrupted runs.
+        groups: The group of each pair, or None where the file is of an earlier version.
     """
 
     model_name: str
@@ -73,6 +86,136 @@ class PatchSweep(Result):
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    clean_by_pair: Float[np.ndarray, " pair"] | None = None
+    corrupted_by_pair: Float[np.ndarray, " pair"] | None = None
+    groups: tuple[str | float, ...] | None = None
+
+    @classmethod
+    @in_own_state
+    def from_transformer_lens(
+        cls,
+        result: Any,
+        *,
+        place: str,
+        clean: PerPair | None = None,
+        corrupted: PerPair | None = None,
+        direction: str = "denoise",
+        metric: str | None = None,
+        groups: Iterable[Hashable] | None = None,
+        tokens: Sequence[str] | None = None,
+        model_name: str = "",
+        seed: int = 0,
+    ) -> PatchSweep:
+        """A sweep that TransformerLens has run, with intervals and p-values over groups of pairs.
+
+        Cells whose patch changes no pair's metric are no tests. Needs TransformerLens 4.2 or later.
+
+        Args:
+            result: A ``PatchingResult`` of ``transformer_lens.patching`` that was swept by block
+                and position (and head) with ``reduce="none"``.
+            place: What was patched: ``"resid_pre"``, ``"resid_mid"``, ``"attn_out"``,
+                ``"mlp_out"``, or of single heads ``"z"``, ``"q"``, ``"k"``, ``"v"``. From a result
+                that holds several, the one to take.
+            clean: The metric on the unpatched clean runs, one value per pair.
+            corrupted: The same on the corrupted runs. The runs that were patched are the result's
+                own where it was swept with ``baseline=True``, and must be left out then.
+            direction: ``"denoise"`` if the corrupted run was patched, ``"noise"`` if the clean one.
+            metric: Which of the result's metrics, where there are several.
+            groups: One label per pair; by default every pair is a group of its own.
+            tokens: The token at each position that was swept, for tables and figures.
+            model_name: The model's name, likewise.
+            seed: Decides the sign flips where there are too many to count.
+
+        Returns:
+            The sweep, with the numbers of :func:`~mspgt_lens.patch_layers` on the same pairs.
+
+        Raises:
+            ImportError: If TransformerLens is older.
+            TypeError: If ``result`` is no ``PatchingResult``.
+            ValueError: If it holds only means, or other axes than these; if an argument does not
+                fit it; or if clean and corrupted runs have the same mean.
+        """
+        swept = read_patching_result(result, place, metric)
+        values, n_pairs = swept.values, len(swept.values)
+        if not np.isfinite(values).all():
+            raise ValueError("result must hold finite values; leave out pairs that have none")
+        if direction not in ("denoise", "noise"):
+            raise ValueError(f"direction must be denoise or noise, got {direction!r}")
+        patched = "corrupted" if direction == "denoise" else "clean"
+        runs = {
+            name: _unpatched(name, given, swept.baseline if name == patched else None, n_pairs)
+            for name, given in (("clean", clean), ("corrupted", corrupted))
+        }
+        labels = range(n_pairs) if groups is None else groups
+        labels = tuple(group_label(label, index) for index, label in enumerate(labels))
+        words = ("position",) * len(swept.positions) if tokens is None else tuple(tokens)
+        for name, count, wanted, what in (
+            ("groups", len(labels), n_pairs, "label per pair"),
+            ("tokens", len(words), len(swept.positions), "token per position of the result"),
+        ):
+            if count != wanted:
+                raise ValueError(f"{name} must have one {what} ({wanted}), got {count}")
+        able: np.ndarray = np.any(runs[patched] != values.T, axis=-1).T
+        if able.any() and runs["clean"].mean() == runs["corrupted"].mean():
+            raise ValueError(
+                f"clean and corrupted must differ in their means, got {runs['clean'].mean():g} of "
+                "both, so effects have no scale; choose a metric that tells them apart"
+            )
+        effects, p_values = tested_effects(
+            values, **runs, groups=labels, direction=direction, able=able, seed=seed
+        )
+        return cls(
+            model_name=model_name,
+            place=place,
+            direction=direction,
+            method="exact",
+            window=1,
+            metric_name=swept.metric_name,
+            metric=values.mean(axis=0),
+            clean=effects.clean,
+            corrupted=effects.corrupted,
+            effect=effects.effect,
+            low=effects.low,
+            high=effects.high,
+            p_values=p_values,
+            by_pair=values,
+            positions=swept.positions,
+            tokens=words,
+            settings={"n_pairs": n_pairs, "n_groups": effects.n_groups, "seed": seed},
+            versions=package_versions(),
+            warnings=effects.warnings,
+            clean_by_pair=runs["clean"],
+            corrupted_by_pair=runs["corrupted"],
+            groups=kept_labels(labels),
+        )
+
+    @in_own_state
+    def to_transformer_lens(self) -> Any:
+        """The sweep as a ``PatchingResult`` of ``transformer_lens.patching``, in float64.
+
+        Its baseline is the patched run's. Where other positions than all from 0 were patched, cells
+        are listed in ``index_df`` instead of having axes, with ``pos`` -1 for each pair's last
+        token. Needs TransformerLens 4.2 or later.
+
+        Returns:
+            The result; :meth:`from_transformer_lens` reads the same numbers from it.
+
+        Raises:
+            ImportError: If TransformerLens is older.
+            ValueError: If the sweep is no exact one of single blocks with a value per pair, which
+                such a result cannot tell from others.
+        """
+        if self.method != "exact" or self.window != 1 or self.by_pair is None:
+            kept = "one number for all pairs" if self.by_pair is None else "a value per pair"
+            raise ValueError(
+                "a PatchingResult holds exact patches of one block with a value per pair, got "
+                f"method {self.method!r}, window {self.window} and {kept}; sweep with "
+                "method='exact', window=1 and a metric that returns one value per pair"
+            )
+        baseline = self.corrupted_by_pair if self.direction == "denoise" else self.clean_by_pair
+        return patching_result(
+            SweptValues(self.metric_name, self.by_pair, self.positions, baseline)
+        )
 
     @property
     def n_layers(self) -> int:
@@ -280,3 +423,32 @@ class ScalePatch(Result):
     def _random(self) -> Float[np.ndarray, "3 segment"]:
         ends: np.ndarray = np.quantile(self.controls, [0.025, 0.5, 0.975], axis=1)
         return ends
+
+
+def _unpatched(
+    name: str,
+    given: PerPair | None,
+    baseline: Float[np.ndarray, " pair"] | None,
+    n_pairs: int,
+) -> Float[np.ndarray, " pair"]:
+    """The metric on unpatched runs: what is given, or the baseline of those that were patched."""
+    if baseline is not None:
+        if given is not None:
+            raise ValueError(
+                f"{name} must be left out: result holds it, as it was swept with baseline=True; if "
+                "these are other runs, say which ones were patched by direction="
+            )
+        return baseline
+    if given is None:
+        raise ValueError(
+            f"{name} must hold the metric of every pair's unpatched {name} run, got None; it is "
+            f"metric(model({name}_tokens))"
+        )
+    if isinstance(given, Tensor):
+        given = given.detach().cpu().double().numpy()
+    values = np.asarray(given, dtype=float)
+    if values.shape != (n_pairs,) or not np.isfinite(values).all():
+        raise ValueError(
+            f"{name} must hold one finite value per pair ({n_pairs}), got shape {values.shape}"
+        )
+    return values

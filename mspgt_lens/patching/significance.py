@@ -81,6 +81,41 @@ def summarize_effects(
     return replace(plain, low=low, high=high, warnings=tuple(notes))
 
 
+def tested_effects(
+    values: Float[np.ndarray, "*cell"],
+    clean: Float[np.ndarray, "*pair"],
+    corrupted: Float[np.ndarray, "*pair"],
+    groups: Sequence[Hashable],
+    *,
+    direction: str,
+    able: Bool[np.ndarray, "*able"],
+    seed: int,
+) -> tuple[Effects, Float[np.ndarray, "*able"] | None]:
+    """Effects of a sweep, and the p-values of their cells where there are intervals.
+
+    Args:
+        values: The metric after each patch, as for :func:`summarize_effects`.
+        clean: On the clean runs.
+        corrupted: On the corrupted runs.
+        groups: The group of each pair.
+        direction: ``"denoise"`` where the corrupted run was patched, ``"noise"`` the clean one.
+        able: Cells where the patch could change anything.
+        seed: Of the sign patterns, where there are too many to count.
+    """
+    effects = summarize_effects(values, clean, corrupted, groups)
+    if effects.low is None:
+        return effects, None
+    unpatched = corrupted if direction == "denoise" else clean
+    p_values, notes = patch_p_values(values, unpatched, able, effects.groups, seed)
+    return replace(effects, warnings=(*effects.warnings, *notes)), p_values
+
+
+def kept_labels(groups: Sequence[Hashable]) -> tuple[str | float, ...]:
+    """Labels of groups as results keep them: numbers and texts as they are, others in words."""
+    plain = (label.item() if isinstance(label, np.generic) else label for label in groups)
+    return tuple(g if isinstance(g, str | int | float) else repr(g) for g in plain)
+
+
 def effect_interval(
     by_pair: Float[np.ndarray, "pair *cell"],
     clean: Float[np.ndarray, " pair"],

@@ -27,9 +27,13 @@ from mspgt_lens.statistics import SIGNIFICANCE
 _CHANGE_SCALE = [[0.0, "#1f66a8"], [0.5, "#c9c9c9"], [1.0, "#c65a11"]]
 _SITES = {
     "resid_pre": "the residual before a block",
+    "resid_mid": "the residual after a block's attention",
     "attn_out": "a block's attention output",
     "mlp_out": "a block's MLP output",
     "z": "one attention head's output",
+    "q": "one attention head's queries",
+    "k": "one attention head's keys",
+    "v": "one attention head's values",
 }
 _DIRECTIONS = {
     "denoise": "clean activations into the corrupted run",

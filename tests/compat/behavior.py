@@ -1,7 +1,8 @@
 """What differs between versions of TransformerLens though it must not, on tiny models.
 
 Run as ``python tests/compat/behavior.py OUT``, once in every environment: hooks of the user survive
-a call and act in it, prompts are read alike however they are padded, and a profile is written to
+a call and act in it, prompts are read alike however they are padded, sweeps become results of
+TransformerLens and come back where it has them, and a profile is written to
 ``OUT-<class>.safetensors``, to be compared with that of other versions.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformer_lens import patching
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import random_model, random_tokens, tiny_config
@@ -87,6 +89,23 @@ def check_hooks(model: Any) -> None:
         raise SystemExit("the user's own hook still acts after it was removed")
 
 
+def check_patching_results(model: Any) -> None:
+    """A sweep becomes TransformerLens's own result and comes back, or that has no such results."""
+    sweep = ml.patch_layers(model, pairs(0), place="z", progress=False)
+    try:
+        result = sweep.to_transformer_lens()
+    except ImportError:
+        if hasattr(patching, "PatchingResult"):
+            raise
+        return
+    back = ml.results.PatchSweep.from_transformer_lens(
+        result, place="z", clean=sweep.clean_by_pair, groups=sweep.groups
+    )
+    for name in ("by_pair", "effect", "low", "high", "p_values"):
+        if not np.array_equal(getattr(back, name), getattr(sweep, name)):
+            raise SystemExit(f"{name} is another after a sweep was a PatchingResult")
+
+
 def main(out: str) -> None:
     """Check every model; write the profile of the rotary one in each class."""
     torch.set_num_threads(1)
@@ -95,8 +114,9 @@ def main(out: str) -> None:
     for model in tiny_models():
         check_hooks(model)
         check_padding(model)
+        check_patching_results(model)
         name = str(model.cfg.model_name)
-        print(f"{type(model).__name__} {name}: hooks and padding passed", flush=True)
+        print(f"{type(model).__name__} {name}: hooks, padding and results passed", flush=True)
         if name == "tiny-llama":
             prompts = ml.PromptDataset.from_tokens(random_tokens(12, 48).tolist())
             with warnings.catch_warnings():
