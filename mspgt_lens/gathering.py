@@ -116,7 +116,7 @@ def plan_batches(
         tokens_per_batch: Padded tokens that a batch may hold where ``batch_size`` is None.
         first_number: The number of the first prompt in the data set.
         n_heads: Heads of a block, whose attention patterns grow with the square of the context:
-            they too bound a batch where ``batch_size`` is None.
+            they too bound a batch where ``batch_size`` is None. 0 where no patterns are made.
     """
     for fold in sorted({fold for _, fold in prompts}):
         # Equal lengths together: little padding, and the same batches in every run.

@@ -14,6 +14,7 @@ from mspgt_lens.models.adapter import (
     PatternHook,
     SiteHook,
 )
+from mspgt_lens.models.attending import own_attention
 from mspgt_lens.models.building import (
     bridge_class,
     bridge_from_huggingface,
@@ -58,6 +59,7 @@ __all__ = [
     "in_float64",
     "listening",
     "needed_hooks",
+    "own_attention",
     "patching_result",
     "ran_out_of_memory",
     "read_patching_result",

@@ -22,7 +22,7 @@ from mspgt_lens.gathering import (
     make_reference,
     plan_batches,
 )
-from mspgt_lens.models import ran_out_of_memory
+from mspgt_lens.models import own_attention, ran_out_of_memory
 from mspgt_lens.processes import ALONE, Processes
 from mspgt_lens.profile.checkpoint import Checkpoint, Description, differences
 from mspgt_lens.profile.memory import kept_memory
@@ -73,6 +73,9 @@ def pass_over(
     with ExitStack() as stack:
         stack.enter_context(adapter.inference())
         stack.enter_context(kept_memory())
+        n_heads = adapter.n_heads
+        if not run.moments.plan.needs_patterns and stack.enter_context(own_attention(adapter)):
+            n_heads = 0
         bar = stack.enter_context(
             tqdm(
                 total=n_tokens // processes.size if run.has_all(first) else None,
@@ -84,7 +87,7 @@ def pass_over(
         )
         _begin_alike(run, first, kept, processes)
         chunks = itertools.chain([first], _chunks(stream))
-        for planned in _own_batches(run, chunks, batch_size, per_batch, processes):
+        for planned in _own_batches(run, chunks, batch_size, per_batch, n_heads, processes):
             if not kept.is_done(planned):
                 processes.check()
                 _add(run, planned, processes, fitting)
@@ -131,6 +134,7 @@ def _own_batches(
     chunks: Iterator[list[Prompt]],
     batch_size: int | None,
     per_batch: int,
+    n_heads: int,
     processes: Processes,
 ) -> Iterator[BatchPlan]:
     """The batches of this process: each goes to the one with the fewest tokens so far.
@@ -141,9 +145,7 @@ def _own_batches(
     is_started = processes.size == 1
     for chunk in chunks:
         number = run.n_seen
-        for planned in plan_batches(
-            run.assign(chunk), batch_size, per_batch, number, run.adapter.n_heads
-        ):
+        for planned in plan_batches(run.assign(chunk), batch_size, per_batch, number, n_heads):
             rank = n_tokens.index(min(n_tokens)) if is_started else 0
             n_tokens[rank] += planned.n_padded
             if not is_started:

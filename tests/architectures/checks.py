@@ -18,7 +18,14 @@ from tiny import random_tokens
 from torch import Tensor, nn
 
 import mspgt_lens as ml
-from mspgt_lens.models import Edit, ModelAdapter, PatchPlace, as_adapter, edited_logits
+from mspgt_lens.models import (
+    Edit,
+    ModelAdapter,
+    PatchPlace,
+    as_adapter,
+    edited_logits,
+    own_attention,
+)
 from mspgt_lens.models.editing import EditPlace
 
 HEADER = (
@@ -98,6 +105,26 @@ def check_decoding(plain: Plain, adapter: ModelAdapter) -> None:
     with adapter.inference():
         decoded = adapter.decode(adapter.normalize(residuals[-1][mask]))
     _assert_equal(decoded, logits[mask])
+
+
+def check_own_attention(adapter: ModelAdapter) -> bool:
+    """Without patterns, residuals and logits are the same; whether there are none."""
+    tokens, padded = random_tokens(3, 24), torch.ones(3, 24, dtype=torch.bool)
+    padded[1, -5:] = False
+    for mask in (torch.ones_like(padded), padded):
+        with adapter.inference():
+            expected = _sites_and_logits(adapter, tokens, mask)
+            with own_attention(adapter) as is_own:
+                found = _sites_and_logits(adapter, tokens, mask)
+        for ours, theirs in zip(found, expected, strict=True):
+            _assert_equal(ours, theirs)
+    return is_own
+
+
+def _sites_and_logits(adapter: ModelAdapter, tokens: Tensor, mask: Tensor) -> list[Tensor]:
+    found: list[Tensor] = []
+    adapter.run(tokens, mask, lambda _, x: found.append(x[mask].clone()))
+    return [*found, edited_logits(adapter, tokens, mask)[mask]]
 
 
 def check_patching(plain: Plain, bridge: Any, place: Any) -> str:

@@ -1,0 +1,152 @@
+"""The model's own attention: the same residuals, no pattern, and everything back afterwards."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from tiny import N_HEADS, random_tokens, tiny_model, tiny_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import mspgt_lens as ml
+from mspgt_lens.models import as_adapter, own_attention
+from mspgt_lens.profile import passing
+
+N_POS = 48
+
+
+class LargestPattern(TorchDispatchMode):
+    """The most entries of any result of torch that has a number for each query and key."""
+
+    def __init__(self, n_pos):
+        super().__init__()
+        self.n_pos, self.n_entries = n_pos, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for result in tree_leaves(out):
+            if isinstance(result, torch.Tensor) and result.shape[-2:] == (self.n_pos, self.n_pos):
+                self.n_entries = max(self.n_entries, result.numel())
+        return out
+
+
+def sites(adapter, tokens, mask):
+    found = []
+    adapter.run(tokens, mask, lambda site, residual: found.append(residual.clone()))
+    return torch.stack(found)
+
+
+def batch(padded):
+    tokens, mask = random_tokens(2, N_POS), torch.ones(2, N_POS, dtype=torch.bool)
+    mask[1, -9:] = not padded
+    return tokens, mask
+
+
+def state(model):
+    return [
+        (module.__dict__.get("forward"), getattr(module.config, "_attn_implementation", None))
+        for module in model.modules()
+        if hasattr(module, "config")
+    ]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma", "bert"])
+def test_it_gives_the_same_residuals_without_a_pattern(architecture, padded):
+    model = tiny_model(architecture, d_model=16)
+    model.tokenizer = tiny_tokenizer()
+    adapter, (tokens, mask) = as_adapter(model), batch(padded)
+    before = state(model)
+    with adapter.inference():
+        with LargestPattern(N_POS) as as_loaded:
+            expected = sites(adapter, tokens, mask)
+        with own_attention(adapter) as is_own, LargestPattern(N_POS) as own:
+            found = sites(adapter, tokens, mask)
+        assert is_own
+        torch.testing.assert_close(found[:, mask], expected[:, mask], rtol=1e-5, atol=1e-5)
+    n_entries = len(tokens) * N_HEADS * N_POS**2
+    assert own.n_entries < n_entries <= as_loaded.n_entries
+    assert state(model) == before
+
+
+def test_a_model_that_cannot_is_left_as_it_is():
+    for architecture in ("gptj", "bloom"):
+        adapter = as_adapter(tiny_model(architecture))
+        with adapter.inference(), own_attention(adapter) as is_own:
+            assert not is_own
+
+
+def test_weights_that_its_own_attention_does_not_read_are_noticed():
+    """Folded into what TransformerLens split off, they are in its attention only."""
+    model = tiny_model("gpt2")
+    model.enable_compatibility_mode(disable_warnings=True)
+    adapter, (tokens, mask) = as_adapter(model), batch(False)
+    with adapter.inference():
+        expected = sites(adapter, tokens, mask)
+        with own_attention(adapter):
+            torch.testing.assert_close(sites(adapter, tokens, mask), expected)
+
+
+@pytest.mark.parametrize("place", ["attn.hook_pattern", "attn.hook_z", "attn.hook_q"])
+def test_hooks_inside_of_attention_still_act(place):
+    adapter, (tokens, mask) = as_adapter(tiny_model("llama")), batch(True)
+    seen = []
+    hooks = [(f"blocks.1.{place}", lambda x, hook: seen.append(1) or 0.5 * x)]
+    with adapter.inference(), adapter.model.hooks(fwd_hooks=hooks):
+        expected = sites(adapter, tokens, mask)
+        with own_attention(adapter) as is_own:
+            found = sites(adapter, tokens, mask)
+        assert not is_own
+        assert len(seen) == 2
+        assert torch.equal(found, expected)
+
+
+def test_hooks_elsewhere_act_and_see_their_own_prompts_only():
+    adapter, (tokens, mask) = as_adapter(tiny_model("llama")), batch(True)
+    shapes = []
+    hooks = [("blocks.1.hook_resid_pre", lambda x, hook: shapes.append(x.shape) or 0.5 * x)]
+    with adapter.inference(), adapter.model.hooks(fwd_hooks=hooks):
+        expected = sites(adapter, tokens, mask)
+        with own_attention(adapter) as is_own:
+            found = sites(adapter, tokens, mask)
+        assert is_own
+        assert shapes == [(*tokens.shape, 32)] * 2
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_everything_is_back_after_an_error():
+    model = tiny_model("llama")
+    adapter, before = as_adapter(model), state(model)
+
+    def stopped():
+        with adapter.inference(), own_attention(adapter):
+            assert state(model) != before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert state(model) == before
+
+
+def profiled():
+    model = tiny_model("llama", d_model=16)
+    prompts = ml.PromptDataset.from_tokens(random_tokens(40, 2 * N_POS))
+    settings = {"bands": {"local": (2, 4)}, "progress": False}
+    with LargestPattern(2 * N_POS) as largest:
+        profile = ml.profile_layers(model, prompts, signals=["novelty"], **settings)
+    return profile, largest.n_entries
+
+
+def test_a_profile_without_signals_of_attention_makes_no_pattern(monkeypatch):
+    own, n_entries = profiled()
+    monkeypatch.setattr(passing, "own_attention", lambda adapter: nullcontext(False))
+    as_loaded, n_entries_as_loaded = profiled()
+    # Each of five folds has a batch of eight prompts.
+    n_pattern = 8 * N_HEADS * (2 * N_POS) ** 2
+    assert n_entries < n_pattern <= n_entries_as_loaded
+    for name in ("compression", "relevance"):
+        ours, theirs = (getattr(profile, name).values for profile in (own, as_loaded))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
