@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 import transformer_lens
@@ -63,6 +64,8 @@ def scope(model, monkeypatch, tmp_path):
     # It takes many times as long as all else here, and has tests of its own.
     monkeypatch.setattr(ml, "analyze", lambda *_, **__: SimpleNamespace(results=several[0]))
     monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    # No browser is opened.
+    monkeypatch.setattr(go.Figure, "show", lambda figure: None)
     monkeypatch.chdir(tmp_path)
     texts = [passage.text for passage in passages]
     prompts = ml.PromptDataset.from_texts(model, texts, max_length=384)
