@@ -183,8 +183,8 @@ class _Fitting:
             if not ran_out_of_memory(error):
                 raise
             if self.batch_size is not None or len(planned.prompts) == 1:
-                error.add_note(_remedy(planned, self.batch_size))
-                raise
+                # The kind of error stays, for those who catch it.
+                raise type(error)(f"{_remedy(planned, self.batch_size)} ({error})") from error
         else:
             return True
         if self.most is None:
