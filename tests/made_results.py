@@ -73,6 +73,7 @@ def made_results() -> dict[str, Result]:
         ml.results.Analysis(
             profile,
             partition,
+            random_profile=replace(profile, control="random_weights"),
             random_weights=replace(partition, control="random_weights"),
             brittleness=brittleness,
             token_classes=classes,

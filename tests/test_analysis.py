@@ -8,6 +8,7 @@ from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
 from mspgt_lens.studies import analysis as module
+from mspgt_lens.theory.evaluation import RIVALS, THEORIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be told from 0")
 N_TEXTS = 24
@@ -55,18 +56,41 @@ def test_every_step_is_taken(found, model):
 
 def test_results_are_those_of_the_functions_themselves(found, model):
     prompts = ml.PromptDataset.from_texts(model, texts(), max_length=256)
-    assert ml.profile_layers(model, prompts, progress=False) == found.profile
-    assert ml.detect_scales(profile=found.profile) == found.partition
+    asked = [*ml.extending.SIGNALS, "first_norm", "prompt_entropy", "intrinsic_dimension"]
+    profile = ml.profile_layers(model, prompts, signals=asked, progress=False)
+    assert profile == found.profile
+    assert ml.detect_scales(profile=profile) == found.partition
+    # The control documents: 12, every other of the 24.
+    labels = list(range(0, N_TEXTS, 2))
+    some = ml.PromptDataset.from_texts(model, texts()[::2], groups=labels, max_length=256)
+    settings = {"signals": asked, "control": "random_weights", "progress": False}
+    assert ml.profile_layers(model, some, **settings) == found.random_profile
+    assert ml.detect_scales(profile=found.random_profile) == found.random_weights
     results = found.results
     assert results.name == "tiny-llama"
     assert set(results.brittleness) == {"covariance", "isotropic"}
     assert len(ml.evaluate_predictions(results)) > 5
 
 
+def test_one_call_decides_the_predictions_of_every_theory(found):
+    """Where something was not measured, a prediction has no verdict of this one model."""
+    verdicts = ml.evaluate_predictions(found.results)
+    assert tuple(verdicts.theories) == THEORIES
+    for prediction in RIVALS:
+        assert prediction.measured([found.results]) == [found.results], prediction.name
+        assert verdicts[prediction.name].n_models == 1
+
+
+def test_signals_of_other_theories_move_no_boundary(found, model):
+    prompts = ml.PromptDataset.from_texts(model, texts(), max_length=256)
+    plain = ml.profile_layers(model, prompts, progress=False)
+    assert ml.detect_scales(profile=plain) == found.partition
+
+
 def test_what_is_saved_comes_back(found, folder, tmp_path):
     for path in (folder, found.save(tmp_path / "copy")):
         again = ml.results.Analysis.load(path)
-        for name in ("profile", "partition", "random_weights", "brittleness", "effects"):
+        for name in found.parts:
             one, other = getattr(again, name), getattr(found, name)
             assert one.to_dataframe().equals(other.to_dataframe())
         assert (again.family, again.n_parameters, dict(again.skipped)) == (
@@ -156,7 +180,10 @@ def test_what_an_encoder_does_not_admit_is_skipped_and_said(tmp_path):
     for step in ("brittleness", "token_classes", "effects"):
         assert "attends in both directions" in found.skipped[step]
     verdicts = ml.evaluate_predictions(found.results)
-    assert all(v.verdict == "inconclusive" for v in verdicts)
+    assert all(v.verdict == "inconclusive" for v in verdicts.theories["MSPGT"])
+    # What the profile alone decides is decided.
+    assert verdicts["R4 entropy valley"].statistic is not None
+    assert "half-depth transition" not in verdicts.theories
     html = ml.write_report(tmp_path / "r.html", found, verdicts).read_text()
     assert "brittleness was skipped: model: tiny-bert attends in both directions" in html
 

@@ -36,7 +36,8 @@ def write_report(
         path: Where to write.
         *results: Any results of this package: profiles (several are overlaid), a partition (more of
             them, and those of controls, are shown beside it), one each of the other kinds. An
-            :class:`~mspgt_lens.results.Analysis` stands for all that it holds.
+            :class:`~mspgt_lens.results.Analysis` stands for all that it holds but the profile of
+            random weights.
         scale_map: A profile of the same model with one band per offset, for the scale map.
 
     Returns:
@@ -84,7 +85,9 @@ class _Given:
                     f"{type(one).__name__}"
                 )
             if isinstance(one, Analysis):
-                self.everything += one.parts.values()
+                # The twin's profile is behind its partition and the verdicts; no model to overlay.
+                parts = one.parts.items()
+                self.everything += [part for step, part in parts if step != "random_profile"]
                 self.notes += [
                     f"{step.replace('_', ' ')} was skipped: {why}"
                     for step, why in one.skipped.items()

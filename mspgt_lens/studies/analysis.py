@@ -35,7 +35,9 @@ from mspgt_lens.prompts import (
     load_passages,
 )
 from mspgt_lens.scales.detection import detect_scales
+from mspgt_lens.signals import SIGNALS
 from mspgt_lens.storage import read_result, write_result
+from mspgt_lens.theory.evaluation import RIVALS
 from mspgt_lens.theory.verdicts import ModelResults
 
 # What interventions run on: the first tokens of a document's first window.
@@ -44,10 +46,13 @@ _CLASSES_LENGTH = 160
 _LEVELS = (0.05, 0.2, 1.0)
 _N_CONTROLS = 5
 _INDEX = "analysis"
-_CONTROLS = ("random_weights", "shuffled_tokens")
+_CONTROLS = ("random_profile", "random_weights", "shuffled_tokens")
+# The usual signals, and those that other theories' predictions are about.
+_SIGNALS = tuple(dict.fromkeys((*SIGNALS, *(name for p in RIVALS for name in p.signals))))
 _KINDS: Mapping[str, Any] = {
     "profile": LayerProfile,
     "partition": ScalePartition,
+    "random_profile": LayerProfile,
     "random_weights": ScalePartition,
     "shuffled_tokens": ScalePartition,
     "brittleness": Brittleness,
@@ -63,9 +68,10 @@ class Analysis(Result):
     """What :func:`analyze` measured on one model.
 
     Attributes:
-        profile: Its layer profile.
+        profile: Its layer profile, with the signals that other theories speak of.
         partition: Its partition into three segments.
-        random_weights: The partition of the same architecture with random weights, or None.
+        random_profile: The same profile of the same architecture with random weights, or None.
+        random_weights: The partition of that twin, or None.
         shuffled_tokens: The partition from shuffled text, or None.
         brittleness: Response to noise in every block and segment, or None.
         token_classes: Tokens by the longest context that they depend on, or None.
@@ -81,6 +87,7 @@ class Analysis(Result):
 
     profile: LayerProfile
     partition: ScalePartition
+    random_profile: LayerProfile | None = None
     random_weights: ScalePartition | None = None
     shuffled_tokens: ScalePartition | None = None
     brittleness: Brittleness | None = None
@@ -121,7 +128,7 @@ class Analysis(Result):
         """The boundaries, then the first finding of every other step."""
         lines = self.partition.findings()
         for name, part in self.parts.items():
-            if name not in ("profile", "partition") and part.findings():
+            if name not in ("profile", "partition", "random_profile") and part.findings():
                 lines.append(f"{name.replace('_', ' ').capitalize()}: {part.findings()[0]}")
         return lines
 
@@ -143,6 +150,7 @@ class Analysis(Result):
             shuffled_tokens=self.shuffled_tokens,
             brittleness={} if self.brittleness is None else self.brittleness.log_brittleness(),
             dissociation=None if self.dissociation is None else self.dissociation.interaction,
+            random_profile=self.random_profile,
             block_effects=self.block_effects,
         )
 
@@ -210,12 +218,12 @@ def analyze(
     seed: int = 0,
     progress: bool = True,
 ) -> Analysis:
-    """Measure on one model all that the theory's predictions need.
+    """Measure on one model all that the predictions of MSPGT and of its rivals need.
 
-    In this order: the profile; its scale boundaries; the same of random weights and of shuffled
-    text; brittleness of every block and segment; tokens by the context they depend on, and which
-    of them each segment's perturbation hurts; every kind of perturbation of every segment; every
-    block skipped, and swapped with the next.
+    In this order: the profile, with the signals that other theories speak of; its scale boundaries;
+    both of random weights; the boundaries of shuffled text; brittleness of every block and segment;
+    tokens by the context they depend on, and which of them each segment's perturbation hurts; every
+    kind of perturbation of every segment; every block skipped, and swapped with the next.
     Segments are the two best places, whether or not the data support them. A step that the model
     or the text does not admit (interventions on an encoder, prompts too short for the global band)
     is skipped, and the result says why.
@@ -316,10 +324,13 @@ class _Steps:
         if self.found[name] is not None or name in self.skipped:
             return
         steps: dict[str, Callable[[], Any]] = {
-            "profile": lambda: self._profile(self.rows, None),
+            "profile": lambda: self._profile(self.rows, None, _SIGNALS),
             "partition": lambda: detect_scales(profile=self.found["profile"], seed=self.seed),
-            "random_weights": lambda: self._control("random_weights"),
-            "shuffled_tokens": lambda: self._control("shuffled_tokens"),
+            "random_profile": lambda: self._control("random_weights", _SIGNALS),
+            "random_weights": self._random_weights,
+            "shuffled_tokens": lambda: detect_scales(
+                profile=self._control("shuffled_tokens", None), seed=self.seed
+            ),
             "brittleness": self._brittleness,
             "token_classes": self._token_classes,
             "dissociation": self._dissociation,
@@ -338,18 +349,27 @@ class _Steps:
         if self.folder is not None:
             result.save(self.folder / name)
 
-    def _profile(self, rows: Sequence[Prompt], control: Control | None) -> LayerProfile:
+    def _profile(
+        self, rows: Sequence[Prompt], control: Control | None, signals: Sequence[str] | None
+    ) -> LayerProfile:
         return profile_layers(
             self.adapter,
             PromptDataset(rows),
+            signals=signals,
             control=control,
             seed=self.seed,
             progress=self.progress,
         )
 
-    def _control(self, control: Control) -> ScalePartition:
+    def _control(self, control: Control, signals: Sequence[str] | None) -> LayerProfile:
         rows = self._documents(self.sizes["n_control_documents"], None)
-        return detect_scales(profile=self._profile(rows, control), seed=self.seed)
+        return self._profile(rows, control, signals)
+
+    def _random_weights(self) -> ScalePartition:
+        profile = self.found["random_profile"]
+        if profile is None:
+            raise CannotMeasure("there is no profile of the twin with random weights")
+        return detect_scales(profile=profile, seed=self.seed)
 
     def _brittleness(self) -> Brittleness:
         return measure_brittleness(
@@ -418,7 +438,7 @@ class _Steps:
         digest.update(weight_digest(self.adapter).encode())
         for row in self.rows:
             digest.update(stable_hash(row.tokens.tobytes(), row.group).to_bytes(8, "little"))
-        digest.update(repr((sorted(self.sizes.items()), self.seed)).encode())
+        digest.update(repr((sorted(self.sizes.items()), self.seed, _SIGNALS)).encode())
         return digest.hexdigest()
 
     def _write_index(self) -> None:

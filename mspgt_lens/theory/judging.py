@@ -215,12 +215,12 @@ def one_by_one_or_together(
         return [Finding(estimate, words(estimate[0]) + left_out * bool(why), len(known))]
     if not statistics:
         return [Finding(None, "no model was measured", 0)]
+    alone = len(statistics) == 1
+    about = ", by the groups of prompts of this one model" if alone else ""
     return [
-        Finding(None, given, 1, part=name)
+        Finding(None, given, 1, part="" if alone else name)
         if isinstance(given, str)
-        else Finding(given, f"{words(given[0])}, by the groups of prompts of this one model", 1)
-        if len(statistics) == 1
-        else Finding(given, words(given[0]), 1, part=name)
+        else Finding(given, f"{words(given[0])}{about}", 1, part="" if alone else name)
         for name, given in statistics.items()
     ]
 
