@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from test_patching import N_LAYERS, N_POS, logit_difference, made_pairs
+from tiny import random_tokens
 from torch import Tensor
 from transformer_lens import patching
 
@@ -30,6 +31,14 @@ GROUPS = ("a", "b", "b", "c", "d", "d")
 
 def grouped_pairs(padding: str = "none") -> ml.PromptPairs:
     return replace(made_pairs(padding, n_pairs=N_PAIRS), groups=GROUPS)
+
+
+def ends_differ(model: Any) -> ml.PromptPairs:
+    """Ten pairs that differ in the last two tokens, with what the model says after each."""
+    clean, corrupted = random_tokens(10, N_POS), random_tokens(10, N_POS)
+    corrupted[:, -2:] = random_tokens(10, N_POS, seed=1)[:, -2:]
+    answer, foil = (model(tokens)[:, -1].argmax(-1) for tokens in (clean, corrupted))
+    return ml.PromptPairs.from_tokens(clean, corrupted, answer, foil)
 
 
 def swept(
@@ -95,14 +104,22 @@ def test_the_other_direction_takes_the_corrupted_metric(tiny: Callable[..., Any]
     assert_same_numbers(found, expected)
 
 
-def test_p_values_are_those_of_transformer_lens_corrected(tiny: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_p_values_are_those_of_transformer_lens_corrected(
+    tiny: Callable[..., Any], direction: str
+) -> None:
     """Where every pair is a group of its own; cells that no patch moves are no tests."""
-    result, clean = swept(tiny("llama"), made_pairs(n_pairs=9), SWEEPS["resid_pre"])
-    found = PatchSweep.from_transformer_lens(result, place="resid_pre", clean=clean)
+    model, pairs = tiny("llama"), ends_differ(tiny("llama"))
+    result, source = swept(model, pairs, SWEEPS["resid_pre"], noise=direction == "noise")
+    given = {"clean" if direction == "denoise" else "corrupted": source}
+    found = PatchSweep.from_transformer_lens(
+        result, place="resid_pre", direction=direction, **given
+    )
     moved = (result.effect() != 0).any(dim=-1).numpy()
     expected = np.ones(moved.shape)
     expected[moved] = holm(result.permutation_pvalue().double().numpy()[moved])
     np.testing.assert_allclose(found.p_values, expected, atol=1e-6)
+    assert expected.min() < 0.5
     assert 0 < moved.sum() < moved.size
 
 
