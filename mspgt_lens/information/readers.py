@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.information.channel import pooled_scale
-from mspgt_lens.information.ridge import FoldSums, matching, spread_sites
+from mspgt_lens.information.ridge import FoldSums, matching, ring, spread_sites
 from mspgt_lens.information.site_reader import (
     Predictions,
     SampledRows,
@@ -20,7 +21,7 @@ from mspgt_lens.information.site_reader import (
     log_determinant,
     log_ratio,
 )
-from mspgt_lens.moments import Coordinates, Moments
+from mspgt_lens.moments import Coordinates, MomentPlan, Moments
 from mspgt_lens.statistics import fold_interval
 
 # From nearly unpenalized to nearly silent; infinity is the null reader, which predicts the mean.
@@ -116,9 +117,13 @@ def read_targets(
     coarse_to_fine = sorted(gaussian, key=lambda i: bands[i], reverse=True)
     chain = [n_bands + i for i in coarse_to_fine]
     futures = [n_bands + i for i in range(n_bands)]
-    strengths = choose_strengths(
-        [_site_reader(moments, s, coordinates) for s in spread_sites(n_sites, SELECTION_SITES)]
-    )
+    readers = [
+        _site_reader(moments, s, coordinates) for s in spread_sites(n_sites, SELECTION_SITES)
+    ]
+    _require_variety(readers[0], moments.plan)
+    strengths = choose_strengths(readers)
+    # Each holds a copy of a site's sums.
+    del readers
     scores, correlations = [], []
     for site in range(n_sites):
         score, correlation, told = _site_reader(moments, site, coordinates).score(
@@ -189,6 +194,24 @@ def choose_strengths(readers: Sequence[SiteReader]) -> Strengths:
     bearable = optimism / (2 * len(pairs) * len(readers)) <= MAX_OPTIMISM * readers[0].n_features
     # The null reader shows no optimism, so there always is a first bearable strength.
     return Strengths(chosen=grid[cost.argmin(axis=1)], weakest=grid[bearable.argmax(axis=0)])
+
+
+def _require_variety(reader: SiteReader, plan: MomentPlan) -> None:
+    """See that every target differs from one position to another wherever readers are fitted.
+
+    Raises:
+        CannotMeasure: If one does not.
+    """
+    for left_out in ring(len(reader.count)):
+        constant = reader.constant_targets(left_out)
+        if constant:
+            bands = list(plan.bands)
+            names = [*bands, *bands, *(bands[index - len(bands)] for index in plan.far)]
+            raise CannotMeasure(
+                f"prompts are too much alike: in all folds but {left_out[0]} and {left_out[1]}, "
+                f"the tokens of the band {names[constant[0]]!r} are the same everywhere, and "
+                "nothing can be told of them; give texts that differ more, or more of those that do"
+            )
 
 
 def _site_reader(moments: Moments, site: int, coordinates: Coordinates) -> SiteReader:

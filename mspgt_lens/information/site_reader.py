@@ -15,6 +15,8 @@ from mspgt_lens.information.ridge import FoldSums, RidgeFit, moment_about, ring
 
 # Share of a variance that sums of float32 products resolve.
 RESOLUTION = 1e-6
+# Share of its mean square below which a target does not vary: features are centered on all text.
+_CONSTANT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,19 @@ class SiteReader:
         explained = torch.where(penalties > 0, zt - weights * penalties, 0.0)
         return self._residuals(weights, explained, self._trained_targets(fit)[at][:, at], zt)
 
+    def constant_targets(self, left_out: Sequence[int]) -> list[int]:
+        """Targets that do not vary over the folds that are kept.
+
+        Args:
+            left_out: The other folds.
+        """
+        kept = [k for k in range(len(self.count)) if k not in left_out]
+        count = self.count[kept].sum()
+        square = self.yy[kept].sum(0).diagonal() / count
+        varying = square - (self.sums.t[kept].sum(0) / count).pow(2) > _CONSTANT * square
+        per_target = rearrange(varying, "(t f) -> t f", f=self.n_features).any(dim=1)
+        return [target for target, varies in enumerate(per_target.tolist()) if not varies]
+
     def score(
         self,
         strengths: Strengths,
@@ -393,12 +408,8 @@ class SiteReader:
         change = (weights.T @ (zz_weights / 2 - zt)).to(yy)
         residual = yy + change + change.T
         lengths = rearrange(weights, "d (t f) -> t d f", f=self.n_features).pow(2).sum(dim=1).to(yy)
-        reader_floor = null_floor + RESOLUTION * lengths.amax(dim=-1)
         blocks = _diagonal_blocks(residual, self.n_features)
-        if torch.linalg.cholesky_ex(blocks + _isotropic(reader_floor, blocks)).info.any():
-            # Variances below zero are rounding, and show its size.
-            lowest = torch.linalg.eigvalsh(blocks)[:, 0]
-            reader_floor = reader_floor + 2 * (-lowest).clamp(min=0.0)
+        reader_floor = _raised(null_floor + RESOLUTION * lengths.amax(dim=-1), blocks)
         return Residuals(residual, yy, reader_floor, null_floor)
 
     def _columns(self, targets: Sequence[int]) -> Int[Tensor, " column"]:
@@ -434,8 +445,18 @@ def _diagonal_blocks(
 
 
 def _floor(blocks: Float[Tensor, "target f f"]) -> Float[Tensor, " target"]:
-    lowest: Tensor = RESOLUTION * blocks.diagonal(dim1=-2, dim2=-1).amax(dim=-1)
-    return lowest
+    return _raised(RESOLUTION * blocks.diagonal(dim1=-2, dim2=-1).amax(dim=-1), blocks)
+
+
+def _raised(
+    floor: Float[Tensor, " target"], blocks: Float[Tensor, "target f f"]
+) -> Float[Tensor, " target"]:
+    """The floor, raised where variances are below zero: that is rounding, and shows its size."""
+    if not torch.linalg.cholesky_ex(blocks + _isotropic(floor, blocks)).info.any():
+        return floor
+    lowest = torch.linalg.eigvalsh(blocks)[:, 0]
+    raised: Tensor = floor + 2 * (-lowest).clamp(min=0.0)
+    return raised
 
 
 def _isotropic(floor: Float[Tensor, " target"], like: Tensor) -> Float[Tensor, "target f f"]:
