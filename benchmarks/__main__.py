@@ -21,6 +21,7 @@ from benchmarks.table import surroundings, table_of
 # Each a module with ``compare``, which yields comparisons.
 NAMES = (
     "profile",
+    "plan",
     "processes",
     "patching",
     "lens",

@@ -124,12 +124,16 @@ def plan_batches(
         rows.sort(key=lambda row: len(row[0].tokens))
         while rows:
             length = len(rows[-1][0].tokens)
-            attended = max(1, n_heads * length**2)
-            fitting = min(tokens_per_batch // length, _PATTERN_ENTRIES // attended)
-            size = batch_size or max(1, fitting)
+            size = batch_size or prompts_per_batch(length, tokens_per_batch, n_heads)
             chosen, rows = rows[-size:], rows[:-size]
             numbers = tuple(first_number + i for _, i in chosen)
             yield BatchPlan(tuple(p for p, _ in chosen), fold, numbers)
+
+
+def prompts_per_batch(length: int, tokens_per_batch: int, n_heads: int) -> int:
+    """Prompts of a length that a batch is filled up with; the arguments of :func:`plan_batches`."""
+    attended = max(1, n_heads * length**2)
+    return max(1, min(tokens_per_batch // length, _PATTERN_ENTRIES // attended))
 
 
 def add_batch(moments: Moments, adapter: ModelAdapter, batch: FoldBatch) -> None:

@@ -349,12 +349,17 @@ def plan_moments(
         n_folds=n_folds,
         skip_first=skip_first,
         seed=seed,
-        width=adapter.d_model if adapter.d_model <= max_width else min(max_width, PROJECTED_WIDTH),
+        width=kept_width(adapter.d_model, max_width),
         coordinates=coordinates,
         features=token_features(adapter.embedding(), counts, N_FEATURES).contiguous(),
         masked=adapter.mask_id is not None,
         signals=tuple(signals),
     )
+
+
+def kept_width(d_model: int, max_width: int = MAX_WIDTH) -> int:
+    """Directions that are kept of residuals of a width."""
+    return d_model if d_model <= max_width else min(max_width, PROJECTED_WIDTH)
 
 
 def _equal(first: object, second: object) -> bool:

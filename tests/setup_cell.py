@@ -16,8 +16,8 @@ PUBLISHED = "git+https://github.com/mspgt-lens/mspgt_lens"
 _KEPT = ("numpy", "torch")
 _CHECK = f"""
 import importlib.metadata as metadata, mspgt_lens
-from mspgt_lens.models.loading import _gguf_file
-print(*(metadata.version(name) for name in {_KEPT}), mspgt_lens.__file__, _gguf_file(), sep="\\n")
+from mspgt_lens.models.loading import demo_file
+print(*(metadata.version(name) for name in {_KEPT}), mspgt_lens.__file__, demo_file(), sep="\\n")
 """
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
-from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
+from tiny import as_text, random_tokens, tiny_config, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 import mspgt_lens as ml
@@ -233,6 +233,7 @@ CALLS = {
     ),
     "to_transformer_lens": lambda t: t["patch_layers"].to_transformer_lens(),
     "perturb_scales": lambda t: ml.perturb_scales(t.model, t.few, PART, n_controls=2, **QUIET),
+    "plan_profile": lambda t: ml.studies.plan_profile(tiny_config("llama"), 100, 100).summary(),
     "plot_class_counts": lambda t: ml.plots.plot_class_counts(t["classify_tokens"]),
     "plot_table": lambda t: ml.plots.plot_table(t["fit_water_filling"]),
     "plot_block_effects": lambda t: ml.plots.plot_block_effects(t["block_effects"]),

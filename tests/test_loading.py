@@ -211,7 +211,7 @@ def test_models_of_the_hub_are_held_to_it_too(tmp_path, monkeypatch):
 
 @pytest.mark.real_model
 def test_gguf_files_are_loaded_as_they_are(demo_model, tmp_path):
-    source = loading._gguf_file()
+    source = loading.demo_file()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "only.gguf").symlink_to(source)
     found = ml.load_model(str(tmp_path / "model"))

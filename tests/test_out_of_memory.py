@@ -58,7 +58,7 @@ def test_batches_are_halved_until_they_fit(
 ) -> None:
     monkeypatch.setattr("mspgt_lens.profile.run.MAX_WIDTH", max_width)
     # What the axes of wide residuals come from is one batch, whatever the others are.
-    monkeypatch.setattr("mspgt_lens.profile.run._CALIBRATION_TOKENS", 48)
+    monkeypatch.setattr("mspgt_lens.profile.run.CALIBRATION_TOKENS", 48)
     model = tiny_model("llama", **SMALL)
     expected = profiled(model, batch_size=2)
     before = hooks_on(model)

@@ -19,6 +19,7 @@ from mspgt_lens.cli.curves import read_curves
 from mspgt_lens.cli.launching import Launch, launched
 from mspgt_lens.cli.patch import add_patch_command
 from mspgt_lens.cli.placing import PLACING, add_placing, load_placed
+from mspgt_lens.cli.plan import add_plan_command
 from mspgt_lens.cli.reading import read_documents
 from mspgt_lens.contract import aligned
 from mspgt_lens.models import as_adapter
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_scales_command(commands)
     add_patch_command(commands)
     add_brittleness_command(commands, _add_model, _prompts)
+    add_plan_command(commands, MODEL_HELP)
     add_analyze_command(commands, _add_prompts, _add_run, _prompts)
     return parser
 

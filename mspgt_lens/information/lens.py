@@ -26,7 +26,7 @@ MIN_POSITIONS = 256
 # Share of the forward pass's operations that decoding sampled positions may take.
 DECODING_SHARE = 0.06
 # Products as large as can be while their 30 MB come from memory that the process already holds.
-_LOGITS_PER_CHUNK = 7_500_000
+LOGITS_PER_CHUNK = 7_500_000
 
 
 @dataclass(frozen=True)
@@ -303,11 +303,16 @@ def _strength_costs(
 
 
 def _positions_to_decode(moments: Moments, adapter: ModelAdapter) -> int:
-    n_sites = moments.z_read.shape[1]
-    per_position = n_sites * adapter.d_model * adapter.d_vocab
-    forward = int(moments.token_counts.sum()) * adapter.n_forward_weights
-    affordable = int(DECODING_SHARE * forward / per_position)
-    return min(max(MIN_POSITIONS, affordable), len(moments.sample.next_token))
+    count = affordable_positions(
+        forward=int(moments.token_counts.sum()) * adapter.n_forward_weights,
+        per_position=moments.z_read.shape[1] * adapter.d_model * adapter.d_vocab,
+    )
+    return min(count, len(moments.sample.next_token))
+
+
+def affordable_positions(*, forward: int, per_position: int) -> int:
+    """Sampled positions to decode, from the products of the pass and of decoding one position."""
+    return max(MIN_POSITIONS, int(DECODING_SHARE * forward / per_position))
 
 
 def _log_likelihood(
@@ -324,5 +329,5 @@ def _log_likelihood(
 
 
 def _chunks(count: int, adapter: ModelAdapter) -> list[slice]:
-    size = max(1, _LOGITS_PER_CHUNK // adapter.d_vocab)
+    size = max(1, LOGITS_PER_CHUNK // adapter.d_vocab)
     return [slice(start, start + size) for start in range(0, count, size)]

@@ -272,7 +272,12 @@ def _load_huggingface(cache_dir: str | os.PathLike[str] | None = None) -> tuple[
     return model.eval(), tokenizer
 
 
-def _gguf_file() -> Path:
+def demo_file() -> Path:
+    """The file in the package that the demo model is read from.
+
+    Raises:
+        ModuleNotFoundError: If the package is missing.
+    """
     try:
         files = metadata.files(PACKAGE) or []
         paths = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
@@ -288,7 +293,7 @@ def _converted_copy(cache_dir: str | os.PathLike[str] | None) -> Path:
         from platformdirs import user_cache_dir
 
         cache_dir = user_cache_dir("mspgt_lens")
-    source = _gguf_file()
+    source = demo_file()
     folder = Path(cache_dir) / f"smollm2-135m-instruct-{_sha256(source)[:16]}-{_FORMAT}"
     if folder.exists() and not _intact(folder):
         tell(f"the converted copy at {folder} is damaged; making it again")

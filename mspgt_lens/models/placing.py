@@ -19,8 +19,8 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-# The others have no float64, or not on every chip.
-_WITH_FLOAT64 = ("cpu", "cuda")
+# The others have no float64, or not on every chip. On "meta" there are shapes only.
+_WITH_FLOAT64 = ("cpu", "cuda", "meta")
 # What torch says on the CPU and on MPS, where it raises no class of its own.
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 DeviceMap = str | Mapping[str, str | int]

@@ -42,7 +42,7 @@ from mspgt_lens.storage import package_versions
 
 # Windows looked at before the pass: they decide the folds and the target features.
 LOOKAHEAD = 10_000
-_CALIBRATION_TOKENS = 2048
+CALIBRATION_TOKENS = 2048
 _CONTROL_WORDS = {
     None: "",
     "random_weights": " (random weights)",
@@ -143,9 +143,7 @@ class ProfileRun:
         """The first prompts to calibrate on: as many as fit one padded batch, at least one."""
         longest = itertools.accumulate((len(prompt.tokens) for prompt in prompts), max)
         padded = (count * length for count, length in enumerate(longest, start=1))
-        count = sum(
-            1 for _ in itertools.takewhile(lambda size: size <= _CALIBRATION_TOKENS, padded)
-        )
+        count = sum(1 for _ in itertools.takewhile(lambda size: size <= CALIBRATION_TOKENS, padded))
         return list(prompts[: max(1, count)])
 
     def assign(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, int]]:
