@@ -57,6 +57,10 @@ ml.plot_lens(lens, model, text)
 # for many pairs, runs the model from the patched block on only, and says which cells are more than chance
 # over pairs, all cells considered. On the same sweep `method="attribution"` takes two passes, with its
 # error measured.
+#
+# A sweep that you have run in TransformerLens already, as a `PatchingResult` (4.2 and later), need not be
+# run again: `ml.results.PatchSweep.from_transformer_lens(result, place="resid_pre", clean=...)` gives it
+# groups, the correction over all cells and this figure.
 
 # %%
 pairs = ml.tasks.capitals(model, n_pairs=12)
