@@ -8,7 +8,7 @@ COMPAT := output/compat
 COMPAT_VENVS := .venv-tl3 .venv-tl2 .venv-tl4-first .venv-tl3-first .venv-tl2-first
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-compat test-tutorials tutorials lint format clean
+.PHONY: help demo docs test test-compat test-tutorials test-release tutorials benchmarks lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' Makefile
@@ -41,6 +41,12 @@ test-compat: $(VENV)/.installed $(COMPAT_VENVS:%=%/.installed)  ## Same curves u
 
 test-tutorials: $(VENV)/.installed  ## Run every tutorial
 	$(BIN)/python tests/run_tutorials.py
+
+test-release: $(VENV)/.installed  ## Build wheel and source archive, install the wheel by itself and use it
+	$(BIN)/python tests/release.py build/release
+
+benchmarks: $(VENV)/.installed  ## Run all comparisons and write build/benchmarks.csv
+	$(BIN)/python -m benchmarks
 
 tutorials: $(VENV)/.installed  ## Write the notebooks, with what they show
 	$(BIN)/python tests/run_tutorials.py --write
