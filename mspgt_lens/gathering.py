@@ -17,7 +17,14 @@ from torch import Tensor
 
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
-from mspgt_lens.models import ModelAdapter, Part, in_float64, unembedding_rows
+from mspgt_lens.models import (
+    ModelAdapter,
+    Part,
+    PatternBlocks,
+    in_float64,
+    own_attention,
+    unembedding_rows,
+)
 from mspgt_lens.moments import (
     SAMPLE_CAPACITY,
     MomentPlan,
@@ -180,7 +187,8 @@ def calibrate(plan: MomentPlan, adapter: ModelAdapter, batch: FoldBatch) -> Refe
             "the first prompts have no valid position to calibrate on: they are shorter than "
             f"skip_first ({plan.skip_first}) or hold special tokens only"
         )
-    reader.run()
+    with own_attention(adapter):
+        reader.run()
     return make_reference(reader)
 
 
@@ -259,12 +267,21 @@ class BatchReader:
         self.chosen = chosen[order][:SAMPLE_CAPACITY]
         self.priority = candidate[self.chosen]
 
-    def run(self) -> None:
-        """Take everything from the model."""
-        if self.n_valid:
+    def run(self, blocks: PatternBlocks | None = None) -> None:
+        """Take everything from the model.
+
+        Args:
+            blocks: How to run it where its patterns come a few queries at a time.
+        """
+        if not self.n_valid:
+            return
+        prompts = self.tokens, self.batch.mask
+        on_part = self.on_part if self.plan.needs_updates else None
+        if blocks is not None:
+            blocks.run(*prompts, self.on_site, self.on_pattern, on_part)
+        else:
             on_pattern = self.on_pattern if self.plan.needs_patterns else None
-            on_part = self.on_part if self.plan.needs_updates else None
-            self.adapter.run(self.tokens, self.batch.mask, self.on_site, on_pattern, on_part)
+            self.adapter.run(*prompts, self.on_site, on_pattern, on_part)
 
     def sample(self, values: Float[Tensor, "read column"]) -> Sample:
         """The chosen rows, once they are read, with their targets."""
@@ -315,34 +332,45 @@ class BatchReader:
         if self.n_valid:
             self.signals.on_part(block, part, update)
 
-    def on_pattern(self, block: int, pattern: Float[Tensor, "prompt head query key"]) -> None:
-        """Add the span and the entropy of every query of one block; before the site after it."""
+    def on_pattern(
+        self, block: int, pattern: Float[Tensor, "prompt head query key"], first: int = 0
+    ) -> None:
+        """Add the span and the entropy of queries of one block; before the site after it.
+
+        Args:
+            block: The block.
+            pattern: What they attend to. Where the model is causal, keys after the last query may
+                be left out.
+            first: The place of the first of them. All queries come at once where a signal reads
+                whole patterns.
+        """
         if not self.n_valid:
             return
-        n_keys = pattern.shape[3]
         pattern = pattern.detach()
+        queries = slice(first, first + pattern.shape[2])
         places = self.at(pattern.device)
         self.signals.on_pattern(block, pattern)
         if not self.plan.needs_spans:
             return
+        n_keys = self.tokens.shape[1]
         keys = torch.arange(n_keys, device=pattern.device, dtype=torch.float32)
         keys = keys.to(_at_least_float32(pattern[:0]).dtype)
-        apart = (keys[:, None] - keys).abs() if self.plan.masked else None
+        apart = (keys[queries, None] - keys).abs() if self.plan.masked else None
         parts = []
-        for start in range(0, n_keys, _QUERIES_AT_ONCE):
-            at = slice(start, min(start + _QUERIES_AT_ONCE, n_keys))
+        for start in range(0, pattern.shape[2], _QUERIES_AT_ONCE):
+            at = slice(start, min(start + _QUERIES_AT_ONCE, pattern.shape[2]))
             # Where the model is causal, a query attends to no later key.
-            reach = n_keys if self.plan.masked else at.stop
+            reach = n_keys if self.plan.masked else first + at.stop
             rows = _at_least_float32(pattern[:, :, at, :reach])
             if self.plan.masked:
                 # Separators draw attention that is not needed elsewhere, as a first key does.
                 rows = rows * places.ordinary[:, None, None, :]
             parts.append(_sums_over_keys(rows, keys[:reach] if apart is None else apart[at]))
         mass, weighted, surprise = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
-        counted = places.valid[:, None] & (mass > MIN_KEY_MASS)
+        counted = places.valid[:, None, queries] & (mass > MIN_KEY_MASS)
         # The keys' shares are renormalized to one.
         mass = torch.where(counted, mass, 1.0)
-        distance = weighted / mass if self.plan.masked else keys - weighted / mass
+        distance = weighted / mass if self.plan.masked else keys[queries] - weighted / mass
         entropy = surprise / mass + torch.log(mass)
         self.span[block] += float(in_float64(distance[counted]).sum())
         self.entropy[block] += float(in_float64(entropy[counted]).sum())

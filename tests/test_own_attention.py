@@ -10,9 +10,10 @@ import torch
 from tiny import N_HEADS, random_tokens, tiny_model, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.models.llama import modeling_llama
 
 import mspgt_lens as ml
-from mspgt_lens.models import as_adapter, own_attention
+from mspgt_lens.models import PatternBlocks, as_adapter, own_attention, pattern_blocks
 from mspgt_lens.profile import passing
 
 N_POS = 48
@@ -150,3 +151,58 @@ def test_a_profile_without_signals_of_attention_makes_no_pattern(monkeypatch):
     for name in ("compression", "relevance"):
         ours, theirs = (getattr(profile, name).values for profile in (own, as_loaded))
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_patterns_in_blocks_give_the_same_spans_and_no_whole_pattern(monkeypatch, architecture):
+    model = tiny_model(architecture, d_model=16)
+    model.tokenizer = tiny_tokenizer()
+    tokens, mask = random_tokens(40, 2 * N_POS), torch.ones(40, 2 * N_POS, dtype=torch.bool)
+    mask[:5, -7:] = False
+    prompts = ml.PromptDataset.from_tokens(tokens, mask)
+    settings = {"bands": {"local": (2, 4)}, "progress": False}
+    found = []
+    # 40 of the 96 queries at a time, in batches of eight prompts.
+    blocks_of_40 = PatternBlocks(as_adapter(model), 40 * 8 * N_HEADS * 2 * N_POS)
+    monkeypatch.setattr(passing, "pattern_blocks", lambda adapter: blocks_of_40)
+    for n_entries in (2**24, 2**10):
+        monkeypatch.setattr(passing, "LARGE_PATTERN", n_entries)
+        with LargestPattern(2 * N_POS) as largest:
+            found.append((ml.profile_layers(model, prompts, **settings), largest.n_entries))
+    (whole, n_whole), (blocks, n_blocks) = found
+    n_pattern = 7 * N_HEADS * (2 * N_POS) ** 2
+    assert n_blocks < n_pattern <= n_whole
+    assert set(blocks.signals) == set(whole.signals)
+    for name, curve in blocks.signals.items():
+        np.testing.assert_allclose(curve.values, whole.signals[name].values, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(blocks.compression.values, whole.compression.values, rtol=1e-4)
+
+
+def test_signals_that_read_whole_patterns_get_them_in_long_contexts(monkeypatch):
+    prompts = ml.PromptDataset.from_tokens(random_tokens(40, N_POS))
+    signals = ["attention_span", "sink_rate"]
+    found = []
+    for n_entries in (2**24, 2**10):
+        monkeypatch.setattr(passing, "LARGE_PATTERN", n_entries)
+        profile = ml.profile_layers(
+            tiny_model("llama"), prompts, bands={"local": (2, 4)}, signals=signals, progress=False
+        )
+        found.append(profile.signals["sink_rate"].values)
+    np.testing.assert_array_equal(*found)
+
+
+def test_another_model_of_the_same_class_is_not_looked_into():
+    mine, other = (as_adapter(tiny_model("llama", seed=seed)) for seed in (0, 1))
+    tokens, mask = batch(True)
+    seen = []
+
+    def on_site(site, residual):
+        if site == 1:
+            with own_attention(other):
+                sites(other, tokens, mask)
+
+    with mine.inference(), other.inference():
+        blocks = pattern_blocks(mine)
+        blocks.run(tokens, mask, on_site, lambda block, pattern, first: seen.append(block))
+    assert seen == list(range(4))
+    assert modeling_llama.eager_attention_forward.__module__ == modeling_llama.__name__

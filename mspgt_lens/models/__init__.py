@@ -14,7 +14,7 @@ from mspgt_lens.models.adapter import (
     PatternHook,
     SiteHook,
 )
-from mspgt_lens.models.attending import own_attention
+from mspgt_lens.models.attending import PatternBlocks, own_attention, pattern_blocks
 from mspgt_lens.models.building import (
     bridge_class,
     bridge_from_huggingface,
@@ -38,6 +38,7 @@ __all__ = [
     "Part",
     "PartHook",
     "PatchPlace",
+    "PatternBlocks",
     "PatternHook",
     "RecordedRun",
     "RowEdits",
@@ -61,6 +62,7 @@ __all__ = [
     "needed_hooks",
     "own_attention",
     "patching_result",
+    "pattern_blocks",
     "ran_out_of_memory",
     "read_patching_result",
     "require_acted",

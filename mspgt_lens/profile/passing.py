@@ -22,7 +22,7 @@ from mspgt_lens.gathering import (
     make_reference,
     plan_batches,
 )
-from mspgt_lens.models import own_attention, ran_out_of_memory
+from mspgt_lens.models import PatternBlocks, own_attention, pattern_blocks, ran_out_of_memory
 from mspgt_lens.processes import ALONE, Processes
 from mspgt_lens.profile.checkpoint import Checkpoint, Description, differences
 from mspgt_lens.profile.memory import kept_memory
@@ -31,6 +31,8 @@ from mspgt_lens.prompts import Prompt, PromptDataset
 
 _CHUNK = 1024
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192, "mps": 4096}
+# Of one prompt's attention patterns in a block, from which on they are taken in parts: 64 MB.
+LARGE_PATTERN = 2**24
 
 
 def pass_over(
@@ -68,14 +70,14 @@ def pass_over(
     described = run.described(first) | {"batch_size": batch_size, "tokens_per_batch": per_batch}
     _agree(described, processes)
     kept = Checkpoint(checkpoint, described, processes)
-    fitting = _Fitting(batch_size)
     n_tokens = sum(len(prompt.tokens) for prompt in first)
     with ExitStack() as stack:
         stack.enter_context(adapter.inference())
         stack.enter_context(kept_memory())
-        n_heads = adapter.n_heads
-        if not run.moments.plan.needs_patterns and stack.enter_context(own_attention(adapter)):
-            n_heads = 0
+        blocks = _pattern_blocks(run, first)
+        is_own = not run.moments.plan.needs_patterns and stack.enter_context(own_attention(adapter))
+        n_heads = 0 if is_own or blocks is not None else adapter.n_heads
+        fitting = _Fitting(batch_size, blocks)
         bar = stack.enter_context(
             tqdm(
                 total=n_tokens // processes.size if run.has_all(first) else None,
@@ -155,16 +157,27 @@ def _own_batches(
                 yield planned
 
 
+def _pattern_blocks(run: ProfileRun, first: Sequence[Prompt]) -> PatternBlocks | None:
+    """How to run the model where patterns of long prompts are looked at, but not whole."""
+    plan, n_heads = run.moments.plan, run.adapter.n_heads
+    longest = max(len(prompt.tokens) for prompt in first)
+    is_large = n_heads * longest**2 > LARGE_PATTERN
+    is_whole = any(signal.patterns for signal in plan.signals)
+    return pattern_blocks(run.adapter) if plan.needs_spans and is_large and not is_whole else None
+
+
 @dataclass
 class _Fitting:
     """What fits into memory, as far as this pass has seen.
 
     Attributes:
         batch_size: Prompts per batch; None lets batches be halved.
+        blocks: How to run the model where its patterns come a few queries at a time.
         most: Tokens that a batch may hold, padding included; None until memory runs out.
     """
 
     batch_size: int | None
+    blocks: PatternBlocks | None
     most: int | None = None
 
     def cut(self, planned: BatchPlan) -> list[BatchPlan]:
@@ -178,7 +191,7 @@ class _Fitting:
             RuntimeError: Torch's own, if a batch does not fit and cannot be halved.
         """
         try:
-            reader.run()
+            reader.run(self.blocks)
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise

@@ -22,9 +22,11 @@ from mspgt_lens.models import (
     Edit,
     ModelAdapter,
     PatchPlace,
+    PatternBlocks,
     as_adapter,
     edited_logits,
     own_attention,
+    pattern_blocks,
 )
 from mspgt_lens.models.editing import EditPlace
 
@@ -119,6 +121,39 @@ def check_own_attention(adapter: ModelAdapter) -> bool:
         for ours, theirs in zip(found, expected, strict=True):
             _assert_equal(ours, theirs)
     return is_own
+
+
+def check_pattern_blocks(adapter: ModelAdapter) -> bool:
+    """In blocks of queries, residuals and patterns are the same; whether there are blocks."""
+    tokens, mask = random_tokens(3, 24), torch.ones(3, 24, dtype=torch.bool)
+    mask[1, -5:] = False
+    whole: list[Tensor] = []
+    found: list[Tensor] = []
+    patterns: dict[int, Tensor] = {}
+
+    def on_queries(block: int, pattern: Tensor, first: int) -> None:
+        n_queries, n_keys = pattern.shape[2:]
+        at = slice(first, first + n_queries)
+        expected = patterns[block][:, :, at].transpose(1, 2)[mask[:, at]]
+        assert not expected[..., n_keys:].any()
+        if len(expected):
+            _assert_equal(pattern.transpose(1, 2)[mask[:, at]], expected[..., :n_keys])
+
+    with adapter.inference():
+        if pattern_blocks(adapter) is None:
+            return False
+        adapter.run(
+            tokens,
+            mask,
+            lambda _, x: whole.append(x[mask].clone()),
+            lambda block, x: patterns.update({block: x.clone()}),
+        )
+        PatternBlocks(adapter, 5 * adapter.n_heads * tokens.numel()).run(
+            tokens, mask, lambda _, x: found.append(x[mask].clone()), on_queries
+        )
+    for ours, theirs in zip(found, whole, strict=True):
+        _assert_equal(ours, theirs)
+    return True
 
 
 def _sites_and_logits(adapter: ModelAdapter, tokens: Tensor, mask: Tensor) -> list[Tensor]:

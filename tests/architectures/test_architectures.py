@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from checks import check_own_attention, row
+from checks import check_own_attention, check_pattern_blocks, row
 from kinds import KINDS, Kind, built
 from table import listed
 
@@ -37,14 +37,24 @@ LEFT = {
 }
 
 
-def test_its_own_attention_gives_the_same_or_is_left_out() -> None:
-    left = set()
+# Those that do not form patterns by the function that transformers gives to its modules.
+WHOLE = LEFT - {"Gemma2ForCausalLM", "GptOssForCausalLM", "VaultGemmaForCausalLM"} | {
+    "FalconForCausalLM, parallel, one key"
+}
+
+
+def test_attention_without_patterns_or_in_blocks_gives_the_same_or_is_left_as_it_is() -> None:
+    left, whole = set(), set()
     for kind in KINDS:
         _, bridge = built(kind)
         try:
             adapter = as_adapter(bridge)
         except TypeError:
             continue
+        names = {kind.name, f"{kind.name}, {kind.traits}"}
         if not check_own_attention(adapter):
-            left |= LEFT & {kind.name, f"{kind.name}, {kind.traits}"} or {kind.id}
+            left |= LEFT & names or names
+        if not check_pattern_blocks(adapter):
+            whole |= WHOLE & names or names
     assert left == LEFT
+    assert whole == WHOLE
