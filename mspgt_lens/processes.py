@@ -62,7 +62,6 @@ class Processes:
         if self.rank < 0:
             raise ValueError("process_group must be one that this process is in: it is not")
         self._group = group
-        self._knows = False
         # NCCL moves what is on a GPU only, and gloo what is in memory.
         on_gpu = dist.get_backend(group) == "nccl"
         self._device = torch.device("cuda" if on_gpu else "cpu")
@@ -80,7 +79,7 @@ class Processes:
             if not self._store.check([_FAILED]):
                 return
             told = self._store.get(_FAILED).decode()
-            self._know()
+            self._store.add(_KNOWN, 1)
         raise PeerError(told)
 
     def meet(self) -> None:
@@ -154,21 +153,16 @@ class Processes:
 
     def fail(self, error: BaseException) -> None:
         """Tell the others why this process stops, and wait a little for them to hear it."""
-        if self._store is None:
-            return
-        if isinstance(error, PeerError):
-            # It may come from another computation of the same processes, within this one.
-            with suppress(RuntimeError):
-                self._know()
+        if self._store is None or isinstance(error, PeerError):
             return
         told = f"process {self.rank} of {self.size} stopped: {type(error).__name__}: {error}"
         # Where nobody can be told any more, the error itself is still raised.
         with suppress(RuntimeError):
             self._store.set(_FAILED, told)
-            self._know()
-            end = time.monotonic() + _FAREWELL
-            while self._store.add(_KNOWN, 0) < self.size and time.monotonic() < end:
+            known, end = self._store.add(_KNOWN, 1), time.monotonic() + _FAREWELL
+            while known < self.size and time.monotonic() < end:
                 time.sleep(_LONGEST_WAIT)
+                known = self._store.add(_KNOWN, 0)
 
     def live(self, stopped: threading.Event) -> None:
         """Give signs of life until told to stop; in a thread of its own."""
@@ -176,12 +170,6 @@ class Processes:
         with suppress(RuntimeError):
             while not stopped.wait(_BEAT):
                 self._store.add(f"beat {self.rank}", 1)
-
-    def _know(self) -> None:
-        """Let the one that failed see that this process need not be told any more."""
-        if not self._knows:
-            self._knows = True
-            self._store.add(_KNOWN, 1)
 
     def _listened(self, before: list[tuple[int, float]]) -> list[tuple[int, float]]:
         """Each process's signs of life, with the time of the last one."""

@@ -59,6 +59,7 @@ def main(folder: Path) -> int:
     profile = ["profile", *model, "--max-length", "140", "--out", str(folder / "report.html")]
     changed = {
         "alike": [*profile, "--n-documents", "2"],
+        "shallow": ["analyze", *profile[1:-1], str(folder / "analysis")],
         "usage": ["profile"],
         "unshared": ["brittleness", *model, "--blocks", "1,3"],
         "unhurt": [*profile, "--save", str(folder / "kept")],

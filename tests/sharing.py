@@ -10,15 +10,20 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from profiles import LENGTH, RAGGED, SMALL, prompts_of, run
-from tiny import tiny_model
+from tiny import random_tokens, tiny_model
 from torch import distributed
 
+import mspgt_lens as ml
 from mspgt_lens import processes as processes_module
+from mspgt_lens.estimates import CannotMeasure
+from mspgt_lens.profile import passing as passing_module
 from mspgt_lens.profile import run as run_module
 from mspgt_lens.signals import SIGNALS
+from mspgt_lens.studies import analysis as analysis_module
 
 # Four processes and batches of two prompts: none has as many as another.
 SETTINGS: dict[str, Any] = {"batch_size": 2, "signals": [*SIGNALS, LENGTH], "logit_lens": True}
@@ -110,3 +115,37 @@ def die(rank: int, folder: Path) -> None:
         (folder / f"told-{rank}").write_text(str(error))
         # Nobody is there to say goodbye to.
         os._exit(3)
+
+
+def analyze(rank: int, folder: Path) -> None:
+    """An analysis in which the second process cannot take one profile; it is stopped once."""
+    # Nobody may wait for what has been told already.
+    processes_module._FAREWELL = 3600.0
+    model, everyone = tiny_model("llama", n_layers=6), distributed.group.WORLD
+    original, told = analysis_module.profile_layers, []
+
+    def profile_layers(*args: Any, **kwargs: Any) -> Any:
+        if rank == 0 or kwargs["control"] != "shuffled_tokens":
+            return original(*args, **kwargs)
+        cannot = CannotMeasure("not in this process")
+        with patch.object(passing_module, "finish_batch", side_effect=cannot):
+            return original(*args, **kwargs)
+
+    analysis_module.profile_layers = profile_layers
+    common = {"n_documents": 4, "n_control_documents": 12, "n_tokens": 100, "progress": False}
+
+    def analysis() -> Any:
+        prompts = ml.PromptDataset.from_tokens(random_tokens(24, 130))
+        return ml.analyze(model, prompts, folder=folder / "into", process_group=everyone, **common)
+
+    failing = patch.object(analysis_module, "measure_brittleness", side_effect=ValueError("broken"))
+    try:
+        with failing:
+            analysis()
+    except Exception as error:
+        told.append(f"{type(error).__name__}: {error}")
+    told.append(" ".join(sorted(path.name for path in (folder / "into").iterdir())))
+    # What the folder holds is not taken again.
+    with patch.object(analysis_module, "profile_layers", side_effect=AssertionError):
+        analysis().save(folder / f"analysis-{rank}")
+    (folder / f"told-{rank}").write_text("\n".join(told))

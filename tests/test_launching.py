@@ -86,6 +86,7 @@ def test_what_stops_one_process_is_said_once_and_ends_all(folder: Path) -> None:
         "pass": (2, "mspgt-lens: process 1 of 2: activations at site 1 are NaN or infinite"),
         "writing": (2, "mspgt-lens: process 0 of 2: no place to write"),
         "alike": (2, "mspgt-lens: --n-documents must be at least 3, got 2"),
+        "shallow": (2, "mspgt-lens: process 0 of 2: "),
         "usage": (2, "mspgt-lens profile: error: the following arguments are required: MODEL"),
         "unshared": (2, "mspgt-lens: brittleness runs in one process, and 2 were started"),
     }

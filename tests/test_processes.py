@@ -8,16 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 from profiles import RAGGED, SMALL, assert_same, prompts_of, run
-from sharing import SETTINGS, die, fail, in_processes, share
-from tiny import tiny_model
+from sharing import SETTINGS, analyze, die, fail, in_processes, share
+from tiny import random_tokens, tiny_model
 
+import mspgt_lens as ml
 from mspgt_lens.processes import Processes
 from mspgt_lens.profile import run as run_module
 from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.targets import DEFAULT_BANDS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*more groups of text are needed:UserWarning"),
 ]
+
+
+# The defaults, instead of quick ones.
+WHOLE: dict[str, Any] = {"bands": DEFAULT_BANDS, "n_folds": 5}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +75,27 @@ def test_a_process_that_was_killed_is_missed(tmp_path: Path) -> None:
     assert in_processes(die, 2, tmp_path) == [3, -9]
     told = (tmp_path / "told-0").read_text()
     assert told.startswith("process 1 of 2 has given no sign of life for 4 s")
+
+
+def test_an_analysis_is_shared(tmp_path: Path) -> None:
+    assert in_processes(analyze, 2, tmp_path) == [0, 0]
+    first, second = ((tmp_path / f"told-{rank}").read_text().splitlines() for rank in (0, 1))
+    assert first[0] == "ValueError: broken"
+    assert second[0] == "PeerError: process 0 of 2 stopped: ValueError: broken"
+    # Sums are gone once there is the result that they were for.
+    assert "profile.safetensors" in first[1]
+    assert "sums" not in first[1]
+    one, other = (ml.results.Analysis.load(tmp_path / f"analysis-{rank}") for rank in (0, 1))
+    assert dict(one.skipped)["shuffled_tokens"] == "not in this process"
+    assert dict(one.skipped) == dict(other.skipped)
+    assert list(one.parts) == list(other.parts)
+    for name, part in one.parts.items():
+        assert part == other.parts[name]
+    assert {"profile", "partition", "random_weights", "brittleness", "effects"} <= set(one.parts)
+    prompts = ml.PromptDataset.from_tokens(random_tokens(24, 130))
+    names = list(one.profile.signals)
+    alone = run(tiny_model("llama", n_layers=6), prompts, **WHOLE, signals=names)
+    assert_same(one.profile, alone, rtol=1e-6, atol=1e-9)
 
 
 def test_what_is_no_group_is_refused(model: Any) -> None:

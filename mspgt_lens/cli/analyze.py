@@ -71,7 +71,7 @@ def add_analyze_command(
         help="where results and reports go, one folder per model (default: %(default)s)",
     )
     add_run(command)
-    command.set_defaults(run=lambda options: _analyze(options, prompts_of))
+    command.set_defaults(run=lambda options: _analyze(options, prompts_of), shares_work=True)
 
 
 def _analyze(
@@ -96,13 +96,14 @@ def _analyze(
             ArithmeticError,
             RuntimeError,
         ) as error:
-            if len(options.models) == 1:
+            # Of several processes, the others may not have met it.
+            if len(options.models) == 1 or options.launch.size > 1:
                 raise
             # The others are still worth having.
             print(f"mspgt-lens: {name}: {error}", file=sys.stderr)
             failed.append(name)
         gc.collect()
-    if len(done) > 1:
+    if len(done) > 1 and options.launch.is_first:
         results = [analysis.results for analysis in done]
         verdicts, compared = evaluate_predictions(results), compare_models(results)
         print("", *compared.findings(), "", sep="\n")
@@ -124,15 +125,19 @@ def _one(
 ) -> Analysis:
     folder = options.out / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model")
     model = load_placed(options, name)
+    prompts = prompts_of(options, model)
     analysis = analyze(
         model,
-        prompts_of(options, model),
+        prompts,
         folder=folder,
         family=family,
         n_documents=options.n_documents,
         seed=options.seed,
         progress=not options.no_progress,
+        process_group=options.launch.group(model),
     )
+    if not options.launch.is_first:
+        return analysis
     verdicts = evaluate_predictions(analysis.results)
     print("", analysis.profile.model_name, *analysis.partition.findings(), "", sep="\n")
     print(aligned(verdict_rows(verdicts)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mspgt_lens.cli.analyze import add_analyze_command
-from mspgt_lens.cli.arguments import add_seed, new_file, whole_number
+from mspgt_lens.cli.arguments import add_seed, new_file, new_folder, whole_number
 from mspgt_lens.cli.brittleness import add_brittleness_command
 from mspgt_lens.cli.curves import read_curves
 from mspgt_lens.cli.launching import Launch, launched
@@ -63,7 +63,7 @@ def _outcome(arguments: Sequence[str] | None, launch: Launch) -> tuple[int, str]
         if launch.size > 1 and not hasattr(options, "shares_work"):
             raise ValueError(
                 f"{options.command} runs in one process, and {launch.size} were started: start it "
-                "without torchrun; profile and scales share their work"
+                "without torchrun; profile, scales and analyze share their work"
             )
         if getattr(options, "prompts", None) is not None:
             # Before the model is loaded, which may take long.
@@ -221,7 +221,7 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint",
-        type=Path,
+        type=new_folder,
         metavar="FOLDER",
         help="keep sums there every few minutes: started again in the same way, a pass that was "
         "stopped goes on; delete it once you have the report",

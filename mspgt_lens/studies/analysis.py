@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -25,6 +29,7 @@ from mspgt_lens.perturbation.dependence import TokenClasses, classify_tokens
 from mspgt_lens.perturbation.dissociation import Dissociation, measure_dissociation
 from mspgt_lens.perturbation.perturbing import PerturbationEffects, perturb_scales
 from mspgt_lens.perturbation.skipping import BlockEffects, block_effects
+from mspgt_lens.processes import PeerError, Processes, joined
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.profile.settings import Control
@@ -46,6 +51,12 @@ _CLASSES_LENGTH = 160
 _LEVELS = (0.05, 0.2, 1.0)
 _N_CONTROLS = 5
 _INDEX = "analysis"
+# Steps that profile, which several processes share, and under which control.
+_PASSES: Mapping[str, Control | None] = {
+    "profile": None,
+    "random_profile": "random_weights",
+    "shuffled_tokens": "shuffled_tokens",
+}
 _CONTROLS = ("random_profile", "random_weights", "shuffled_tokens")
 # The usual signals, and those that other theories' predictions are about.
 _SIGNALS = tuple(dict.fromkeys((*SIGNALS, *(name for p in RIVALS for name in p.signals))))
@@ -217,6 +228,7 @@ def analyze(
     n_tokens: int = 1000,
     seed: int = 0,
     progress: bool = True,
+    process_group: Any = None,
 ) -> Analysis:
     """Measure on one model all that the predictions of MSPGT and of its rivals need.
 
@@ -228,8 +240,9 @@ def analyze(
     or the text does not admit (interventions on an encoder, prompts too short for the global band)
     is skipped, and the result says why.
 
-    With a folder, every result is written as soon as it is there, and an interrupted analysis goes
-    on where it stopped. Prompts are read once and kept, as tokens.
+    With a folder, every result is written as soon as it is there, and sums of profiles every few
+    minutes: an interrupted analysis goes on where it stopped. Prompts are read once and kept, as
+    tokens.
 
     Args:
         model: A TransformerLens model, or a name for :func:`~mspgt_lens.load_model`.
@@ -242,7 +255,10 @@ def analyze(
             tokens are sorted by context, at most.
         n_tokens: Tokens that are sorted by context, at most.
         seed: Decides everything that is drawn.
-        progress: Show progress bars.
+        progress: Show progress bars; of several processes, the first does.
+        process_group: A group of ``torch.distributed`` whose processes share the profiles; the
+            first one measures the rest alone, and writes. All of them call this with the same
+            arguments and end with the same analysis; what stops one stops all.
 
     Returns:
         Every result that could be measured, and why others could not.
@@ -252,6 +268,7 @@ def analyze(
             model, other prompts or other settings.
         CannotMeasure: If the prompts do not suffice for a profile, or the model has fewer than 6
             blocks.
+        RuntimeError: If another process of the group failed; says which one, and why.
 
     Example:
         >>> analysis = ml.analyze(model, prompts, n_documents=3, n_tokens=50)
@@ -269,13 +286,14 @@ def analyze(
     for name, value in sizes.items():
         if value < 3:
             raise ValueError(f"{name} must be at least 3, got {value}")
-    steps = _Steps(adapter, rows, into, sizes, seed, progress)
-    steps.begin(family)
-    with tqdm(total=len(_KINDS), disable=not progress) as bar:
-        for name in _KINDS:
-            bar.set_description(f"{adapter.name}: {name.replace('_', ' ')}")
-            steps.take(name)
-            bar.update()
+    with joined(process_group) as processes:
+        steps = _Steps(adapter, rows, into, sizes, seed, progress, processes, process_group)
+        steps.begin(family)
+        with tqdm(total=len(_KINDS), disable=not progress or not steps.is_first) as bar:
+            for name in _KINDS:
+                bar.set_description(f"{adapter.name}: {name.replace('_', ' ')}")
+                steps.take(name)
+                bar.update()
     return Analysis(
         **steps.found,
         family=steps.family,
@@ -296,9 +314,15 @@ class _Steps:
         sizes: Mapping[str, int],
         seed: int,
         progress: bool,
+        processes: Processes,
+        group: Any,
     ) -> None:
-        self.adapter, self.rows, self.folder, self.sizes = adapter, rows, folder, sizes
+        self.adapter, self.rows, self.sizes = adapter, rows, sizes
         self.seed, self.progress = seed, progress
+        self.processes, self.group = processes, group
+        self.is_first = processes.rank == 0
+        # Results are read and written by the first process, sums of a pass by all.
+        self.folder, self.into = folder if self.is_first else None, folder
         self.found: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
         self.family: str | None = None
@@ -306,6 +330,10 @@ class _Steps:
     def begin(self, family: str | None) -> None:
         """See whether the folder holds the beginning of this analysis."""
         self.family = self.adapter.family if family is None else family
+        self._look()
+        self.skipped = json.loads(self.processes.texts(json.dumps(self.skipped))[0])
+
+    def _look(self) -> None:
         if self.folder is None:
             return
         if (self.folder / f"{_INDEX}.safetensors").exists():
@@ -320,9 +348,18 @@ class _Steps:
 
     def take(self, name: str) -> None:
         """Take one step, unless the folder holds its result."""
-        self.found[name] = None if self.folder is None else _saved(self.folder, name)
-        if self.found[name] is not None or name in self.skipped:
-            return
+        kept = None if self.folder is None else _saved(self.folder, name)
+        self.found[name] = self._of_first(name, kept)
+        if self.found[name] is None and name not in self.skipped:
+            result = self._taken(name)
+            if self.folder is not None and result is not None:
+                result.save(self.folder / name)
+            self.found[name] = self._of_first(name, result)
+        if name in _PASSES and (sums := self._sums(_PASSES[name])) is not None:
+            shutil.rmtree(sums, ignore_errors=True)
+
+    def _taken(self, name: str) -> Any:
+        """What a step finds, or None; why it cannot be taken counts, wherever it is seen."""
         steps: dict[str, Callable[[], Any]] = {
             "profile": lambda: self._profile(self.rows, None, _SIGNALS),
             "partition": lambda: detect_scales(profile=self.found["profile"], seed=self.seed),
@@ -337,17 +374,42 @@ class _Steps:
             "effects": self._effects,
             "block_effects": self._block_effects,
         }
+        result, why, lost = None, "", None
         try:
-            result = steps[name]()
+            if self.is_first or name in _PASSES:
+                result = steps[name]()
         except CannotMeasure as error:
             if name in ("profile", "partition"):
                 raise
-            self.skipped[name] = str(error)
+            why = str(error)
+        except PeerError as error:
+            lost = error
+        said = [json.loads(text) for text in self.processes.texts(json.dumps(why))]
+        if any(said):
+            self.skipped[name] = next(filter(None, said))
             self._write_index()
-            return
-        self.found[name] = result
-        if self.folder is not None:
-            result.save(self.folder / name)
+            return None
+        if lost is not None:
+            raise lost
+        return result
+
+    def _sums(self, control: Control | None) -> Path | None:
+        """Where a pass is written down until its result is there."""
+        return None if self.into is None else self.into / f"{control or 'profile'}-sums"
+
+    def _of_first(self, name: str, result: Any) -> Any:
+        """What the first process has as the result of a step, in all of them."""
+        if self.processes.size == 1:
+            return result
+        with tempfile.TemporaryDirectory() as folder:
+            file, sent = Path(folder) / f"{name}.safetensors", {}
+            if self.is_first and result is not None:
+                sent["file"] = np.frombuffer(result.save(file).read_bytes(), dtype=np.uint8)
+            given = self.processes.give(sent, 0)
+            if not given:
+                return None
+            file.write_bytes(given["file"].tobytes())
+            return _KINDS[name].load(file)
 
     def _profile(
         self, rows: Sequence[Prompt], control: Control | None, signals: Sequence[str] | None
@@ -359,6 +421,8 @@ class _Steps:
             control=control,
             seed=self.seed,
             progress=self.progress,
+            process_group=self.group,
+            checkpoint=self._sums(control),
         )
 
     def _control(self, control: Control, signals: Sequence[str] | None) -> LayerProfile:
