@@ -143,8 +143,8 @@ class PatternBlocks:
             self.adapter.run(tokens, mask, on_site, None, on_part)
         if len(seen) < self.adapter.n_layers:
             raise RuntimeError(
-                f"model: {self.adapter.name} formed {len(seen)} of {self.adapter.n_layers} attention "
-                "patterns in blocks of queries; leave signals of attention out of signals="
+                f"model: {self.adapter.name} formed {len(seen)} of {self.adapter.n_layers} "
+                "attention patterns in blocks of queries; leave signals of attention out of signals="
             )
 
     @contextmanager
