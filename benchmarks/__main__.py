@@ -1,6 +1,6 @@
 """Run all comparisons and write them as one table.
 
-    python -m benchmarks                              # all: the better part of an hour, two cores
+    python -m benchmarks                              # all of them, which takes long
     python -m benchmarks --only profile patching      # some of them
     python -m benchmarks --out build/benchmarks.csv
 
