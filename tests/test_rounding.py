@@ -208,3 +208,22 @@ def test_logits_are_decoded_in_float32(architecture, dtype):
     if architecture not in ENCODERS:
         rows, true = unembedding_rows(other, ids), unembedding_rows(one, ids)
         assert (rows - true).norm() / true.norm() < 3e-3
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_curves_in_half_precision_are_those_of_float32(dtype):
+    """Compression within 1%, and information within its interval."""
+    given = ml.PromptDataset.from_tokens(random_tokens(40, 64))
+    whole, half = (
+        ml.profile_layers(model, given, bands={"local": (2, 4)}, **QUIET)
+        for model in both("llama", dtype)
+    )
+    np.testing.assert_allclose(half.compression.values, whole.compression.values, rtol=0.01)
+    curves = [(whole.relevance, half.relevance)]
+    curves += [
+        (getattr(whole, name)["local"], getattr(half, name)["local"])
+        for name in ("retained", "predicted", "added")
+    ]
+    for expected, found in curves:
+        assert (found.values >= expected.low).all()
+        assert (found.values <= expected.high).all()
