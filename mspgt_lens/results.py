@@ -31,6 +31,7 @@ from mspgt_lens.studies.comparison import Comparison
 from mspgt_lens.studies.emergence import Emergence
 from mspgt_lens.studies.stability import Stability
 from mspgt_lens.theory.dominance import VarianceShares
+from mspgt_lens.theory.place_comparison import PlaceComparison, PlacedTheory
 from mspgt_lens.theory.verdicts import ModelResults, Verdict, Verdicts
 from mspgt_lens.theory.waterfilling import WaterFilling
 
@@ -54,6 +55,8 @@ __all__ = [
     "ModelResults",
     "PatchSweep",
     "PerturbationEffects",
+    "PlaceComparison",
+    "PlacedTheory",
     "Power",
     "RateDistortion",
     "ResidualStatistics",

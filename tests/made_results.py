@@ -66,6 +66,7 @@ def made_results() -> dict[str, Result]:
         models[0],
         verdicts["P1 existence"],
         verdicts,
+        ml.theory.compare_places(partition, profile),
         comparison,
         comparison.shares,
         ml.results.Emergence((0, "last"), (profile, profile), (partition, None)),

@@ -186,6 +186,7 @@ CALLS = {
     "boundary_signals": lambda t: ml.arrays.boundary_signals(t["profile_layers"]),
     "channel_rate": lambda t: ml.arrays.channel_rate(np.cov(t.rows[0].T)),
     "compare_models": lambda t: ml.studies.compare_models(t["synthetic_models"]),
+    "compare_places": lambda t: ml.theory.compare_places(t["detect_scales"], t["profile_layers"]),
     "depth_variation": lambda t: ml.theory.depth_variation(t.depths / t.n_layers[:, None]),
     "detect_scales": lambda t: ml.detect_scales(profile=t["profile_layers"], **DRAWS),
     "emergence": lambda t: ml.studies.emergence(
@@ -251,6 +252,7 @@ CALLS = {
     "plot_lens_scores": lambda t: ml.plots.plot_lens_scores(t["fit_lens"]),
     "plot_massive_ablation": lambda t: ml.plots.plot_massive_ablation(t["ablate_massive"]),
     "plot_patching": lambda t: ml.plots.plot_patching(t["patch_layers"]),
+    "plot_places": lambda t: ml.plots.plot_places(t["compare_places"]),
     "plot_profile": lambda t: ml.plot_profile(t["profile_layers"]),
     "plot_scale_map": lambda t: ml.plots.plot_scale_map(t["profile_layers"]),
     "plot_scale_patch": lambda t: ml.plots.plot_scale_patch(t["patch_scales"]),

@@ -28,11 +28,13 @@ from mspgt_lens.perturbation.registry import PerturbationKind
 from mspgt_lens.profile.recording import Recording
 from mspgt_lens.prompts import Passage, Prompt
 from mspgt_lens.report.registry import KINDS, Kind
+from mspgt_lens.theory.place_comparison import PlacedTheory
 
 # What functions take rather than find, and parts that never stand alone.
 # What is given, and what handles a model, finds nothing itself.
 INPUTS = {
     Passage,
+    PlacedTheory,
     PerturbationKind,
     Prompt,
     ml.PromptDataset,

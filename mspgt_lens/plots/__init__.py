@@ -11,6 +11,7 @@ from mspgt_lens.plots.lens import plot_lens, plot_lens_reading, plot_lens_scores
 from mspgt_lens.plots.massive import plot_massive_ablation
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
+from mspgt_lens.plots.places import plot_places
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
 from mspgt_lens.plots.profile import plot_profile
 from mspgt_lens.plots.rate_distortion import plot_rate_distortion
@@ -33,6 +34,7 @@ __all__ = [
     "plot_lens_scores",
     "plot_massive_ablation",
     "plot_patching",
+    "plot_places",
     "plot_profile",
     "plot_rate_distortion",
     "plot_scale_map",

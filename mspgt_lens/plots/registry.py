@@ -30,6 +30,7 @@ from mspgt_lens.plots.lens import plot_lens_reading, plot_lens_scores
 from mspgt_lens.plots.massive import plot_massive_ablation
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
+from mspgt_lens.plots.places import plot_places
 from mspgt_lens.plots.profile import plot_profile
 from mspgt_lens.plots.rate_distortion import plot_rate_distortion
 from mspgt_lens.plots.tables import plot_class_counts, plot_table
@@ -39,6 +40,7 @@ from mspgt_lens.studies.analysis import Analysis
 from mspgt_lens.studies.comparison import Comparison
 from mspgt_lens.studies.emergence import Emergence
 from mspgt_lens.studies.stability import Stability
+from mspgt_lens.theory.place_comparison import PlaceComparison
 from mspgt_lens.theory.verdicts import ModelResults
 
 
@@ -79,6 +81,7 @@ _FIGURES: dict[type[Result], Callable[..., go.Figure]] = {
     ScalePatch: plot_scale_patch,
     Emergence: plot_emergence,
     Comparison: plot_comparison,
+    PlaceComparison: plot_places,
     ModelResults: _profile_with_segments,
     Analysis: _profile_with_segments,
 }

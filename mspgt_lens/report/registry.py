@@ -25,6 +25,7 @@ from mspgt_lens.report import sections
 from mspgt_lens.studies.comparison import Comparison
 from mspgt_lens.studies.emergence import Emergence
 from mspgt_lens.studies.stability import Stability
+from mspgt_lens.theory.place_comparison import PlaceComparison
 from mspgt_lens.theory.verdicts import Verdicts
 
 
@@ -72,6 +73,11 @@ _CARRIES = "Which activations carry the answer from clean prompts into corrupted
 KINDS: dict[type[Any], Kind] = {
     Verdicts: Kind(lambda r, _: sections.verdict_section(r[0]), _PREDICTIONS),
     Comparison: Kind(lambda r, _: sections.comparison_section(r[0]), _PREDICTIONS),
+    PlaceComparison: Kind(
+        lambda r, _: Markup().join(map(sections.place_section, r)),
+        "Which theory's places are the boundaries near?",
+        many=True,
+    ),
     ScalePartition: Kind(
         lambda r, _: sections.boundary_sections(r[0], r[1:]),
         "Do the layers fall into segments with sharp boundaries, or do they change gradually?",

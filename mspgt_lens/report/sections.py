@@ -27,6 +27,7 @@ from mspgt_lens.plots.hvib import plot_hvib
 from mspgt_lens.plots.massive import plot_massive_ablation
 from mspgt_lens.plots.patching import plot_patching, plot_scale_patch
 from mspgt_lens.plots.perturbation import plot_brittleness, plot_dissociation
+from mspgt_lens.plots.places import plot_places
 from mspgt_lens.plots.plane import plot_information_plane, plot_scale_map
 from mspgt_lens.plots.profile import plot_profile
 from mspgt_lens.plots.rate_distortion import plot_rate_distortion
@@ -43,7 +44,13 @@ from mspgt_lens.report.tables import (
 from mspgt_lens.studies.comparison import Comparison, records
 from mspgt_lens.studies.emergence import Emergence
 from mspgt_lens.studies.stability import Stability
+from mspgt_lens.theory.place_comparison import PlaceComparison
 from mspgt_lens.theory.verdicts import Verdicts
+
+_PLACES_SAY = (
+    "p says how often as many boundaries, anywhere in the depth, are as near to a theory's places; "
+    "a method that places two in a mere drift puts them near its thirds."
+)
 
 
 def profile_sections(
@@ -138,14 +145,32 @@ def verdict_section(verdicts: Verdicts) -> Markup:
         "anything was measured.",
     ) + table(told, marked=2)
     contested = verdicts.contradictions()
-    if contested.empty:
-        return shown
-    words = (
-        "Questions that these theories answer differently: of the answers, at most one can hold."
-    )
-    answers = [tuple(map(str, row)) for row in contested.itertuples(index=False)]
-    columns = [tuple(map(str, contested.columns))]
-    return shown + paragraphs([words]) + table([*columns, *answers], marked=4)
+    if not contested.empty:
+        words = "Questions that these theories answer differently: at most one answer can hold."
+        answers = [tuple(map(str, row)) for row in contested.itertuples(index=False)]
+        columns = [tuple(map(str, contested.columns))]
+        shown += paragraphs([words]) + table([*columns, *answers], marked=4)
+    return shown + _places_of(list(verdicts.places.values()))
+
+
+def place_section(found: PlaceComparison) -> Markup:
+    """Boundaries against the places that theories name."""
+    return section(
+        f"Whose places? {found.model_name}".rstrip(),
+        " ".join([*found.findings(), *found.warnings, _PLACES_SAY]),
+        plot_places(found),
+    ) + table(found.rows())
+
+
+def _places_of(found: Sequence[PlaceComparison]) -> Markup:
+    """One model's with its figure; several as a table."""
+    if len(found) < 2:
+        return Markup().join(map(place_section, found))
+    rows = [("model", "boundaries", *found[0].rows()[0])]
+    for one in found:
+        at = ", ".join(map(str, one.boundaries))
+        rows += [(one.model_name, at, *row) for row in one.rows()[1:]]
+    return heading("Whose places?", _PLACES_SAY) + table(rows)
 
 
 def comparison_section(comparison: Comparison) -> Markup:

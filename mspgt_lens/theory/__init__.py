@@ -2,6 +2,7 @@
 
 from mspgt_lens.theory.dominance import depth_variation, variance_shares
 from mspgt_lens.theory.evaluation import evaluate_predictions
+from mspgt_lens.theory.places import compare_places
 from mspgt_lens.theory.verdicts import ModelResults
 from mspgt_lens.theory.waterfilling import (
     fit_water_filling,
@@ -12,6 +13,7 @@ from mspgt_lens.theory.waterfilling import (
 
 __all__ = [
     "ModelResults",
+    "compare_places",
     "depth_variation",
     "evaluate_predictions",
     "fit_water_filling",

@@ -113,6 +113,27 @@ def massive_blocks(norm: Float[np.ndarray, " site"]) -> tuple[int, int] | None:
     return onset, onset + 1 + int(steps[onset + 1 :].argmin())
 
 
+def relief(
+    sought: Float[np.ndarray, " site"], read: Float[np.ndarray, " site"], sign: float
+) -> tuple[int, float]:
+    """The interior site of a peak or of a valley, and how far it stands out.
+
+    As a share of the peak over the higher of its two feet, or of the valley under the lower of its
+    two shores.
+
+    Args:
+        sought: Where the site and what it is held against are sought.
+        read: Where they are compared.
+        sign: 1 for a peak, -1 for a valley.
+    """
+    up = sign * sought
+    top = 1 + int(up[1:-1].argmax())
+    left, right = int(up[:top].argmin()), top + 1 + int(up[top + 1 :].argmin())
+    against = left if up[left] > up[right] else right
+    whole = sought[top] if sign > 0 else sought[against]
+    return top, float(sign * (read[top] - read[against]) / whole)
+
+
 def step_against_line(effect: Float[np.ndarray, " block"]) -> float:
     """Logarithm of the squared error of one step at half depth over that of a straight line.
 
@@ -170,12 +191,4 @@ def _crossed(curve: Curve, one: Callable[[np.ndarray, np.ndarray], float]) -> In
 
 
 def _over_folds(curve: Curve, sign: float) -> Interval | str:
-    def one(rest: np.ndarray, own: np.ndarray) -> float:
-        up = sign * rest
-        top = 1 + int(up[1:-1].argmax())
-        left, right = int(up[:top].argmin()), top + 1 + int(up[top + 1 :].argmin())
-        shore = left if up[left] > up[right] else right
-        whole = rest[top] if sign > 0 else rest[shore]
-        return float(sign * (own[top] - own[shore]) / whole)
-
-    return _crossed(curve, one)
+    return _crossed(curve, lambda rest, own: relief(rest, own, sign)[1])

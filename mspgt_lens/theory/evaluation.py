@@ -15,6 +15,7 @@ from mspgt_lens.theory.effect_predictions import (
 )
 from mspgt_lens.theory.judging import MSPGT, Prediction
 from mspgt_lens.theory.partition_predictions import dominance, existence, family_share, position
+from mspgt_lens.theory.places import compare_places
 from mspgt_lens.theory.rival_predictions import (
     early_dimension,
     entropy_valley,
@@ -70,7 +71,8 @@ def evaluate_predictions(
     inference"``, ``"entropy valley"`` and ``"abstraction phase"``; ``docs/rivals.md`` says what
     each predicts, with its source. Their predictions are about what a model shows by itself: of
     fewer than 4 models, each has a verdict of its own, whose interval is over its groups of
-    prompts. :meth:`Verdicts.contradictions` shows where theories answer one question differently.
+    prompts. :meth:`Verdicts.contradictions` shows where theories answer one question differently,
+    and ``Verdicts.places`` whose places each model's boundaries are near.
 
     Args:
         results: Results of one model, or of many with different names.
@@ -137,7 +139,8 @@ def evaluate_predictions(
     }
     judged = (prediction.verdicts(models) for prediction in (*stated, *further))
     verdicts = tuple(itertools.chain.from_iterable(judged))
-    return Verdicts(verdicts, tuple(names), thresholds, models[0].profile.versions)
+    places = {model.name: compare_places(model.partition, model.profile) for model in models}
+    return Verdicts(verdicts, tuple(names), thresholds, models[0].profile.versions, places)
 
 
 def _chosen(theories: Iterable[str] | None, models: Sequence[ModelResults]) -> list[str]:

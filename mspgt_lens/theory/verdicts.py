@@ -14,6 +14,7 @@ from mspgt_lens.estimates import Estimate
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.perturbation.skipping import BlockEffects
 from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.theory.place_comparison import PlaceComparison
 
 Judgment = Literal["supported", "refuted", "inconclusive"]
 
@@ -217,12 +218,14 @@ class Verdicts(Result):
         models: Names of the models.
         thresholds: The thresholds that were set.
         versions: Package versions that the first model's profile was made with.
+        places: Model to how near its boundaries are to the places of every theory.
     """
 
     verdicts: tuple[Verdict, ...]
     models: tuple[str, ...]
     thresholds: Mapping[str, float]
     versions: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, PlaceComparison] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Verdict]:
         return iter(self.verdicts)
