@@ -144,7 +144,8 @@ class PatternBlocks:
         if len(seen) < self.adapter.n_layers:
             raise RuntimeError(
                 f"model: {self.adapter.name} formed {len(seen)} of {self.adapter.n_layers} "
-                "attention patterns in blocks of queries; leave signals of attention out of signals="
+                "attention patterns in blocks of queries; leave signals of attention out of "
+                "signals="
             )
 
     @contextmanager
