@@ -66,6 +66,10 @@ def scope(model, monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
     # No browser is opened.
     monkeypatch.setattr(go.Figure, "show", lambda figure: None)
+    # As torchrun has it for one process alone; any port is free.
+    one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in one.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     texts = [passage.text for passage in passages]
     prompts = ml.PromptDataset.from_texts(model, texts, max_length=384)
