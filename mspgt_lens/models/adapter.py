@@ -18,7 +18,13 @@ from torch import Tensor
 
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.models.probes import changes, probe_tokens, without_hooks
-from mspgt_lens.models.weights import count_block_weights, count_weights, drawn_anew
+from mspgt_lens.models.weights import (
+    count_block_weights,
+    count_weights,
+    drawn_anew,
+    first_float,
+    unpacked,
+)
 
 NormKind = Literal["rms", "layer"]
 Place = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "attn_scores", "pattern"]
@@ -173,9 +179,8 @@ class ModelAdapter:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model's weights."""
-        dtype: torch.dtype = next(self.model.parameters()).dtype
-        return dtype
+        """Of the model's weights; where they are quantized, of the first that are not."""
+        return first_float(self.model)
 
     @property
     def site_hooks(self) -> list[str]:
@@ -241,8 +246,11 @@ class ModelAdapter:
         return int(self.cfg.n_heads)
 
     @property
-    def n_parameters(self) -> int:
-        """Number of weights; one that serves twice (tied embeddings) counts once."""
+    def n_parameters(self) -> int | None:
+        """Number of weights; one that serves twice (tied embeddings) counts once.
+
+        Quantized ones count as those that they stand for; None where nothing says how many.
+        """
         return count_weights(self.model)
 
     @property
@@ -255,7 +263,7 @@ class ModelAdapter:
     @property
     def n_forward_weights(self) -> int:
         """Weights that a forward pass multiplies per token: the blocks' and the unembedding's."""
-        return count_block_weights(self.model.blocks) + self.d_model * self.d_vocab
+        return count_block_weights(self.model) + self.d_model * self.d_vocab
 
     @property
     def weight_processing(self) -> str:
@@ -300,8 +308,19 @@ class ModelAdapter:
         return [_token_text(tokenizer, int(i)) for i in ids]
 
     def embedding(self) -> Float[Tensor, "vocab d_model"]:
-        """The input embedding (detached)."""
-        weights: Tensor = self.model.W_E.detach()
+        """The input embedding (detached).
+
+        Raises:
+            CannotMeasure: If it is quantized, and only its module knows what it stands for.
+        """
+        held: Tensor = self.model.W_E.detach()
+        weights = unpacked(held)
+        if weights is None or weights.shape[-1] != self.d_model:
+            raise CannotMeasure(
+                f"model: the input embedding of {self.name} is quantized ({held.dtype}, shape "
+                f"{tuple(held.shape)}), and tokens are told apart by it; load the model with its "
+                "embedding left as it is (its blocks may be quantized)"
+            )
         return weights
 
     @contextmanager
@@ -462,7 +481,7 @@ class ModelAdapter:
             return  # The pass over the prompts names the site and the prompt.
         logits, decoded = (x - x.mean(dim=-1, keepdim=True) for x in (logits, decoded))
         error = float((logits - decoded).norm() / logits.norm())
-        half = next(self.model.parameters()).dtype in (torch.float16, torch.bfloat16)
+        half = self.dtype in (torch.float16, torch.bfloat16)
         if not error < (0.05 if half else 1e-3):
             raise CannotMeasure(
                 f"model: the logits of {self.name} are not its final norm followed by its "
@@ -500,10 +519,9 @@ class ModelAdapter:
     @property
     def d_vocab_out(self) -> int:
         """Number of logits at each position; that of tokens but for models of special tasks."""
-        dtype = next(self.model.parameters()).dtype
         with self.inference():
             device = self.unembedding_device
-            nothing = torch.zeros(1, 1, self.d_model, dtype=dtype, device=device)
+            nothing = torch.zeros(1, 1, self.d_model, dtype=self.dtype, device=device)
             return int(self.model.unembed(nothing).shape[-1])
 
     @property
@@ -586,9 +604,7 @@ class ModelAdapter:
         to ``ln_final``: a vector of unit variance comes back scaled, a zero vector gives the shift,
         and a constant added to the input changes nothing under LayerNorm only.
         """
-        dtype = next(self.model.parameters()).dtype
-
-        device = self.unembedding_device
+        dtype, device = self.dtype, self.unembedding_device
 
         def final_norm(vector: Tensor) -> Tensor:
             out = self.model.ln_final(vector.to(device_of(self.model.ln_final), dtype)[None, None])

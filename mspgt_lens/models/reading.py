@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mspgt_lens.models.adapter import ModelAdapter, answer_in_float32
+from mspgt_lens.models.weights import packed_weights, unpacked
 
 _LOGITS_PER_CHUNK = 50_000_000
 _VALUES_PER_PARAMETER = 64
@@ -42,12 +43,18 @@ def weight_digest(adapter: ModelAdapter) -> str:
     """A short text that differs between models whose weights differ.
 
     A hash of up to 64 values of every parameter, evenly spread: training moves nearly all of them.
+    Of quantized weights, of what they are packed in.
     """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(f"{adapter.name}, {adapter.weight_processing}".encode())
-    for name, parameter in adapter.model.named_parameters():
+    weights = dict(adapter.model.named_parameters()) | dict(packed_weights(adapter.model))
+    for name, parameter in weights.items():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        values = parameter.detach().flatten()
+        known = unpacked(parameter.detach())
+        values = (parameter.detach() if known is None else known).flatten()
         step = max(1, len(values) // _VALUES_PER_PARAMETER)
-        digest.update(values[::step].float().cpu().numpy().tobytes())
+        some = values[::step]
+        # Words that hold several weights have more digits than float32.
+        told = some.float() if some.is_floating_point() else some.long()
+        digest.update(told.cpu().numpy().tobytes())
     return digest.hexdigest()
