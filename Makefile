@@ -8,7 +8,7 @@ COMPAT := output/compat
 COMPAT_VENVS := .venv-tl3 .venv-tl2 .venv-tl4-first .venv-tl3-first .venv-tl2-first
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-compat test-tutorials test-release tutorials benchmarks lint format clean
+.PHONY: help demo docs evidence test test-compat test-tutorials test-release tutorials benchmarks lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ demo: $(VENV)/.installed  ## Profile the demo model on a third of the passages a
 docs: $(DOCS_VENV)/.installed  ## Build the site into build/site; warnings and broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 	$(DOCS_VENV)/bin/python docs/check_site.py build/site
+
+evidence: $(VENV)/.installed  ## Measure the demo model and write what was found into docs/evidence.md and README.md; goes on where it stopped
+	TQDM_DISABLE=1 $(BIN)/python docs/make_evidence.py
 
 test: lint  ## Lint, check types, run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
