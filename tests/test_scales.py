@@ -299,3 +299,13 @@ def test_controls_are_told_by_a_field_not_by_a_name(stepped, partition, tmp_path
         "shuffled_tokens"
     )
     assert ml.results.LayerProfile.load(profile.save(tmp_path / "p")).control == "shuffled_tokens"
+
+
+def test_a_signal_of_sites_of_one_s_own_is_sought_in_after_each_block(stepped):
+    """Its value after a block is that block's, as of the profile's other curves over sites."""
+    values = np.linspace(1.0, 2.0, stepped.n_layers + 1) ** 2
+    own = ml.results.Curve(values, values, values, "made", "Made up.")
+    wider = replace(stepped, signals={**stepped.signals, "mine": own})
+    table = ml.arrays.boundary_signals(wider)
+    np.testing.assert_array_equal(table["mine"], values[1:])
+    assert "mine" in ml.detect_scales(profile=wider, n_draws=99, n_bootstraps=20).by_signal

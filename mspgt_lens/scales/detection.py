@@ -268,8 +268,9 @@ def boundary_signals(profile: LayerProfile) -> pd.DataFrame:
 
     Levels after each block of compression, relevance, and, per scale, retained information (its
     logarithm, where it is positive everywhere) and predicted information, but of the next token,
-    which is relevance once more; and the profile's block signals as they are. Curves that cannot be
-    told from 0 at any site, and columns that never change, are left out.
+    which is relevance once more; the profile's signals of blocks as they are, and of one's own
+    signals of sites the levels. Curves that cannot be told from 0 at any site, and columns that
+    never change, are left out.
 
     Args:
         profile: From :func:`~mspgt_lens.profile_layers` or :func:`~mspgt_lens.profile_cache`.
@@ -299,7 +300,7 @@ def _choose_signals(profile: LayerProfile) -> tuple[dict[str, _Signal], list[str
             quantity == "predicted" and profile.bands[scale] == (1, 1) and profile.reads_tokens
         ):
             continue
-        if quantity in profile.signals:
+        if quantity in profile.signals and len(curve) == profile.n_layers:
             kind = "block"
         elif scale and (curve.low <= 0).all():
             left_out.append(f"{name} (cannot be told from 0)")
