@@ -63,7 +63,7 @@ def traits(sites, patterns):
     for rows in sites:
         own = rows - rows.mean(0)
         unit = own / own.norm(dim=1, keepdim=True)
-        spectrum = torch.linalg.eigvalsh(unit @ unit.T / len(unit))
+        spectrum = torch.linalg.eigvalsh((unit @ unit.T / len(unit)).clamp(min=0))
         entropy.append(-float((spectrum**2).sum().log()))
     return {"massive_share": share, "sink_rate": sinks, "prompt_entropy": entropy}
 

@@ -21,18 +21,22 @@ from mspgt_lens.perturbation.batches import Batch, Batches, make_batches
 from mspgt_lens.perturbation.block_runs import SHIFTS, Shift, prediction_shifts
 from mspgt_lens.perturbation.responding import log_probabilities
 from mspgt_lens.prompts import PromptDataset
+from mspgt_lens.signals.traits import (
+    N_MASSIVE,
+    SINK_THRESHOLD,
+    largest_share,
+    prompt_entropy,
+    sink_rate,
+)
 from mspgt_lens.statistics import mean_interval
 from mspgt_lens.storage import package_versions
 
 Trait = Literal["massive_share", "sink_rate", "prompt_entropy"]
 TRAITS: tuple[Trait, ...] = get_args(Trait)
 _PLACES = ("site", "block")
-_N_COORDINATES = 3
 # A position is massive if its power in the massive coordinates exceeds the prompt's median by this
 # factor (its size by 10). Fixed before any result was seen.
 _MASSIVE = 100.0
-# Mean attention to the first token from which a head counts as a sink (Gu et al. 2024).
-_SINK = 0.3
 _UNITS = {
     "massive_share": "share of power",
     "sink_rate": "share of heads",
@@ -41,10 +45,10 @@ _UNITS = {
 _MEANING = {
     "massive_share": "Share of the residual's power, over all positions of a prompt, in its three "
     "largest coordinates",
-    "sink_rate": f"Share of heads whose attention to the prompt's first token is above {_SINK:g} "
-    "on average",
+    "sink_rate": "Share of heads whose attention to the prompt's first token is above "
+    f"{SINK_THRESHOLD:g} on average",
     "prompt_entropy": "Renyi entropy of order 2 of the prompt's Gram matrix: rows less their mean, "
-    "at unit length; sinks are in",
+    "at unit length, negative cosines taken as 0; sinks are in",
 }
 _SHIFTED = {
     "kl": ("nats", "KL divergence of the prediction without what is massive from the clean one."),
@@ -309,14 +313,14 @@ def _onset(
         def on_site(site: int, residual: Tensor, batch: Batch = batch) -> None:
             own = _power(residual, batch.mask)
             power[site] += own.sum(dim=0)
-            np.add.at(share[site], batch.groups, _largest_share(own))
+            np.add.at(share[site], batch.groups, largest_share(own).numpy())
 
         adapter.run(batch.tokens, batch.mask, on_site)
         np.add.at(prompts, batch.groups, 1.0)
         bar.update()
     if block is None:
         block = int(np.diff((share / prompts).mean(axis=1)).argmax())
-    return block, power[block + 1].topk(min(_N_COORDINATES, adapter.d_model)).indices
+    return block, power[block + 1].topk(min(N_MASSIVE, adapter.d_model)).indices
 
 
 class _Reading:
@@ -335,7 +339,7 @@ class _Reading:
         final: list[Tensor] = []
 
         def on_site(site: int, residual: Tensor) -> None:
-            shares = _largest_share(_power(residual, batch.mask))
+            shares = largest_share(_power(residual, batch.mask)).numpy()
             self._add("massive_share", site, batch, shares)
             self._add("prompt_entropy", site, batch, _prompt_entropies(residual, batch.mask))
             if site == self.adapter.n_layers:
@@ -409,28 +413,15 @@ def _power(
     return power
 
 
-def _largest_share(power: Float[Tensor, "prompt d_model"]) -> Float[np.ndarray, " prompt"]:
-    largest = power.topk(min(_N_COORDINATES, power.shape[1]), dim=1).values.sum(dim=1)
-    share: np.ndarray = (largest / power.sum(dim=1)).numpy()
-    return share
-
-
 def _prompt_entropies(
     residual: Float[Tensor, "prompt pos d_model"], mask: Bool[Tensor, "prompt pos"]
 ) -> Float[np.ndarray, " prompt"]:
-    """``-log tr(K^2)``, K the Gram matrix of rows less their mean, at unit length, of trace 1."""
-    found = []
-    for rows, real in zip(residual.cpu().double(), mask, strict=True):
-        own = rows[real] - rows[real].mean(dim=0)
-        unit = own / own.norm(dim=1, keepdim=True)
-        found.append(-float((unit @ unit.T / len(unit)).square().sum().log()))
-    return np.array(found)
+    pairs = zip(residual.cpu(), mask, strict=True)
+    return np.array([float(prompt_entropy(rows[real])) for rows, real in pairs])
 
 
 def _sink_rates(
     pattern: Float[Tensor, "prompt head query key"], mask: Bool[Tensor, "prompt pos"]
 ) -> Float[np.ndarray, " prompt"]:
-    real = mask[:, None].to(pattern.device)
-    to_first = (pattern[..., 0].double() * real).sum(dim=2) / real.sum(dim=2)
-    rate: np.ndarray = (to_first > _SINK).double().mean(dim=1).cpu().numpy()
-    return rate
+    pairs = zip(pattern.cpu().double(), mask, strict=True)
+    return np.array([float(sink_rate(own[:, real].transpose(0, 1))) for own, real in pairs])

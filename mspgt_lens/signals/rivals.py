@@ -14,13 +14,16 @@ from torch import Tensor
 
 from mspgt_lens.models import in_float64
 from mspgt_lens.signals.record import BlockRows, Signal, SiteRows
+from mspgt_lens.signals.traits import (
+    N_MASSIVE,
+    SINK_THRESHOLD,
+    largest_share,
+    prompt_entropy,
+    sink_rate,
+)
 
-# A head whose mean attention to the first position exceeds this is a sink (Gu et al. 2024).
-SINK_THRESHOLD = 0.3
 # Tokens before the query that count as recent (Lad et al. 2024).
 RECENT = 5
-# Coordinates in which massive activations sit (Sun et al. 2024).
-N_MASSIVE = 3
 
 
 def _block_influence(rows: BlockRows) -> Float[Tensor, " row"]:
@@ -51,7 +54,7 @@ def _mlp_cosine(rows: BlockRows) -> Float[Tensor, " row"]:
 
 def _sink_rate(rows: BlockRows) -> Float[Tensor, ""]:
     assert rows.pattern is not None
-    return (rows.pattern[:, :, 0].mean(dim=0) > SINK_THRESHOLD).float().mean()
+    return sink_rate(rows.pattern)
 
 
 def _recent_attention(rows: BlockRows) -> Float[Tensor, " row"]:
@@ -70,8 +73,7 @@ def _attention_distance(rows: BlockRows) -> Float[Tensor, ""]:
 
 
 def _massive_share(rows: SiteRows) -> Float[Tensor, ""]:
-    power = in_float64(rows.residual).pow(2).sum(dim=0)
-    return power.topk(min(N_MASSIVE, len(power))).values.sum() / power.sum()
+    return largest_share(in_float64(rows.residual).pow(2).sum(dim=0))
 
 
 def _first_norm(rows: SiteRows) -> Float[Tensor, ""]:
@@ -80,14 +82,7 @@ def _first_norm(rows: SiteRows) -> Float[Tensor, ""]:
 
 
 def _prompt_entropy(rows: SiteRows) -> Float[Tensor, ""]:
-    centered = in_float64(rows.residual)
-    centered = centered - centered.mean(dim=0)
-    length = centered.norm(dim=1, keepdim=True)
-    # Rows that are all the same are one point, whose entropy is 0.
-    unit = centered / torch.where(length > 0, length, 1.0)
-    gram = (unit @ unit.T).clamp(min=0)
-    trace = gram.trace()
-    return -torch.log(gram.pow(2).sum() / trace**2) if trace > 0 else trace
+    return prompt_entropy(rows.residual)
 
 
 def _length(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, " row"]:
