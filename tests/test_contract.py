@@ -25,17 +25,19 @@ import mspgt_lens as ml
 from mspgt_lens.contract import COLUMNS, Result
 from mspgt_lens.partition import Support
 from mspgt_lens.perturbation.registry import PerturbationKind
+from mspgt_lens.profile.planning import ProfilePlan
 from mspgt_lens.profile.recording import Recording
 from mspgt_lens.prompts import Passage, Prompt
 from mspgt_lens.report.registry import KINDS, Kind
 from mspgt_lens.theory.place_comparison import PlacedTheory
 
 # What functions take rather than find, and parts that never stand alone.
-# What is given, and what handles a model, finds nothing itself.
+# What is given, what handles a model, and what only plans finds nothing itself.
 INPUTS = {
     Passage,
     PlacedTheory,
     PerturbationKind,
+    ProfilePlan,
     Prompt,
     ml.PromptDataset,
     ml.PromptPairs,
