@@ -4,8 +4,8 @@
     python docs/make_evidence.py --written   # the pages alone, from the table as it is
 
 The demo model and its twin with random weights are measured on a third of the built-in passages.
-The table and the pages are written after every step. What was measured stays in output/evidence, and
-a run that was interrupted goes on where it stopped: empty that folder after a change of the code.
+The table and the pages are written after every step. What was measured stays in output/evidence,
+and a run that was interrupted goes on where it stopped: empty that folder after a change of code.
 Between their marks, pages are written anew, from the table alone.
 """
 
