@@ -192,9 +192,10 @@ def test_relevance_of_a_profile_is_the_lens_s_own(plain, fitted, monkeypatch):
         bands={"local": (1, 1), "far": (2, 4)},
         **QUICK,
     )
+    # No pattern is asked for in fitting a lens: the model's own attention rounds in its own way.
     for name in ("values", "low", "high", "by_fold"):
         np.testing.assert_allclose(
-            getattr(profile.relevance, name), getattr(fitted.relevance, name), atol=1e-10, rtol=0
+            getattr(profile.relevance, name), getattr(fitted.relevance, name), atol=1e-7, rtol=0
         )
     assert profile.settings["unigram_cross_entropy"] == fitted.unigram
 

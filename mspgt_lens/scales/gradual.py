@@ -111,10 +111,10 @@ def gradual_kinds(n_rows: int) -> Gradual:
         between = np.subtract.outer(depth, depth)
         for part in _LENGTHS:
             smooth = np.exp(-(between**2) / 2 / (n_rows / part) ** 2)
-            even += [("smooth", noise + v * smooth) for noise in beneath for v in _VARIANCES]
+            even += [_on("smooth", v * smooth, noise) for noise in beneath for v in _VARIANCES]
     for word, shape in _shapes(n_rows):
         outer = np.outer(shape, shape)
-        even += [(word, noise + v * outer) for noise in beneath for v in _SHAPE_VARIANCES]
+        even += [_on(word, v * outer, noise) for noise in beneath for v in _SHAPE_VARIANCES]
     # Curves whose noise and course grow or shrink together.
     smooth = np.exp(-(apart**2) / 2 / (n_rows / _LENGTHS[0]) ** 2)
     for rate in _GROWTHS[1:]:
@@ -126,6 +126,14 @@ def gradual_kinds(n_rows: int) -> Gradual:
     covariances = np.stack([c for _, c in kinds]) + _LEAST * np.eye(n_rows)
     words = tuple(word for word, _ in kinds)
     return Gradual(covariances, np.linalg.cholesky(covariances), words, len(even))
+
+
+def _on(word: str, curve: np.ndarray, noise: np.ndarray) -> tuple[str, np.ndarray]:
+    """A curve on noise, named for what varies more about a line; new noise has no course."""
+    line, _ = np.linalg.qr(_line(len(curve)))
+    of_curve, of_noise = (np.trace(c) - np.trace(line.T @ c @ line) for c in (curve, noise))
+    wanders = bool(noise[0, 1]) and of_noise > of_curve
+    return "wandering" if wanders else word, noise + curve
 
 
 def _sizes(n_rows: int) -> list[np.ndarray]:
