@@ -16,12 +16,14 @@
 # The Multi-Scale Probabilistic Generation Theory calls itself falsifiable. Its predictions are about
 # *models in general*: that all of them have two sharp boundaries, that boundaries lie where an optimal
 # allocation of layers puts them, that families differ, that the scales can be told apart by breaking
-# them. So one model can never decide. This notebook goes from one model to several: measure, give each
-# prediction a verdict, compare, and see what a verdict needs.
+# them. So one model can never decide. And a prediction counts only when something else could have come
+# out: five other theories of depth say other things of the same models. This notebook goes from one
+# model and all of these theories to several models: measure, give each prediction a verdict, compare,
+# and see what a verdict needs.
 #
 # **You will learn** to measure on a model all that the predictions need, in one call that goes on where it
-# stopped; to read a verdict and what it is short of; to compare models; and to hand on a report. About
-# six minutes on two CPU cores.
+# stopped; to read a verdict and what it is short of; to hold one model against six theories; to compare
+# models; and to hand on a report. About eight minutes on two CPU cores.
 #
 # What a profile, a partition and brittleness are, is told in the first three notebooks.
 
@@ -30,9 +32,9 @@
 #
 # `analyze` takes every step that the predictions need: the profile, its boundaries, the same with random
 # weights and with shuffled text, the noise that every segment bears, which tokens each scale's
-# perturbation hurts. With `folder=` each result is saved as soon as it is there, and an interrupted
-# analysis goes on where it stopped. The settings here are small, so that it takes minutes on two cores;
-# leave them out for real.
+# perturbation hurts, what becomes of predictions without each block. With `folder=` each result is saved
+# as soon as it is there, and an interrupted analysis goes on where it stopped. The settings here are
+# small, so that it takes minutes on two cores; leave them out for real.
 
 # %%
 import mspgt_lens as ml
@@ -55,9 +57,9 @@ verdicts = ml.evaluate_predictions(analysis.results)
 print(verdicts.summary())
 
 # %% [markdown]
-# *Inconclusive* is the right answer here: statements about models need models. Each reason says how many,
-# and of what. Thresholds are arguments of `evaluate_predictions`; the defaults were fixed before anything
-# was measured with them.
+# *Inconclusive* is the right answer to most of P1 to P6: statements about models need models. Each reason
+# says how many, and of what. R1 to R5 are the other theories'. Thresholds are arguments of
+# `evaluate_predictions`; the defaults were fixed before anything was measured with them.
 #
 # What one model does say, it says on its own:
 
@@ -67,6 +69,42 @@ for name in ("partition", "random_weights", "shuffled_tokens"):
     if found is not None:
         print(f"{name:16} boundaries chosen: {found.n_boundaries}, p = {found.p_value:.3f}")
 ml.plots.plot_brittleness(analysis.brittleness)
+
+# %% [markdown]
+# ## One model, five other theories
+#
+# Rivals speak of what a model shows by itself: one transition at half depth, phases between the onset and
+# the end of massive activations, four stages of inference, a valley of entropy, an early peak of intrinsic
+# dimension. So they have verdicts of this one model, with intervals over its documents.
+# [The documentation](https://github.com/mspgt-lens/mspgt_lens/blob/main/docs/rivals.md) says what each
+# predicts, and where.
+
+# %%
+table = verdicts.to_dataframe()
+rivals = table[table["theory"] != "MSPGT"]
+rivals[["theory", "prediction", "verdict", "value", "low", "high", "threshold"]].round(3)
+
+# %% [markdown]
+# They answer the same questions, and not all of them can be right:
+
+# %%
+verdicts.contradictions()
+
+# %% [markdown]
+# Two of them, the half-depth transition and the stages of inference, are about what each block is needed
+# for. Skipped at *earlier* tokens only, a block matters through what later ones take from it:
+
+# %%
+ml.plots.plot_block_effects(analysis.block_effects)
+
+# %% [markdown]
+# And whose partition is it? Each theory names places; the boundaries are held against all placements of as
+# many. In 30 blocks two boundaries can be told from chance only where they all but meet the places.
+
+# %%
+places = verdicts.places[analysis.profile.model_name]
+print(places.summary())
+places.plot()
 
 # %% [markdown]
 # ## Several models
@@ -157,6 +195,7 @@ print(path, f"{path.stat().st_size / 1e6:.1f} MB")
 # %% [markdown]
 # ## What this does not show
 #
+# - A verdict on one model is about that model, on these texts; published claims are of others.
 # - *Supported* means that the whole interval lies on the predicted side of a threshold, on these models
 #   and texts. It does not mean that the theory is the reason.
 # - Places of boundaries are used for position and dominance even where a model's own test supports none;
