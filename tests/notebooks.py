@@ -22,7 +22,7 @@ TEXTS = sorted(TUTORIALS.glob("[0-9]*.py"))
 SETUP = (TUTORIALS / "setup_cell.py").read_text("utf-8").rstrip("\n")
 _ON_GITHUB = "mspgt-lens/mspgt_lens/blob/main/tutorials"
 _FIGURE = "application/vnd.plotly.v1+json"
-_WIDTH = 900
+_WIDTH = 1200
 _PLACE = re.compile(r"^/\S+/(?=[\w.]+:\d+: )", re.MULTILINE)
 _SOLUTION = re.compile(
     r"^<details><summary>Solution</summary>\n\n```python\n(.*?)^```$.*?^</details>$",
