@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
-import profiles
 import pytest
 import torch
 from scipy import stats
@@ -15,6 +15,7 @@ from tiny import random_tokens, tiny_model, tiny_tokenizer
 import mspgt_lens as ml
 from mspgt_lens import gathering
 from mspgt_lens.extending import SIGNALS, Signal
+from mspgt_lens.profile import passing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be told from 0:UserWarning")
 SKIPPED = 4
@@ -135,11 +136,12 @@ def test_names_choose_among_the_packages_own(model, prompts, monkeypatch):  # no
     assert list(whole.signals) == list(SIGNALS)
     names = ["effective_rank", "update_ratio", "novelty"]
     expected = replace(whole, signals={name: whole.signals[name] for name in names})
-    # Without signals of attention no pattern is asked for: the model's own attention runs, and
-    # rounds in its own way.
+    # Without signals of attention no pattern is asked for; the same attention as for the whole,
+    # since the model's own, which runs there otherwise, rounds in its own way.
+    monkeypatch.setattr(passing, "own_attention", lambda _: nullcontext(False))
     monkeypatch.setattr(gathering.BatchReader, "on_pattern", lambda *_: pytest.fail("a pattern"))
     found = ml.profile_layers(model, prompts, signals=names, progress=False, **QUICK)
-    profiles.assert_same(found, expected, rtol=1e-6, atol=1e-6)
+    assert found == expected
     patterns = [model.hook_dict[f"blocks.{block}.attn.hook_pattern"] for block in range(4)]
     with ml.recording(model, prompts, signals=names, **QUICK) as record, torch.no_grad():
         for rows in batches():
