@@ -11,7 +11,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -147,9 +147,35 @@ class Processes:
             array = np.empty(shape, dtype)
             if self.rank == source:
                 array[...] = arrays[name]
-            self._broadcast(array.reshape(-1).view(np.uint8), source)
+            if array.size:
+                self._broadcast(array.reshape(-1).view(np.uint8), source)
             given[name] = array
         return given
+
+    def each(
+        self, count: int, compute: Callable[[int], Mapping[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """What is computed for each number below a count, in all processes.
+
+        Each of them computes its share: every so many numbers, from its own on.
+
+        Args:
+            count: How many there are.
+            compute: What one number gives; of all of them the same names and shapes.
+        """
+        own = []
+        for number in range(self.rank, count, self.size):
+            self.check()
+            own.append(dict(compute(number)))
+        if self._store is None:
+            return own
+        together = {name: np.stack([one[name] for one in own]) for name in (own[0] if own else ())}
+        found: list[dict[str, np.ndarray]] = [{} for _ in range(count)]
+        for source in range(self.size):
+            for name, values in self.give(together, source).items():
+                for one, value in zip(found[source :: self.size], values, strict=True):
+                    one[name] = value
+        return found
 
     def fail(self, error: BaseException) -> None:
         """Tell the others why this process stops, and wait a little for them to hear it."""

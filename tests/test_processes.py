@@ -111,3 +111,5 @@ def test_one_process_alone_needs_no_group() -> None:
     alone.sum_(values)
     assert values.tolist() == [0, 1, 2]
     assert (alone.texts("word"), alone.rank, alone.size) == (["word"], 0, 1)
+    squares = alone.each(3, lambda number: {"square": np.array(number**2)})
+    assert [int(one["square"]) for one in squares] == [0, 1, 4]

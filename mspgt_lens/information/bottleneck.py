@@ -74,7 +74,8 @@ def bottleneck_frontier(
     of_group = balanced_folds(sizes, N_FOLDS, seed)
     fold = np.array([of_group[label] for label in labels])
     reader = _reader(_standardized(z), _standardized(y), fold)
-    _, correlations, _ = reader.score(choose_strengths([reader]), scored=[0], correlated=[0])
+    strengths = choose_strengths(lambda _: reader, 1)
+    _, correlations, _ = reader.score(strengths, scored=[0], correlated=[0])
     return Frontier(np.asarray(betas, dtype=float), correlations[:, 0], reader.count)
 
 

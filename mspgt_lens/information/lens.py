@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from mspgt_lens.information.tilting import log_total
 from mspgt_lens.information.unigram import unigram_log_probability
 from mspgt_lens.models import ModelAdapter
 from mspgt_lens.moments import Coordinates, Moments
+from mspgt_lens.processes import ALONE, Processes
 from mspgt_lens.statistics import cluster_interval
 
 LENS_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -109,7 +110,10 @@ class LensScores:
 
 
 def ridge_lens_relevance(
-    moments: Moments, adapter: ModelAdapter, coordinates: Coordinates
+    moments: Moments,
+    adapter: ModelAdapter,
+    coordinates: Coordinates,
+    processes: Processes = ALONE,
 ) -> TokenRelevance:
     """Relevance of every site through the ridge lens.
 
@@ -118,22 +122,25 @@ def ridge_lens_relevance(
     the model's own unembedding: a tuned lens (Belrose et al. 2023) without gradient descent. At the
     last site it is the identity, so relevance there is the model's own gain. The strength is chosen
     on inner folds, one for all sites.
+
+    Args:
+        moments: The sums, with their sample.
+        adapter: The model.
+        coordinates: Of the lens.
+        processes: Those that share the sites.
     """
     count = _positions_to_decode(moments, adapter)
-    tokens = moments.sample.next_token[:count]
-    strengths = _choose_strength(moments, coordinates)
-    finals = _held_out_finals(moments, adapter, coordinates, strengths, count)
-    return lens_relevance(
-        moments, np.stack([_log_likelihood(adapter, final, tokens) for final in finals], axis=1)
-    )
+    final = _held_out_final(moments, adapter, coordinates, count, processes)
+    return _decoded_relevance(moments, adapter, count, final, processes)
 
 
-def logit_lens_relevance(moments: Moments, adapter: ModelAdapter) -> TokenRelevance:
+def logit_lens_relevance(
+    moments: Moments, adapter: ModelAdapter, processes: Processes = ALONE
+) -> TokenRelevance:
     """Relevance of every site decoded as if it were the last: the raw logit lens."""
     count = _positions_to_decode(moments, adapter)
-    rows, tokens = torch.stack(moments.sample.rows[:count]), moments.sample.next_token[:count]
-    scores = [_log_likelihood(adapter, rows[:, site], tokens) for site in range(rows.shape[1])]
-    return lens_relevance(moments, np.stack(scores, axis=1))
+    rows = torch.stack(moments.sample.rows[:count])
+    return _decoded_relevance(moments, adapter, count, lambda site: rows[:, site], processes)
 
 
 def fit_lens_maps(moments: Moments, coordinates: Coordinates) -> tuple[LensMaps, float]:
@@ -177,14 +184,14 @@ def score_lens(
     tokens = moments.sample.next_token
     count = len(tokens) if every else _positions_to_decode(moments, adapter)
     tokens = tokens[:count]
-    strengths = _choose_strength(moments, coordinates)
-    finals = list(_held_out_finals(moments, adapter, coordinates, strengths, count))
+    final = _held_out_final(moments, adapter, coordinates, count)
+    finals = [final(site) for site in range(moments.z_read.shape[1])]
     log_likelihood, kl, entropy = np.zeros((3, count, len(finals)))
     for at in _chunks(count, adapter):
         own = adapter.decode(finals[-1][at]).log_softmax(dim=1)
         share = own.exp()
-        for site, final in enumerate(finals):
-            told = adapter.decode(final[at]).log_softmax(dim=1)
+        for site, mapped in enumerate(finals):
+            told = adapter.decode(mapped[at]).log_softmax(dim=1)
             wanted = torch.from_numpy(tokens[at]).to(told.device)[:, None]
             log_likelihood[at, site] = told.gather(1, wanted)[:, 0].cpu().double().numpy()
             kl[at, site] = (share * (own - told)).sum(dim=1).cpu().double().numpy()
@@ -224,20 +231,41 @@ def mean_over_sample(
     return values, low, high, by_fold
 
 
-def _held_out_finals(
+def _decoded_relevance(
+    moments: Moments,
+    adapter: ModelAdapter,
+    count: int,
+    final: Callable[[int], Float[Tensor, "position d_model"]],
+    processes: Processes,
+) -> TokenRelevance:
+    """Relevance of every site by what is decoded of it."""
+    tokens = moments.sample.next_token[:count]
+
+    def scored(site: int) -> dict[str, np.ndarray]:
+        return {"score": _log_likelihood(adapter, final(site), tokens)}
+
+    found = processes.each(moments.z_read.shape[1], scored)
+    return lens_relevance(moments, np.stack([one["score"] for one in found], axis=1))
+
+
+def _held_out_final(
     moments: Moments,
     adapter: ModelAdapter,
     coordinates: Coordinates,
-    strengths: Float[np.ndarray, " fold"],
     count: int,
-) -> Iterator[Float[Tensor, "position d_model"]]:
-    """Site by site, the final residual at sampled positions as the lens of other folds has it."""
+    processes: Processes = ALONE,
+) -> Callable[[int], Float[Tensor, "position d_model"]]:
+    """Of a site, the final residual at sampled positions as the lens of other folds has it."""
     sample, reference = moments.sample, moments.reference
     assert reference is not None
+    strengths = _choose_strength(moments, coordinates, processes)
     rows, folds = torch.stack(sample.rows[:count]), sample.fold[:count]
     n_sites = moments.z_read.shape[1]
     device = moments.zz_read.device
-    for site in range(n_sites - 1):
+
+    def final(site: int) -> Float[Tensor, "position d_model"]:
+        if site == n_sites - 1:
+            return rows[:, -1]
         predicted = torch.zeros(count, adapter.d_model, dtype=rows.dtype)
         scale = pooled_scale(moments, site, coordinates)
         sums = _lens_sums(moments, site, scale)
@@ -247,8 +275,9 @@ def _held_out_finals(
             z = reference.apply(site, rows[mine, site].to(device))
             out = fit.predict(strengths[k], z / scale)
             predicted[mine] = out.to(rows.dtype).cpu() + reference.center[-1].cpu()
-        yield predicted
-    yield rows[:, -1]
+        return predicted
+
+    return final
 
 
 def _lens_sums(moments: Moments, site: int, scale: Float[Tensor, " width"]) -> FoldSums:
@@ -266,15 +295,17 @@ def _lens_sums(moments: Moments, site: int, scale: Float[Tensor, " width"]) -> F
     )
 
 
-def _choose_strength(moments: Moments, coordinates: Coordinates) -> Float[np.ndarray, " fold"]:
+def _choose_strength(
+    moments: Moments, coordinates: Coordinates, processes: Processes
+) -> Float[np.ndarray, " fold"]:
     """Per outer fold, the strength with the least inner held-out squared error."""
-    costs = _strength_costs(moments, coordinates)
+    costs = _strength_costs(moments, coordinates, processes)
     chosen: np.ndarray = np.array(LENS_GRID)[costs.argmin(axis=1)]
     return chosen
 
 
 def _strength_costs(
-    moments: Moments, coordinates: Coordinates
+    moments: Moments, coordinates: Coordinates, processes: Processes = ALONE
 ) -> Float[np.ndarray, "fold strength"]:
     """Per outer fold and strength, the inner held-out squared error, up to a constant.
 
@@ -283,8 +314,10 @@ def _strength_costs(
     n_folds, n_sites = moments.z_read.shape[:2]
     d_model = moments.final.shape[1]
     outputs = tuple(range(0, d_model, max(1, d_model // SELECTION_OUTPUTS)))
-    costs = np.zeros((n_folds, len(LENS_GRID)))
-    for site in spread_sites(n_sites - 1, SELECTION_SITES):
+    sites = spread_sites(n_sites - 1, SELECTION_SITES)
+
+    def costs_at(index: int) -> dict[str, np.ndarray]:
+        site, costs = sites[index], np.zeros((n_folds, len(LENS_GRID)))
         sums = _lens_sums(moments, site, pooled_scale(moments, site, coordinates))
         for pair in ring(n_folds):
             fit = sums.fit(pair)
@@ -294,12 +327,15 @@ def _strength_costs(
                 mean = moments.final[inner] / sums.count[inner]
                 power = moments.final_square[inner] / sums.count[inner] - mean**2
                 unit = torch.where(power > 0, power, 1.0)[list(outputs)]
-                for index, strength in enumerate(LENS_GRID):
+                for at, strength in enumerate(LENS_GRID):
                     weights = fit.weights(strength, outputs)
                     # The part of the squared error that depends on the weights.
                     change = (weights * (about.zz_times(weights) - 2 * zf)).sum(dim=0)
-                    costs[outer, index] += float((change / unit).mean())
-    return costs
+                    costs[outer, at] += float((change / unit).mean())
+        return {"costs": costs}
+
+    found = processes.each(len(sites), costs_at)
+    return sum((one["costs"] for one in found), np.zeros((n_folds, len(LENS_GRID))))
 
 
 def _positions_to_decode(moments: Moments, adapter: ModelAdapter) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from mspgt_lens.information.site_reader import (
     log_ratio,
 )
 from mspgt_lens.moments import Coordinates, MomentPlan, Moments
+from mspgt_lens.processes import ALONE, Processes
 from mspgt_lens.statistics import fold_interval
 
 # From nearly unpenalized to nearly silent; infinity is the null reader, which predicts the mean.
@@ -78,12 +79,18 @@ class SampleReader(Protocol):
     def rows(self, site: int) -> SampledRows:
         """The sampled positions of a site, in the reader's coordinates."""
 
-    def read(self, site: int, told: Predictions) -> None:
-        """Take in what the readers of one site predict."""
+    def read(self, site: int, told: Predictions) -> Mapping[str, np.ndarray]:
+        """What is seen in what the readers of one site predict."""
+
+    def keep(self, site: int, seen: Mapping[str, np.ndarray]) -> None:
+        """Take in what was seen of one site, perhaps by another process."""
 
 
 def read_targets(
-    moments: Moments, coordinates: Coordinates, sampled: SampleReader | None = None
+    moments: Moments,
+    coordinates: Coordinates,
+    sampled: SampleReader | None = None,
+    processes: Processes = ALONE,
 ) -> TargetReadings:
     """What a linear-Gaussian reader of each site can use about each target.
 
@@ -107,6 +114,7 @@ def read_targets(
         coordinates: The reader's coordinates.
         sampled: Given what readers predict at the sampled positions, site by site; it reads targets
             of one token, of which a Gaussian says nothing fair, so that they get no ratio here.
+        processes: Those that share the sites.
     """
     n_sites, n_bands = moments.z_read.shape[1], len(moments.plan.bands)
     bands = list(moments.plan.bands.values())
@@ -117,29 +125,32 @@ def read_targets(
     coarse_to_fine = sorted(gaussian, key=lambda i: bands[i], reverse=True)
     chain = [n_bands + i for i in coarse_to_fine]
     futures = [n_bands + i for i in range(n_bands)]
-    readers = [
-        _site_reader(moments, s, coordinates) for s in spread_sites(n_sites, SELECTION_SITES)
-    ]
-    _require_variety(readers[0], moments.plan)
-    strengths = choose_strengths(readers)
-    # Each holds a copy of a site's sums.
-    del readers
-    scores, correlations = [], []
-    for site in range(n_sites):
-        score, correlation, told = _site_reader(moments, site, coordinates).score(
+    _require_variety(_site_reader(moments, 0, coordinates), moments.plan)
+    chosen_at = spread_sites(n_sites, SELECTION_SITES)
+    strengths = choose_strengths(
+        lambda index: _site_reader(moments, chosen_at[index], coordinates),
+        len(chosen_at),
+        processes,
+    )
+
+    def read(site: int) -> dict[str, np.ndarray]:
+        score, correlations, told = _site_reader(moments, site, coordinates).score(
             strengths,
             scored=scored,
             chain=chain,
             correlated=futures,
             rows=None if sampled is None else sampled.rows(site),
         )
-        scores.append(score)
-        correlations.append(correlation)
-        if sampled is not None and told is not None:
-            sampled.read(site, told)
+        seen = {} if sampled is None or told is None else sampled.read(site, told)
+        return {**vars(score), "correlations": correlations, **seen}
+
+    found = processes.each(n_sites, read)
+    for site, seen in enumerate(found):
+        if sampled is not None:
+            sampled.keep(site, seen)
     weights = moments.n_read.astype(float)
     held_out, light, corrected = (
-        np.stack([getattr(score, name) for score in scores], axis=-1)
+        np.stack([seen[name] for seen in found], axis=-1)
         for name in ("held_out", "light", "corrected")
     )
     everything = summarize(held_out, light, corrected, weights)
@@ -149,7 +160,7 @@ def read_targets(
         scored=tuple(scored),
         added=_pick(everything, len(scored) + in_band_order),
         added_bands=tuple(gaussian),
-        correlations=np.stack(correlations, axis=2),
+        correlations=np.stack([seen["correlations"] for seen in found], axis=2),
         ridge=strengths.chosen,
     )
 
@@ -173,25 +184,38 @@ def summarize(
     )
 
 
-def choose_strengths(readers: Sequence[SiteReader]) -> Strengths:
-    """Strengths from inner fits at a few sites: the least held-out log-determinant decides."""
-    n_folds, n_targets = len(readers[0].count), readers[0].n_targets
-    pairs = matching(n_folds)
-    cost = np.zeros((n_folds, len(RIDGE_GRID), n_targets))
-    optimism = np.zeros((len(RIDGE_GRID), n_targets))
-    for reader in readers:
+def choose_strengths(
+    reader_of: Callable[[int], SiteReader], count: int, processes: Processes = ALONE
+) -> Strengths:
+    """Strengths from inner fits at a few sites: the least held-out log-determinant decides.
+
+    Args:
+        reader_of: Gives the reader of each of these sites.
+        count: How many sites there are.
+        processes: Those that share them.
+    """
+
+    def tried(index: int) -> dict[str, np.ndarray]:
+        reader = reader_of(index)
+        n_folds, n_targets = len(reader.count), reader.n_targets
+        pairs = matching(n_folds)
+        cost = np.zeros((n_folds, len(RIDGE_GRID), n_targets))
+        optimism = np.zeros((len(RIDGE_GRID), n_targets))
         for pair in pairs:
             fit = reader.sums.fit(pair)
-            for index, strength in enumerate(RIDGE_GRID):
+            for at, strength in enumerate(RIDGE_GRID):
                 everywhere = np.full(n_targets, strength)
                 trained = reader.trained(fit, everywhere)
                 training = log_ratio(trained, trained)
                 for outer, inner in (pair, pair[::-1]):
                     left = reader.tested(fit, inner, everywhere)
-                    cost[outer, index] += reader.count[inner] * log_determinant(left)
-                    optimism[index] += training - log_ratio(left, trained)
-    grid = np.array(RIDGE_GRID)
-    bearable = optimism / (2 * len(pairs) * len(readers)) <= MAX_OPTIMISM * readers[0].n_features
+                    cost[outer, at] += reader.count[inner] * log_determinant(left)
+                    optimism[at] += training - log_ratio(left, trained)
+        return {"cost": cost, "optimism": optimism / (2 * len(pairs) * reader.n_features)}
+
+    found, grid = processes.each(count, tried), np.array(RIDGE_GRID)
+    cost = np.sum([one["cost"] for one in found], axis=0)
+    bearable = np.mean([one["optimism"] for one in found], axis=0) <= MAX_OPTIMISM
     # The null reader shows no optimism, so there always is a first bearable strength.
     return Strengths(chosen=grid[cost.argmin(axis=1)], weakest=grid[bearable.argmax(axis=0)])
 

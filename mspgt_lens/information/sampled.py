@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -58,11 +60,15 @@ class SampledReadings:
         z = reference.apply(site, self._rows[:, site].to(self._device)).to(scale) / scale
         return SampledRows(z, self._moments.sample.fold)
 
-    def read(self, site: int, told: Predictions) -> None:
-        """Take in what the readers of one site predict."""
-        self._tokens.read(site, told)
-        for target in self._several:
-            self.forged[target, site] = forged(told, self._moments.sample, target)
+    def read(self, site: int, told: Predictions) -> dict[str, np.ndarray]:
+        """What is seen in what the readers of one site predict."""
+        owed = [forged(told, self._moments.sample, target) for target in self._several]
+        return {"forged": np.array(owed), **self._tokens.read(site, told)}
+
+    def keep(self, site: int, seen: Mapping[str, np.ndarray]) -> None:
+        """Take in what was seen of one site, perhaps by another process."""
+        self.forged[self._several, site] = seen["forged"]
+        self._tokens.keep(site, seen)
 
     def tokens(self) -> dict[int, TokenReading]:
         """Readings of the targets that are one token, once every site was read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,28 +86,48 @@ class TokenReader:
         # Where the search for a temperature begins: by reader and fold, what was best last.
         self._latest: dict[tuple[int, int], float] = {}
 
-    def read(self, site: int, told: Predictions) -> None:
-        """Take in what the readers of one site predict."""
-        for target in self._tokens:
+    def read(self, site: int, told: Predictions) -> dict[str, np.ndarray]:
+        """What is seen in what the readers of one site predict."""
+        seen: dict[str, np.ndarray] = {}
+        for target, tokens in self._tokens.items():
+            gain, beyond = np.zeros(len(tokens.wanted)), 0.0
             for fold in range(len(self._priors)):
-                self._read_fold(site, target, fold, told)
+                beyond += self._read_fold(site, target, fold, told, gain)
+            seen |= {f"gain {target}": gain, f"beyond {target}": np.array(beyond)}
+        return seen
+
+    def keep(self, site: int, seen: Mapping[str, np.ndarray]) -> None:
+        """Take in what was seen of one site, perhaps by another process."""
+        for target in self._tokens:
+            self._gain[target][:, site] = seen[f"gain {target}"]
+            self._beyond[target][site] = seen[f"beyond {target}"]
 
     def readings(self) -> dict[int, TokenReading]:
         """By target, once every site was read."""
         return {target: self._reading(target) for target in self._tokens}
 
-    def _read_fold(self, site: int, target: int, fold: int, told: Predictions) -> None:
-        """The gain on one fold's tokens of one target; it stays 0 where the prior is not beaten."""
-        tokens, gain = self._tokens[target], self._gain[target]
+    def _read_fold(
+        self,
+        site: int,
+        target: int,
+        fold: int,
+        told: Predictions,
+        gain: Float[np.ndarray, " token"],
+    ) -> float:
+        """Put in the gain on one fold's tokens of one target, unless the prior is not beaten.
+
+        Returns:
+            How much more, on average over all folds, the best reader of this one may gain.
+        """
+        tokens = self._tokens[target]
         own = self._moments.sample.fold[tokens.position] == fold
         tried = [self._try(target, reader, fold, told) for reader in self._readers[target]]
         best = max(tried, key=lambda trial: trial.most)
         if target == self._next:
             lens = self._relevance.gain[tokens.position, site]
             if lens[~own].mean() >= best.most:
-                gain[own, site] = lens[own]
-                return
-        self._beyond[target][site] += own.mean() * self._try_beyond(target, best, fold, told)
+                gain[own] = lens[own]
+                return 0.0
         if best.temperature:
             size = max(1, _LOGITS_PER_CHUNK // len(best.scorer.features))
             mine = np.flatnonzero(own)
@@ -116,7 +136,8 @@ class TokenReader:
                 gained = best.scorer.gain(
                     held_out, self._priors[fold].every, tokens.wanted[part], best.temperature
                 )
-                gain[part, site] = gained.cpu().double().numpy()
+                gain[part] = gained.cpu().double().numpy()
+        return float(own.mean()) * self._try_beyond(target, best, fold, told)
 
     def _try(self, target: int, reader: _Reader, fold: int, told: Predictions) -> _Trial:
         """One reader on the inner folds, among the tokens that the other folds hold."""

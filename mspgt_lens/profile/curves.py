@@ -13,6 +13,7 @@ from mspgt_lens.information.lens import TokenRelevance
 from mspgt_lens.information.readers import Reading, TargetReadings
 from mspgt_lens.information.tokens import TokenReading
 from mspgt_lens.moments import Coordinates, Moments
+from mspgt_lens.processes import Processes
 from mspgt_lens.signals import Signal
 from mspgt_lens.statistics import fold_interval, jackknife_interval, pseudo_values
 
@@ -67,6 +68,7 @@ def site_curves(
     noise: float,
     coordinates: Coordinates,
     sampled: Mapping[str, Callable[[str, str], Curve]],
+    processes: Processes,
 ) -> tuple[Curve, dict[str, Curve]]:
     """Compression over the sites, and every signal over its blocks or sites.
 
@@ -76,18 +78,21 @@ def site_curves(
         coordinates: Of the channel.
         sampled: What sampled positions give: a signal's curve by what it is ``of``, given its unit
             and its guarantee.
+        processes: Those that share the work.
     """
     folds = range(moments.plan.n_folds)
     n_layers = moments.span.shape[1]
-    value = site_statistics(moments, folds, noise, coordinates)
-    without = [
-        site_statistics(moments, [k for k in folds if k != left], noise, coordinates)
-        for left in folds
-    ]
+
+    def statistics(left_out: int) -> dict[str, np.ndarray]:
+        kept = [k for k in folds if k != left_out]
+        return vars(site_statistics(moments, kept, noise, coordinates))
+
+    # The last leaves out none.
+    *without, value = processes.each(len(folds) + 1, statistics)
 
     def jackknifed(attribute: str, unit: str, guarantee: str) -> Curve:
-        values = getattr(value, attribute)
-        left = np.stack([getattr(w, attribute) for w in without])
+        values = value[attribute]
+        left = np.stack([one[attribute] for one in without])
         low, high = jackknife_interval(values, left)
         pseudo = pseudo_values(values, left)
         return Curve(values, low, high, unit, guarantee, pseudo)

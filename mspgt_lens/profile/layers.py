@@ -112,7 +112,7 @@ def profile_layers(
             run = ProfileRun(adapter, settings)
             pass_over(run, dataset, batch_size, progress, processes, checkpoint)
             with adapter.inference():
-                return _warned(run.finish(logit_lens))
+                return _warned(run.finish(logit_lens, processes=processes))
 
 
 @in_own_state

@@ -21,6 +21,7 @@ from mspgt_lens.information.sampled import SampledReadings
 from mspgt_lens.information.unigram import unigram_entropy
 from mspgt_lens.models import ModelAdapter, weight_digest
 from mspgt_lens.moments import MAX_WIDTH, Moments, plan_moments
+from mspgt_lens.processes import ALONE, Processes
 from mspgt_lens.profile.curves import (
     guarantee,
     site_curves,
@@ -166,21 +167,26 @@ class ProfileRun:
         """Raise :class:`CannotMeasure` if what was gathered does not suffice."""
         self._check_enough(self.moments.n_read, int(self.moments.n_valid.sum()))
 
-    def finish(self, logit_lens: bool, notes: Sequence[str] = ()) -> LayerProfile:
+    def finish(
+        self, logit_lens: bool, notes: Sequence[str] = (), processes: Processes = ALONE
+    ) -> LayerProfile:
         """All curves from the moments.
 
         Args:
             logit_lens: Also decode the raw logit lens.
             notes: Warnings that the passes gave.
+            processes: Those that share the sites, each with the moments of all.
         """
         moments, settings = self.moments.on_cpu(), self.settings
         self.require_enough()
-        relevance = ridge_lens_relevance(moments, self.adapter, settings.coordinates)
+        relevance = ridge_lens_relevance(moments, self.adapter, settings.coordinates, processes)
         sampled = SampledReadings(moments, self.adapter, settings.coordinates, relevance)
-        reading = read_targets(moments, settings.coordinates, sampled)
-        raw_lens = logit_lens_relevance(moments, self.adapter) if logit_lens else None
+        reading = read_targets(moments, settings.coordinates, sampled, processes)
+        raw_lens = logit_lens_relevance(moments, self.adapter, processes) if logit_lens else None
         of_sample = sampled_curves(moments, self.adapter, settings.coordinates)
-        compression, signals = site_curves(moments, settings.noise, settings.coordinates, of_sample)
+        compression, signals = site_curves(
+            moments, settings.noise, settings.coordinates, of_sample, processes
+        )
         scales = list(settings.bands)
         said = partial(guarantee, masked=moments.plan.masked)
         curves = target_curves(reading, sampled.tokens(), sampled.forged, scales, said)
