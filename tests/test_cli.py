@@ -285,7 +285,13 @@ def test_analyze_takes_models_one_after_the_other_and_compares_them(
     families = ["--family", "A", "--family", "B"]
     assert cli.main(["analyze", "one", "two", *files, *sizes, *families]) == 0
     shown = capsys.readouterr().out
-    for words in ("P1 existence", "inconclusive", "one: 6 blocks", str(out / "report.html")):
+    for words in (
+        "P1 existence",
+        "inconclusive",
+        "by chance",
+        "one: 6 blocks",
+        str(out / "report.html"),
+    ):
         assert words in shown
     for path in ("one/report.html", "two/report.html", "report.html"):
         assert (out / path).read_text().startswith("<!DOCTYPE html>")

@@ -141,6 +141,10 @@ def _one(
     verdicts = evaluate_predictions(analysis.results)
     print("", analysis.profile.model_name, *analysis.partition.findings(), "", sep="\n")
     print(aligned(verdict_rows(verdicts)))
+    for places in verdicts.places.values():
+        print("", *places.findings(), "", aligned(places.rows()), sep="\n")
+        for note in places.warnings:
+            print(f"note: {note}")
     for step, why in analysis.skipped.items():
         print(f"note: {step.replace('_', ' ')} was skipped: {why}")
     path = write_report(folder / "report.html", analysis, verdicts)
