@@ -3,7 +3,7 @@
     python -m benchmarks.processes
 
 On the demo model and the built-in passages, in turn within one run on one machine of at least two
-cores. The pass is shared; curves are read from its sums in every process. Processor time says how
+cores. The pass is shared, and so are the sites that curves are read from. Processor time says how
 the work divides where the cores have other work, too.
 """
 
