@@ -118,6 +118,27 @@ class Processes:
         with _reaching():
             return [self._store.get(key).decode() for key in keys]
 
+    def agree(self, described: Mapping[str, Any]) -> None:
+        """See that all processes do the same.
+
+        Args:
+            described: What decides what they do, as JSON would hold it.
+
+        Raises:
+            ValueError: If this one does something else than the first.
+        """
+        if self._store is None:
+            return
+        # Whatever JSON does not know is told in words, such as numpy's numbers.
+        texts = self.texts(json.dumps(described, default=repr))
+        first, own = json.loads(texts[0]), json.loads(texts[self.rank])
+        differing = differences(first, own, "in process 0", f"in process {self.rank}")
+        if differing:
+            raise ValueError(
+                "process_group: all processes must be given the same model, prompts and "
+                f"arguments, got others: {'; '.join(differing)}"
+            )
+
     def sum_(self, values: Tensor | np.ndarray) -> None:
         """Put the sum over all processes in the place of each one's values."""
         if self._store is None:
@@ -222,6 +243,47 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+class Turns:
+    """Pieces of work dealt out: each goes to the process that has been given the least so far.
+
+    Args:
+        processes: Those that share the work. All of them must ask for the same pieces in the same
+            order.
+    """
+
+    def __init__(self, processes: Processes = ALONE) -> None:
+        self._processes = processes
+        self._given = [0.0] * processes.size
+
+    def is_mine(self, work: float) -> bool:
+        """Whether the next piece is this process's.
+
+        Args:
+            work: How much the piece is, in any unit.
+
+        Raises:
+            PeerError: If another process failed.
+        """
+        rank = self._given.index(min(self._given))
+        self._given[rank] += work
+        if rank != self._processes.rank:
+            return False
+        self._processes.check()
+        return True
+
+
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], at_first: str, here: str
+) -> list[str]:
+    """What differs between two descriptions, in words."""
+    names = [*first, *(name for name in second if name not in first)]
+    return [
+        f"{name} ({first.get(name)} {at_first}, {second.get(name)} {here})"
+        for name in names
+        if first.get(name) != second.get(name)
+    ]
 
 
 @contextmanager

@@ -49,20 +49,36 @@ TROUBLES: dict[str, tuple[int, Any, str, Callable[..., Any]]] = {
 }
 
 
+def commands(folder: Path) -> dict[str, list[str]]:
+    """Commands that share their work, without what they write."""
+    model = [str(folder / "tiny"), "--no-progress"]
+    texts = ["--prompts", str(folder / "texts.txt"), "--max-length"]
+    few = ["--n-documents", "4", "--levels", "0.1"]
+    return {
+        "profile": ["profile", *model, *texts, "140"],
+        "brittle": ["brittleness", *model, *texts, "16", *few, "--blocks", "1,3"],
+        "patched": ["patch", *model, "--pairs", str(folder / "pairs.jsonl")],
+    }
+
+
 def main(folder: Path) -> int:
     """All troubles with the tiny model and the prompts of the folder."""
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
     # Nobody may wait for what has been told already.
     processes_module._FAREWELL = 3600.0
-    model = [str(folder / "tiny"), "--prompts", str(folder / "texts.txt"), "--no-progress"]
-    profile = ["profile", *model, "--max-length", "140", "--out", str(folder / "report.html")]
+    shared = {
+        name: [*words, "--out", str(folder / f"{name}.html")]
+        for name, words in commands(folder).items()
+    }
+    profile = shared.pop("profile")
     changed = {
         "alike": [*profile, "--n-documents", "2"],
         "shallow": ["analyze", *profile[1:-1], str(folder / "analysis")],
         "usage": ["profile"],
-        "unshared": ["brittleness", *model, "--blocks", "1,3"],
+        "unshared": ["plan", str(folder / "tiny"), "--prompts", "9", "--length", "64"],
         "unhurt": [*profile, "--save", str(folder / "kept")],
+        **{name: [*words, "--save", str(folder / name)] for name, words in shared.items()},
     }
     came_to = {}
     for name in (*TROUBLES, *changed):

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from profiles import LENGTH, RAGGED, SMALL, prompts_of, run
 from tiny import random_tokens, tiny_model
-from torch import distributed
+from torch import Tensor, distributed
 
 import mspgt_lens as ml
 from mspgt_lens import processes as processes_module
 from mspgt_lens.estimates import CannotMeasure
+from mspgt_lens.patching import scales as scales_module
+from mspgt_lens.patching import walking as walking_module
+from mspgt_lens.perturbation import brittleness as brittleness_module
+from mspgt_lens.perturbation import responding as responding_module
 from mspgt_lens.profile import passing as passing_module
 from mspgt_lens.profile import run as run_module
 from mspgt_lens.signals import SIGNALS
@@ -78,6 +85,70 @@ def share(rank: int, folder: Path) -> None:
     kept("ragged", prompts_of(RAGGED), process_group=everyone, control="random_weights")
     run_module.MAX_WIDTH = 8
     kept("projected", process_group=everyone)
+    three = distributed.new_group([0, 2, 3])
+    for name, ranks, group in (("two", (1, 3), two), ("three", (0, 2, 3), three)):
+        if rank not in ranks:
+            continue
+        with counted() as counts:
+            for kind, result in interventions(group).items():
+                result.save(folder / f"{kind}-{name}-{rank}")
+        (folder / f"counts-{name}-{rank}.json").write_text(json.dumps(counts))
+
+
+def interventions(group: Any = None) -> dict[str, Any]:
+    """What is perturbed and patched by several processes, and by one."""
+    model = tiny_model("llama")
+    common: dict[str, Any] = {"progress": False, "process_group": group}
+    prompts = prompts_of([row[:17] for row in RAGGED[:7]])
+    clean, other = random_tokens(5, 9), random_tokens(5, 9, seed=1)
+    corrupted = torch.where(torch.arange(9) < 2, clean, other)
+    pairs = ml.PromptPairs.from_tokens(clean, corrupted, *random_tokens(5, 2, seed=2).T)
+
+    def last_mean(logits: Tensor) -> Tensor:
+        return logits[:, -1, :7].mean()
+
+    noise: dict[str, Any] = {"levels": (0.1, 0.5), "shapes": ["covariance"], "batch_size": 3}
+    kinds = [ml.Perturbation("resample"), ml.Perturbation("temperature")]
+    several: dict[str, Any] = {"perturbations": kinds, "n_controls": 2, "batch_size": 3}
+    return {
+        "brittleness": ml.measure_brittleness(model, prompts, (1, 3), **noise, **common),
+        "effects": ml.perturb_scales(model, prompts, (1, 3), **several, **common),
+        "patched": ml.patch_layers(model, pairs, batch_size=4, **common),
+        "heads": ml.patch_layers(model, pairs, "kl", place="z", batch_size=7, **common),
+        "attributed": ml.patch_layers(model, pairs, method="attribution", batch_size=3, **common),
+        "called": ml.patch_layers(model, pairs, last_mean, positions=[2, 5, 8], **common),
+        "scales": ml.patch_scales(model, pairs, (1, 3), n_controls=20, batch_size=10, **common),
+    }
+
+
+def assert_same_table(first: Any, second: Any) -> None:
+    """Two results of one kind, up to the order of additions."""
+    tables = [result.to_dataframe() for result in (first, second)]
+    one, other = (t.select_dtypes("number").to_numpy(float, na_value=np.nan) for t in tables)
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9, err_msg=type(first).__name__)
+    assert (
+        tables[0].select_dtypes(exclude="number").equals(tables[1].select_dtypes(exclude="number"))
+    )
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """How many runs are changed inside: perturbed, patched, and with segments patched."""
+    counts = {"perturbed": 0, "patched": 0, "segments": 0}
+    with ExitStack() as stack:
+        for name, owner, method in (
+            ("perturbed", responding_module.CleanRun, "changed"),
+            ("patched", walking_module._Walk, "run"),
+            ("segments", scales_module, "_run_sets"),
+        ):
+            original = getattr(owner, method)
+
+            def counting(*args: Any, name: str = name, original: Any = original) -> Any:
+                counts[name] += 1
+                return original(*args)
+
+            stack.enter_context(patch.object(owner, method, counting))
+        yield counts
 
 
 def fail(rank: int, folder: Path) -> None:
@@ -85,7 +156,7 @@ def fail(rank: int, folder: Path) -> None:
     everyone = distributed.group.WORLD
     model = tiny_model("gpt2", **SMALL)
     told = []
-    for name in ("nan", "arguments", "others"):
+    for name in ("nan", "arguments", "others", "perturbed", "patched"):
         settings: dict[str, Any] = {"batch_size": 2, "process_group": everyone}
         if name == "nan" and rank == 1:
             model.hook_dict["blocks.1.hook_resid_pre"].add_hook(lambda x, hook: x * torch.nan)
@@ -94,12 +165,34 @@ def fail(rank: int, folder: Path) -> None:
         if name == "others" and rank == 1:
             settings["skip_first"] = 3
         try:
-            run(model, **settings)
+            if name == "perturbed":
+                settings = {"seed": int(rank == 1), "process_group": everyone}
+                ml.measure_brittleness(model, prompts_of(), (1,), progress=False, **settings)
+            elif name == "patched":
+                failing_patches(model, rank)
+            else:
+                run(model, **settings)
         except Exception as error:
             told.append(f"{type(error).__name__}: {error}")
         if name == "nan":
             model.reset_hooks()
     (folder / f"told-{rank}").write_text("\n".join(told))
+
+
+def failing_patches(model: Any, rank: int) -> None:
+    """Patches with a metric that fails in one process."""
+    tokens = random_tokens(3, 6)
+    pairs = ml.PromptPairs.from_tokens(tokens, tokens.flip(1), tokens[:, 0], tokens[:, 1])
+    called: list[int] = []
+
+    def metric(logits: Tensor) -> Tensor:
+        called.append(1)
+        if rank == 2 and len(called) == 4:
+            raise ArithmeticError("no such number")
+        return logits[:, -1, 5]
+
+    everyone = distributed.group.WORLD
+    ml.patch_layers(model, pairs, metric, process_group=everyone, progress=False)
 
 
 def die(rank: int, folder: Path) -> None:
@@ -138,9 +231,9 @@ def analyze(rank: int, folder: Path) -> None:
         prompts = ml.PromptDataset.from_tokens(random_tokens(24, 130))
         return ml.analyze(model, prompts, folder=folder / "into", process_group=everyone, **common)
 
-    failing = patch.object(analysis_module, "measure_brittleness", side_effect=ValueError("broken"))
+    broken = patch.object(brittleness_module, "respond", side_effect=ValueError("broken"))
     try:
-        with failing:
+        with broken if rank == 0 else nullcontext():
             analysis()
     except Exception as error:
         told.append(f"{type(error).__name__}: {error}")

@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from launched import commands
 from profiles import assert_same
+from sharing import assert_same_table
 from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 
 import mspgt_lens as ml
 from mspgt_lens.cli import command
 from mspgt_lens.cli.launching import Launch
 from mspgt_lens.profile.results import LayerProfile
+from mspgt_lens.results import Brittleness, PatchSweep
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*more groups of text are needed:UserWarning"),
@@ -28,16 +31,31 @@ pytestmark = [
 HERE = Path(__file__).parent
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with a model that can be loaded, and prompts."""
+def filled(folder: Path) -> Path:
+    """A folder with a model that can be loaded, prompts, and pairs of prompts."""
     inner = tiny_model("llama").original_model
     # Saved without the bridge around it.
-    getattr(transformers, type(inner).__name__)(inner.config).save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
-    texts = [as_text(row) for row in random_tokens(30, 140)]
-    (tmp_path / "texts.txt").write_text("\n".join(texts))
-    return tmp_path
+    getattr(transformers, type(inner).__name__)(inner.config).save_pretrained(folder / "tiny")
+    tiny_tokenizer().save_pretrained(folder / "tiny")
+    rows = random_tokens(30, 140)
+    (folder / "texts.txt").write_text("\n".join(as_text(row) for row in rows))
+    pairs = [
+        {
+            "clean": as_text(row[:6]),
+            "corrupted": as_text(torch.cat([row[:2], row[40:44]])),
+            "answer": as_text(row[6:7]),
+            "foil": as_text(row[7:8]),
+        }
+        for row in rows[:8]
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with what a command needs."""
+    return filled(tmp_path)
 
 
 def torchrun(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -77,9 +95,26 @@ def test_torchrun_gives_what_one_process_gives(folder: Path) -> None:
     assert parts == ["part-0-of-2.safetensors", "part-1-of-2.safetensors"]
 
 
-def test_what_stops_one_process_is_said_once_and_ends_all(folder: Path) -> None:
-    done = torchrun(str(HERE / "launched.py"), str(folder), folder=folder)
+@pytest.fixture(scope="module")
+def launched(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A folder with what two processes came to under many commands, and their end."""
+    folder = filled(tmp_path_factory.mktemp("launched"))
+    return folder, torchrun(str(HERE / "launched.py"), str(folder), folder=folder)
+
+
+def came_to(folder: Path) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Per command: exit code, output and errors of the first and of the second process."""
     first, second = (json.loads((folder / f"came-to-{rank}.json").read_text()) for rank in (0, 1))
+    return first, second
+
+
+def test_what_stops_one_process_is_said_once_and_ends_all(
+    launched: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = launched
+    first, second = came_to(folder)
     said = {
         "loading": (2, "mspgt-lens: process 1 of 2: this disk is gone"),
         "bug": (1, "mspgt-lens: process 1 of 2: Traceback (most recent call last):"),
@@ -88,7 +123,7 @@ def test_what_stops_one_process_is_said_once_and_ends_all(folder: Path) -> None:
         "alike": (2, "mspgt-lens: --n-documents must be at least 3, got 2"),
         "shallow": (2, "mspgt-lens: process 0 of 2: "),
         "usage": (2, "mspgt-lens profile: error: the following arguments are required: MODEL"),
-        "unshared": (2, "mspgt-lens: brittleness runs in one process, and 2 were started"),
+        "unshared": (2, "mspgt-lens: plan runs in one process, and 2 were started"),
     }
     assert {name: first[name][0] for name in said} == {
         name: code for name, (code, _) in said.items()
@@ -98,12 +133,29 @@ def test_what_stops_one_process_is_said_once_and_ends_all(folder: Path) -> None:
         assert expected in first[name][2]
     assert "AssertionError: a bug" in first["bug"][2]
     assert (first["unhurt"][0], LayerProfile.load(folder / "kept").n_groups) == (0, 30)
-    for name, came_to in second.items():
+    for name, one in second.items():
         # The same end, without a word.
-        assert came_to == [first[name][0], "", ""]
+        assert one == [first[name][0], "", ""]
     assert done.returncode != 0
     assert done.stderr.count("mspgt-lens: ") == 1
     assert "nowhere" in done.stderr
+
+
+def test_brittleness_and_patch_share_their_work(
+    launched: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder, _ = launched
+    first, _ = came_to(folder)
+    for name, kind in (("brittle", Brittleness), ("patched", PatchSweep)):
+        code, out, _ = first[name]
+        assert (code, out.count("report: ")) == (0, 1)
+        assert (folder / f"{name}.html").read_text().startswith("<!DOCTYPE html>")
+        alone = tmp_path / name
+        arguments = commands(folder)[name]
+        assert command.main([*arguments, "--out", f"{alone}.html", "--save", str(alone)]) == 0
+        several, one = kind.load(folder / name), kind.load(alone)
+        assert several.settings == one.settings
+        assert_same_table(several, one)
 
 
 def test_processes_must_be_able_to_meet(

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from profiles import RAGGED, SMALL, assert_same, prompts_of, run
-from sharing import SETTINGS, analyze, die, fail, in_processes, share
+from sharing import (
+    SETTINGS,
+    analyze,
+    assert_same_table,
+    counted,
+    die,
+    fail,
+    in_processes,
+    interventions,
+    share,
+)
 from tiny import random_tokens, tiny_model
 
 import mspgt_lens as ml
@@ -55,11 +66,39 @@ def test_processes_together_give_what_one_gives(
         assert several == LayerProfile.load(files[0])
 
 
+@pytest.fixture(scope="module")
+def alone() -> tuple[dict[str, Any], dict[str, int]]:
+    """What one process perturbs and patches, and in how many runs."""
+    with counted() as counts:
+        return interventions(), counts
+
+
+@pytest.mark.parametrize("name", ["two", "three"])
+def test_processes_together_perturb_and_patch_as_one(
+    shared: Path, alone: tuple[dict[str, Any], dict[str, int]], name: str
+) -> None:
+    results, counts = alone
+    shares = [json.loads(file.read_text()) for file in sorted(shared.glob(f"counts-{name}-*"))]
+    assert len(shares) == (2 if name == "two" else 3)
+    for kind, count in counts.items():
+        own = [share[kind] for share in shares]
+        # Every run is of one process only, and none has more than its share of them.
+        assert sum(own) == count > 0
+        assert max(own) < 1.3 * count / len(own)
+    for kind, one in results.items():
+        files = sorted(shared.glob(f"{kind}-{name}-*"))
+        several = [type(one).load(file) for file in files]
+        assert len(several) == len(shares)
+        assert all(other == several[0] for other in several)
+        assert several[0].settings == one.settings
+        assert_same_table(several[0], one)
+
+
 def test_what_stops_one_process_stops_all(tmp_path: Path) -> None:
     """A wait for the others would last an hour here."""
     assert in_processes(fail, 3, tmp_path) == [0, 0, 0]
     told = [(tmp_path / f"told-{rank}").read_text().splitlines() for rank in range(3)]
-    nan, arguments, others = zip(*told, strict=True)
+    nan, arguments, others, perturbed, patched = zip(*told, strict=True)
     assert nan[1].startswith("FloatingPointError: activations at site 1 are NaN")
     for text in (nan[0], nan[2]):
         assert text.startswith("PeerError: process 1 of 3 stopped: FloatingPointError: activations")
@@ -69,6 +108,12 @@ def test_what_stops_one_process_stops_all(tmp_path: Path) -> None:
     assert "skip_first (4 in process 0, 3 in process 1)" in others[1]
     for text in (others[0], others[2]):
         assert "process 1 of 3 stopped: ValueError: process_group: all processes must be" in text
+    assert perturbed[1].endswith("got others: seed (0 in process 0, 1 in process 1)")
+    for text in (perturbed[0], perturbed[2]):
+        assert text.startswith("PeerError: process 1 of 3 stopped: ValueError: process_group: all")
+    assert patched[2] == "ArithmeticError: no such number"
+    for text in patched[:2]:
+        assert text == "PeerError: process 2 of 3 stopped: ArithmeticError: no such number"
 
 
 def test_a_process_that_was_killed_is_missed(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def add_brittleness_command(
     add_seed(command)
     add_placing(command)
     command.add_argument("--no-progress", action="store_true", help="no progress bar")
-    command.set_defaults(run=lambda options: _brittleness(options, prompts_of))
+    command.set_defaults(run=lambda options: _brittleness(options, prompts_of), shares_work=True)
 
 
 def _brittleness(
@@ -96,7 +96,10 @@ def _brittleness(
         levels=options.levels,
         seed=options.seed,
         progress=not options.no_progress,
+        process_group=options.launch.group(model),
     )
+    if not options.launch.is_first:
+        return 0
     print(f"\n{brittleness.model_name}: {brittleness.settings['n_groups']} documents\n")
     print(f"{aligned(slope_rows(brittleness))}\n\n{aligned(ratio_rows(brittleness))}\n")
     for note in brittleness.warnings:

@@ -63,7 +63,8 @@ def _outcome(arguments: Sequence[str] | None, launch: Launch) -> tuple[int, str]
         if launch.size > 1 and not hasattr(options, "shares_work"):
             raise ValueError(
                 f"{options.command} runs in one process, and {launch.size} were started: start it "
-                "without torchrun; profile, scales and analyze share their work"
+                "without torchrun; profile, scales, brittleness, patch and analyze share their "
+                "work"
             )
         if getattr(options, "prompts", None) is not None:
             # Before the model is loaded, which may take long.

@@ -73,7 +73,7 @@ def add_patch_command(commands: Any) -> None:
     add_seed(command)
     add_placing(command)
     command.add_argument("--no-progress", action="store_true", help="no progress bar")
-    command.set_defaults(run=_patch)
+    command.set_defaults(run=_patch, shares_work=True)
 
 
 def _patch(options: argparse.Namespace) -> int:
@@ -91,6 +91,7 @@ def _patch(options: argparse.Namespace) -> int:
         "direction": options.direction,
         "seed": options.seed,
         "progress": not options.no_progress,
+        "process_group": options.launch.group(model),
     }
     sweep = patch_layers(
         model,
@@ -105,6 +106,8 @@ def _patch(options: argparse.Namespace) -> int:
     by_scale = None
     if partition is not None:
         by_scale = patch_scales(model, pairs, partition, options.metric, **common)
+    if not options.launch.is_first:
+        return 0
     print(
         f"\n{sweep.model_name}: {sweep.metric_name} {sweep.clean:.3g} clean, "
         f"{sweep.corrupted:.3g} corrupted, {len(pairs)} pairs\n"

@@ -26,7 +26,7 @@ from mspgt_lens.models.generating import RowEdits, Rows, check_generation, decod
 from mspgt_lens.models.listening import listening
 from mspgt_lens.models.patching_results import SweptValues, patching_result, read_patching_result
 from mspgt_lens.models.placing import has_float64, in_float64, ran_out_of_memory
-from mspgt_lens.models.reading import unembedding_rows, weight_digest
+from mspgt_lens.models.reading import provenance, unembedding_rows, weight_digest
 from mspgt_lens.models.resuming import PatchPlace, RecordedRun
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "own_attention",
     "patching_result",
     "pattern_blocks",
+    "provenance",
     "ran_out_of_memory",
     "read_patching_result",
     "require_acted",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mspgt_lens.models.adapter import ModelAdapter, answer_in_float32
 from mspgt_lens.models.weights import packed_weights, unpacked
+from mspgt_lens.storage import package_versions
 
 _LOGITS_PER_CHUNK = 50_000_000
 _VALUES_PER_PARAMETER = 64
@@ -37,6 +38,16 @@ def unembedding_rows(
         axes = torch.eye(adapter.d_model)
         rows = torch.cat([logits(part) - nothing for part in torch.split(axes, size)]).T
         return (rows * adapter._scale).cpu()
+
+
+def provenance(adapter: ModelAdapter) -> dict[str, str]:
+    """Which model it is, where it runs, and the versions of the packages that run it."""
+    return {
+        "model": adapter.name,
+        "weights": weight_digest(adapter),
+        "device": adapter.device.type,
+        **{f"version of {name}": version for name, version in package_versions().items()},
+    }
 
 
 def weight_digest(adapter: ModelAdapter) -> str:

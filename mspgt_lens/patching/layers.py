@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -10,17 +10,20 @@ import torch
 from jaxtyping import Int
 
 from mspgt_lens.ambient import in_own_state
-from mspgt_lens.models import ModelAdapter, PatchPlace, as_adapter
+from mspgt_lens.folds import stable_hash
+from mspgt_lens.models import ModelAdapter, PatchPlace, as_adapter, provenance
 from mspgt_lens.patching.metrics import (
     DEFAULT_METRIC,
     LogitMetric,
     MetricName,
     check_metric,
+    metric_label,
 )
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.results import PatchSweep
 from mspgt_lens.patching.significance import kept_labels, tested_effects
 from mspgt_lens.patching.sweeping import Direction, Sweep, SweepPlan, mean_over_pairs
+from mspgt_lens.processes import Processes, joined
 from mspgt_lens.storage import package_versions
 
 PatchMethod = Literal["exact", "attribution"]
@@ -41,6 +44,7 @@ def patch_layers(
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    process_group: Any = None,
 ) -> PatchSweep:
     """Patch every block and position on its own, and read what becomes of the answer.
 
@@ -70,14 +74,19 @@ def patch_layers(
         batch_size: Patched prompts in one call of a block; by default as many as fill a fixed
             number of tokens.
         seed: Decides the sign flips where there are too many to count, and the checked cells.
-        progress: Show a progress bar.
+        progress: Show a progress bar; of several processes, the first does.
+        process_group: A group of ``torch.distributed`` whose processes share the work. All of them
+            call this with the same arguments and end with the same result, that of one process;
+            what stops one stops all.
 
     Returns:
         The sweep; shape ``[block, pos]``, or ``[block, pos, head]`` for ``"z"``.
 
     Raises:
+        RuntimeError: If another process of the group failed; says which one, and why.
         ValueError: If an argument is out of range, the metric returns another shape, or it is the
-            same on clean and corrupted runs, so that effects have no scale.
+            same on clean and corrupted runs, so that effects have no scale; or processes were given
+            different arguments.
         TypeError: If the model is none of TransformerLens's, or lacks a hook.
 
     Example:
@@ -85,28 +94,39 @@ def patch_layers(
         >>> sweep.effect.shape  # 1 restores the clean run, 0 changes nothing
         (8, 16)
     """
-    adapter = as_adapter(model)
-    chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric
-    check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
-    pairs = pairs.for_model(adapter)
-    for name, value, allowed in (
-        ("place", place, get_args(PatchPlace)),
-        ("method", method, get_args(PatchMethod)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    if not 1 <= window <= adapter.n_layers:
-        raise ValueError(f"window must be 1 to {adapter.n_layers} blocks, got {window}")
-    columns = _columns(pairs, positions)
-    plan = SweepPlan(place, columns, direction, window, batch_size)
-    with adapter.inference():
-        sweep = Sweep(adapter, pairs, chosen, plan)
-        checked: tuple[np.ndarray, np.ndarray] | None = None
-        if method == "exact":
-            values = sweep.exact(sweep.cells, progress)
-        else:
-            values = sweep.attribution()
-            checked = sweep.check_cells(seed, progress)
+    with joined(process_group) as processes:
+        adapter = as_adapter(model)
+        chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric
+        check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
+        pairs = pairs.for_model(adapter)
+        for name, value, allowed in (
+            ("place", place, get_args(PatchPlace)),
+            ("method", method, get_args(PatchMethod)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if not 1 <= window <= adapter.n_layers:
+            raise ValueError(f"window must be 1 to {adapter.n_layers} blocks, got {window}")
+        columns = _columns(pairs, positions)
+        plan = SweepPlan(place, columns, direction, window, batch_size)
+        arguments = {
+            "place": place,
+            "positions": positions if isinstance(positions, str) else columns[:, 0].tolist(),
+            "direction": direction,
+            "window": window,
+            "method": method,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        agree(processes, adapter, pairs, chosen, arguments)
+        with adapter.inference():
+            sweep = Sweep(adapter, pairs, chosen, plan, processes)
+            checked: tuple[np.ndarray, np.ndarray] | None = None
+            if method == "exact":
+                values = sweep.exact(sweep.cells, progress)
+            else:
+                values = sweep.attribution()
+                checked = sweep.check_cells(seed, progress)
     return _summarize(sweep, values, checked, positions, method, seed)
 
 
@@ -237,3 +257,35 @@ def check_sweep(
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 or None, got {batch_size}")
+
+
+def agree(
+    processes: Processes,
+    adapter: ModelAdapter,
+    pairs: PromptPairs,
+    metric: MetricName | LogitMetric,
+    arguments: Mapping[str, Any],
+) -> None:
+    """See that all processes were given the same model, pairs and arguments.
+
+    Args:
+        processes: All of them; one alone agrees with itself.
+        adapter: The model.
+        pairs: The prompts.
+        metric: Its name, or a callable, which goes by its name.
+        arguments: All others that decide the numbers, as JSON would hold them.
+
+    Raises:
+        ValueError: If this process was given something else than the first.
+    """
+    if processes.size == 1:
+        return
+    tensors = pairs.clean, pairs.corrupted, pairs.mask, pairs.answer, pairs.foil
+    processes.agree(
+        {
+            **provenance(adapter),
+            "pairs": stable_hash(pairs.groups, *(one.numpy().tobytes() for one in tensors)),
+            "metric": metric_label(metric),
+            **arguments,
+        }
+    )

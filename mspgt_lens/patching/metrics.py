@@ -86,6 +86,13 @@ def check_metric(metric: Any) -> None:
         )
 
 
+def metric_label(metric: MetricName | LogitMetric) -> str:
+    """A metric's name; of a callable, its own."""
+    if callable(metric):
+        return str(getattr(metric, "__name__", type(metric).__name__))
+    return str(metric)
+
+
 def call_metric(
     metric: LogitMetric, logits: Float[Tensor, "pair pos vocab"]
 ) -> Float[Tensor, "*pair"]:

@@ -16,13 +16,14 @@ from tqdm.auto import tqdm
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import ScalePartition, Segments, as_segments
-from mspgt_lens.patching.layers import check_sweep
+from mspgt_lens.patching.layers import agree, check_sweep
 from mspgt_lens.patching.metrics import DEFAULT_METRIC, LogitMetric, MetricName
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.results import ScalePatch
 from mspgt_lens.patching.significance import summarize_effects
 from mspgt_lens.patching.sweeping import Direction, Sweep, SweepPlan, all_columns, mean_over_pairs
 from mspgt_lens.patching.walking import rows_per_call
+from mspgt_lens.processes import Turns, joined
 from mspgt_lens.statistics import SIGNIFICANCE, holm
 from mspgt_lens.storage import package_versions
 
@@ -41,6 +42,7 @@ def patch_scales(
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    process_group: Any = None,
 ) -> ScalePatch:
     """Patch what every block of a segment writes, all positions at once, segment by segment.
 
@@ -64,35 +66,48 @@ def patch_scales(
             size, all of them are taken.
         batch_size: Patched prompts in one call of a block.
         seed: Decides the random sets.
-        progress: Show a progress bar.
+        progress: Show a progress bar; of several processes, the first does.
+        process_group: A group of ``torch.distributed`` whose processes share the work. All of them
+            call this with the same arguments and end with the same result, that of one process;
+            what stops one stops all.
 
     Returns:
         Effects per segment, as shares of the gap between clean and corrupted runs, ``[segment]``,
         with those of the random sets, ``[segment, draw]``.
 
     Raises:
+        RuntimeError: If another process of the group failed; says which one, and why.
         ValueError: If the partition is of another depth or has one segment only, an argument is out
-            of range, or effects have no scale.
+            of range, or effects have no scale; or processes were given different arguments.
 
     Example:
         >>> patched = ml.patch_scales(model, pairs, (3, 6))
         >>> dict(zip(patched.segments, patched.effect.round(2)))
         {'local': ..., 'intermediate': ..., 'global': ...}
     """
-    adapter = as_adapter(model)
-    chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric
-    check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
-    pairs = pairs.for_model(adapter)
-    by_name = _contiguous(partition, adapter.n_layers)
-    if n_controls < MIN_CONTROLS:
-        raise ValueError(f"n_controls must be at least {MIN_CONTROLS}, got {n_controls}")
-    segments = list(by_name.values())
-    plan = SweepPlan("resid_pre", all_columns(pairs), direction, batch_size=batch_size)
-    drawn = [_other_sets(blocks, adapter.n_layers, n_controls, seed) for blocks in segments]
-    with adapter.inference():
-        sweep = Sweep(adapter, pairs, chosen, plan)
-        sets = list(dict.fromkeys([*segments, *chain.from_iterable(drawn)]))
-        values = dict(zip(sets, _patch_sets(sweep, sets, progress), strict=True))
+    with joined(process_group) as processes:
+        adapter = as_adapter(model)
+        chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric
+        check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
+        pairs = pairs.for_model(adapter)
+        by_name = _contiguous(partition, adapter.n_layers)
+        if n_controls < MIN_CONTROLS:
+            raise ValueError(f"n_controls must be at least {MIN_CONTROLS}, got {n_controls}")
+        segments = list(by_name.values())
+        plan = SweepPlan("resid_pre", all_columns(pairs), direction, batch_size=batch_size)
+        drawn = [_other_sets(blocks, adapter.n_layers, n_controls, seed) for blocks in segments]
+        arguments = {
+            "segments": list(by_name.items()),
+            "direction": direction,
+            "n_controls": n_controls,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        agree(processes, adapter, pairs, chosen, arguments)
+        with adapter.inference():
+            sweep = Sweep(adapter, pairs, chosen, plan, processes)
+            sets = list(dict.fromkeys([*segments, *chain.from_iterable(drawn)]))
+            values = dict(zip(sets, _patch_sets(sweep, sets, progress), strict=True))
     by_segment = np.stack([values[blocks] for blocks in segments], axis=-1)
     effects = summarize_effects(by_segment, sweep.clean, sweep.corrupted, pairs.groups)
     controls = [[effects.scaled(float(values[blocks].mean())) for blocks in sets] for sets in drawn]
@@ -181,19 +196,27 @@ def _rank_p(effect: float, others: Float[np.ndarray, " draw"]) -> float:
 
 def _patch_sets(
     sweep: Sweep, sets: Sequence[tuple[int, ...]], progress: bool
-) -> Iterator[np.ndarray]:
+) -> Float[np.ndarray, "set *pair"]:
     """The metric with the updates of each set of blocks patched, per pair or as one number."""
     start = int(sweep.pairs.first_difference.min()) if sweep.base.reuses_prefix else 0
     n_pos = sweep.pairs.clean.shape[1]
     stop = n_pos if sweep.named is None else int(sweep.pairs.last.max()) + 1
+    if start >= stop:  # Clean and corrupted prompts are the same.
+        return np.stack([sweep.start] * len(sets))
     n_pairs = len(sweep.pairs)
-    per_call = max(1, (sweep.plan.batch_size or rows_per_call(max(1, stop - start))) // n_pairs)
-    for first in tqdm(range(0, len(sets), per_call), disable=not progress, unit="batch"):
+    per_call = max(1, (sweep.plan.batch_size or rows_per_call(stop - start)) // n_pairs)
+    values = np.zeros((len(sets), *sweep.start.shape))
+    turns = Turns(sweep.processes)
+    is_shown = progress and sweep.processes.rank == 0
+    for first in tqdm(range(0, len(sets), per_call), disable=not is_shown, unit="batch"):
         batch = sets[first : first + per_call]
-        if start >= stop:  # Clean and corrupted prompts are the same.
-            yield from (sweep.start for _ in batch)
-            continue
-        yield from sweep.metric_of(_run_sets(sweep, batch, start, stop), start)
+        if turns.is_mine(len(batch)):
+            for number, value in enumerate(
+                sweep.metric_of(_run_sets(sweep, batch, start, stop), start), start=first
+            ):
+                values[number] = value
+    sweep.processes.sum_(values)
+    return values
 
 
 def _run_sets(

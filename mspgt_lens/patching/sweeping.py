@@ -18,10 +18,12 @@ from mspgt_lens.patching.metrics import (
     MetricName,
     NamedMetric,
     call_metric,
+    metric_label,
     named_metric,
 )
 from mspgt_lens.patching.pairs import PromptPairs
 from mspgt_lens.patching.walking import PatchRows, final_residuals
+from mspgt_lens.processes import ALONE, Processes, Turns
 
 Direction = Literal["denoise", "noise"]
 CHECKED_CELLS = 48
@@ -55,8 +57,9 @@ class Sweep:
         pairs: PromptPairs,
         metric: MetricName | LogitMetric,
         plan: SweepPlan,
+        processes: Processes = ALONE,
     ) -> None:
-        self.adapter, self.pairs, self.plan = adapter, pairs, plan
+        self.adapter, self.pairs, self.plan, self.processes = adapter, pairs, plan, processes
         clean = RecordedRun(adapter, pairs.clean, pairs.mask, plan.place)
         corrupted = RecordedRun(adapter, pairs.corrupted, pairs.mask, plan.place)
         runs = clean, corrupted
@@ -66,16 +69,16 @@ class Sweep:
         self.every = torch.arange(len(pairs))
         self.named: NamedMetric | None = None
         self.called: LogitMetric | None = None
+        self.metric_name = metric_label(metric)
         if callable(metric):
             self.called = metric
-            self.metric_name = str(getattr(metric, "__name__", type(metric).__name__))
         else:
             final = clean.residual[-1][self.every, self.last]
             self.named = named_metric(metric, pairs, self.base.logits(final))
-            self.metric_name = str(metric)
         self.clean, self.corrupted = self._unpatched(clean), self._unpatched(corrupted)
         self.start = self.corrupted if plan.direction == "denoise" else self.clean
-        self.reach = self._reach()
+        # Of one process: rounding elsewhere may tell other activations apart.
+        self.reach = processes.give({"reach": self._reach()}, 0)["reach"]
         self.able: np.ndarray = np.any(self.reach, axis=0)
         self.cells = np.argwhere(np.ones(self.reach.shape[1:]))
         gap = self.clean.mean() - self.corrupted.mean()
@@ -144,28 +147,34 @@ class Sweep:
     def exact(self, cells: np.ndarray, progress: bool) -> np.ndarray:
         """The metric after each of these patches, ``[pair, *cell]`` or ``[*cell]``.
 
-        Cells that are not asked for keep the unpatched value.
+        Cells that are not asked for keep the unpatched value. Of several processes, each runs some
+        of the batches; of callables, some of the positions. All have all values.
         """
         shape = self.reach.shape[1:]
-        values = np.broadcast_to(
-            self.start.reshape(self.start.shape + (1,) * len(shape)), self.start.shape + shape
-        ).copy()
         wanted = np.zeros(shape, dtype=bool)
         wanted[tuple(cells.T)] = True
         reach = self.reach & wanted
+        values = np.zeros(self.start.shape + shape)
         base_logits = None if self.called is None else self._all_logits(self.base)
-        with tqdm(total=int(reach.sum()), unit="patch", disable=not progress) as bar:
+        turns, n_patches = Turns(self.processes), int(reach.sum())
+        is_shown = progress and self.processes.rank == 0
+        total = n_patches // self.processes.size
+        with tqdm(total=total, unit="patch", disable=not is_shown) as bar:
             for pos in range(shape[1]):
                 if not reach[:, :, pos].any():
                     continue
                 if base_logits is None:
-                    self._read_named(pos, reach, values, bar)
-                else:
+                    self._read_named(pos, reach, values, bar, turns)
+                elif turns.is_mine(float(reach[:, :, pos].sum())):
                     self._read_called(pos, reach, values, base_logits, bar)
-        return values
+        self.processes.sum_(values)
+        # A callable is asked for all pairs at once, wherever any of them is changed.
+        read = reach if self.called is None else np.any(reach, axis=0)
+        start = self.start.reshape(self.start.shape + (1,) * len(shape))
+        return np.where(read, values, start)
 
     def _patched(
-        self, pos: int, reach: np.ndarray
+        self, pos: int, reach: np.ndarray, turns: Turns
     ) -> Iterator[tuple[PatchRows, int, Float[Tensor, "row length d_model"]]]:
         """Patched runs at one entry of ``positions``, in parts: rows, first position, residuals."""
         for column in np.unique(self.plan.columns[pos]):
@@ -191,11 +200,14 @@ class Sweep:
                 stop=stop,
                 window=self.plan.window,
                 batch_size=self.plan.batch_size,
+                turns=turns,
             )
 
-    def _read_named(self, pos: int, reach: np.ndarray, values: np.ndarray, bar: Any) -> None:
+    def _read_named(
+        self, pos: int, reach: np.ndarray, values: np.ndarray, bar: Any, turns: Turns
+    ) -> None:
         assert self.named is not None
-        for rows, start, residual in self._patched(pos, reach):
+        for rows, start, residual in self._patched(pos, reach, turns):
             every = torch.arange(len(rows))
             read = residual[every, self.last[rows.pair] - start]
             result = self.named(self.base.logits(read), rows.pair)
@@ -208,7 +220,7 @@ class Sweep:
     ) -> None:
         """Callables see all pairs at once, so a cell waits until all its pairs are there."""
         waiting: dict[tuple[int, ...], list[tuple[int, int, Tensor]]] = {}
-        for rows, start, residual in self._patched(pos, reach):
+        for rows, start, residual in self._patched(pos, reach, Turns()):
             for cell, pair, changed in zip(
                 rows.cells(pos), rows.pair.tolist(), residual, strict=True
             ):

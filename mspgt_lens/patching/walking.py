@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mspgt_lens.models import Change, RecordedRun
+from mspgt_lens.processes import Turns
 
 # Tokens in one call of a block on a CPU: measured; larger calls gain nothing.
 _TOKENS_PER_CALL = 2048
@@ -59,6 +60,7 @@ def final_residuals(
     stop: int,
     window: int,
     batch_size: int | None,
+    turns: Turns,
 ) -> Iterator[tuple[PatchRows, int, Float[Tensor, "row length d_model"]]]:
     """Patched runs at the last site.
 
@@ -74,6 +76,8 @@ def final_residuals(
         window: Consecutive blocks to patch.
         batch_size: Rows in one call of a block; by default as many as fill a fixed number of
             tokens.
+        turns: Whose turn it is: of several processes each runs some of the batches, the same that
+            one process would run.
 
     Yields:
         Rows, the first position computed, and their residuals after the last block.
@@ -86,6 +90,9 @@ def final_residuals(
     with base.editing() as edits:
         for first in range(0, len(rows), size):
             part = rows.part(slice(first, first + size))
+            n_blocks = len(base.residual) - 1 - part.block
+            if not turns.is_mine(float(n_blocks.sum()) * (stop - start)):
+                continue
             walk = _Walk(base, source, part, column, start, stop, window)
             yield part, start, walk.run(edits)
 

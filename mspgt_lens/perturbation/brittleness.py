@@ -21,8 +21,9 @@ from mspgt_lens.perturbation.draws import Shape
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
-from mspgt_lens.perturbation.responding import MEASURES, respond
+from mspgt_lens.perturbation.responding import MEASURES, agree, respond
 from mspgt_lens.perturbation.rounding import NEGLIGIBLE, rounding
+from mspgt_lens.processes import joined
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.statistics import LEVEL, holm, jackknife_interval, mean_interval, sign_flip_p_values
 from mspgt_lens.storage import package_versions
@@ -401,6 +402,7 @@ def measure_brittleness(
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    process_group: Any = None,
 ) -> Brittleness:
     """How far predictions move under noise in each block and each segment.
 
@@ -423,7 +425,10 @@ def measure_brittleness(
         skip_first: Tokens at the beginning of each prompt that are left alone and not measured.
         batch_size: Prompts per forward pass; by default a fixed number of tokens.
         seed: Decides the noise.
-        progress: Show a progress bar.
+        progress: Show a progress bar; of several processes, the first does.
+        process_group: A group of ``torch.distributed`` whose processes share the work. All of them
+            call this with the same arguments and end with the same result, that of one process;
+            what stops one stops all.
 
     Returns:
         KL, rise of the loss (nats per token) and agreement, per shape, level, block or segment, and
@@ -431,9 +436,10 @@ def measure_brittleness(
 
     Raises:
         ValueError: If levels do not rise from above 0, shapes are unknown, or the partition does
-            not fit the model.
+            not fit the model; or processes were given different arguments.
         CannotMeasure: If the model is an encoder, or there are fewer than 3 groups.
         FloatingPointError: If activations or logits are NaN or infinite.
+        RuntimeError: If another process of the group failed; says which one, and why.
 
     Example:
         >>> brittle = ml.measure_brittleness(model, prompts, (3, 6), levels=[0.1])
@@ -441,31 +447,50 @@ def measure_brittleness(
         Estimate: ... nats per squared level (... to ...)
         ...
     """
-    adapter = as_adapter(model)
-    segments = as_segments(partition, adapter.n_layers)
-    chosen, kinds = tuple(float(level) for level in levels), tuple(shapes)
-    if not chosen or any(a >= b for a, b in itertools.pairwise((0.0, *chosen))):
-        raise ValueError(f"levels must rise from above 0, got {list(levels)}")
-    if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(get_args(Shape)):
-        raise ValueError(
-            f"shapes must be different ones of {', '.join(get_args(Shape))}, got {list(shapes)}"
+    with joined(process_group) as processes:
+        adapter = as_adapter(model)
+        segments = as_segments(partition, adapter.n_layers)
+        chosen, kinds = tuple(float(level) for level in levels), tuple(shapes)
+        if not chosen or any(a >= b for a, b in itertools.pairwise((0.0, *chosen))):
+            raise ValueError(f"levels must rise from above 0, got {list(levels)}")
+        if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(get_args(Shape)):
+            raise ValueError(
+                f"shapes must be different ones of {', '.join(get_args(Shape))}, got {list(shapes)}"
+            )
+        batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
+        arguments = {
+            "segments": list(segments.items()),
+            "levels": chosen,
+            "shapes": kinds,
+            "skip_first": skip_first,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        agree(processes, adapter, batches, statistics, arguments)
+        if statistics is None:
+            statistics = residual_statistics(adapter, batches)
+        targets: list[tuple[int, ...]] = [(block,) for block in range(adapter.n_layers)]
+        targets += segments.values()
+        conditions = [
+            perturbed(
+                Perturbation("noise", level / len(blocks) ** 0.5, shape, seed=seed),
+                statistics,
+                blocks,
+            )
+            for shape in kinds
+            for level in chosen
+            for blocks in targets
+        ]
+        conditions += [rounding(blocks) for blocks in targets]
+        measured = respond(
+            adapter,
+            batches,
+            conditions,
+            description="adding noise",
+            progress=progress,
+            processes=processes,
         )
-    batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
-    if statistics is None:
-        statistics = residual_statistics(adapter, batches)
-    targets: list[tuple[int, ...]] = [(block,) for block in range(adapter.n_layers)]
-    targets += segments.values()
-    conditions = [
-        perturbed(
-            Perturbation("noise", level / len(blocks) ** 0.5, shape, seed=seed), statistics, blocks
-        )
-        for shape in kinds
-        for level in chosen
-        for blocks in targets
-    ]
-    conditions += [rounding(blocks) for blocks in targets]
-    measured = respond(adapter, batches, conditions, description="adding noise", progress=progress)
-    by_group, floor = measured[: -len(targets)], measured[-len(targets) :]
+        by_group, floor = measured[: -len(targets)], measured[-len(targets) :]
     result = Brittleness(
         model_name=adapter.name,
         n_layers=adapter.n_layers,

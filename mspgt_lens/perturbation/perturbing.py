@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, interval, named
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.batches import Batch, make_batches
 from mspgt_lens.perturbation.block_sets import BlockSets
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
-from mspgt_lens.perturbation.responding import MEASURES, Condition, respond
+from mspgt_lens.perturbation.responding import MEASURES, Condition, agree, respond
 from mspgt_lens.perturbation.rounding import NEGLIGIBLE, beyond_rounding, rounding
+from mspgt_lens.processes import joined
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.statistics import SIGNIFICANCE, holm, mean_interval, sign_flip_p_values
 from mspgt_lens.storage import package_versions
@@ -161,6 +164,7 @@ def perturb_scales(
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    process_group: Any = None,
 ) -> PerturbationEffects:
     """Perturb every segment of blocks in every way, and measure how far predictions move.
 
@@ -183,17 +187,22 @@ def perturb_scales(
         batch_size: Prompts per forward pass; by default a fixed number of tokens.
         seed: Decides the control sets, and the positions that ablation resamples from; every
             perturbation's own seed decides its draws.
-        progress: Show a progress bar.
+        progress: Show a progress bar; of several processes, the first does.
+        process_group: A group of ``torch.distributed`` whose processes share the work. All of them
+            call this with the same arguments and end with the same result, that of one process;
+            what stops one stops all.
 
     Returns:
         KL, rise of the loss (nats per token) and agreement, ``[perturbation, segment, measure]``,
         with 95% intervals over groups and the same of the random block sets.
 
     Raises:
-        ValueError: If the partition does not fit the model, or there is nothing to do.
+        ValueError: If the partition does not fit the model, there is nothing to do, or processes
+            were given different arguments.
         CannotMeasure: If the model is an encoder, or there are fewer than 3 groups.
         FloatingPointError: If activations or logits are NaN or infinite.
-        RuntimeError: If the model does not compute what is to be changed under its hook.
+        RuntimeError: If the model does not compute what is to be changed under its hook, or another
+            process of the group failed; says which one, and why.
 
     Example:
         >>> skip = ml.Perturbation("skip")
@@ -201,22 +210,39 @@ def perturb_scales(
         >>> effects.values.shape  # perturbation, segment, measure
         (1, 3, 3)
     """
-    adapter = as_adapter(model)
-    segments = as_segments(partition, adapter.n_layers)
-    labels = tuple(kind.label for kind in perturbations)
-    if not labels or len(set(labels)) < len(labels):
-        raise ValueError(f"perturbations must all differ, got {list(labels)}")
-    if n_controls < 1:
-        raise ValueError(f"n_controls must be at least 1 block set, got {n_controls}")
-    batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
-    if statistics is None:
-        statistics = residual_statistics(adapter, batches, seed=seed)
-    sets = BlockSets(segments, adapter.n_layers, n_controls, np.random.default_rng([seed, 2]))
-    conditions = [
-        *(perturbed(kind, statistics, blocks) for kind in perturbations for blocks in sets.all),
-        *(rounding(blocks) for blocks in segments.values()),
-    ]
-    measured = respond(adapter, batches, conditions, description="perturbing", progress=progress)
+    with joined(process_group) as processes:
+        adapter = as_adapter(model)
+        segments = as_segments(partition, adapter.n_layers)
+        labels = tuple(kind.label for kind in perturbations)
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(f"perturbations must all differ, got {list(labels)}")
+        if n_controls < 1:
+            raise ValueError(f"n_controls must be at least 1 block set, got {n_controls}")
+        batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
+        arguments = {
+            "segments": list(segments.items()),
+            "perturbations": [_described(kind) for kind in perturbations],
+            "n_controls": n_controls,
+            "skip_first": skip_first,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        agree(processes, adapter, batches, statistics, arguments)
+        if statistics is None:
+            statistics = residual_statistics(adapter, batches, seed=seed)
+        sets = BlockSets(segments, adapter.n_layers, n_controls, np.random.default_rng([seed, 2]))
+        conditions = [
+            *(perturbed(kind, statistics, blocks) for kind in perturbations for blocks in sets.all),
+            *(rounding(blocks) for blocks in segments.values()),
+        ]
+        measured = respond(
+            adapter,
+            batches,
+            conditions,
+            description="perturbing",
+            progress=progress,
+            processes=processes,
+        )
     floor = measured[-len(segments) :]
     by_group = sets.arranged(measured[: -len(segments)])
     own = sets.segments(by_group)
@@ -247,6 +273,12 @@ def perturb_scales(
         floor=floor.mean(axis=1),
         warnings=tuple(_mostly_rounding(values, floor.mean(axis=1), labels, segments, adapter)),
     )
+
+
+def _described(kind: Perturbation) -> list[Any]:
+    """All that decides what a perturbation does, as JSON would hold it."""
+    along = () if kind.direction is None else torch.as_tensor(kind.direction).tolist()
+    return [repr(kind), kind.amount, stable_hash(along)]
 
 
 def _mostly_rounding(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mspgt_lens.models import Edit, ModelAdapter, RecordedRun, edited, require_acted
+from mspgt_lens.folds import stable_hash
+from mspgt_lens.models import (
+    Edit,
+    ModelAdapter,
+    RecordedRun,
+    edited,
+    provenance,
+    require_acted,
+)
 from mspgt_lens.perturbation.batches import Batch, Batches
+from mspgt_lens.perturbation.residuals import ResidualStatistics
+from mspgt_lens.processes import ALONE, Processes
 
 MEASURES = ("kl", "cross_entropy", "agreement")
 # Rows that fit the cache together.
@@ -27,6 +38,7 @@ def respond(
     *,
     description: str = "",
     progress: bool = False,
+    processes: Processes = ALONE,
 ) -> Float[np.ndarray, "condition group measure"]:
     """How far each condition moves the predictions from the clean run, per group.
 
@@ -40,17 +52,22 @@ def respond(
         batches: What to run.
         conditions: Each gives the edits of a batch.
         description: Beside the progress bar.
-        progress: Show one.
+        progress: Show one; of several processes, the first does.
+        processes: Those that share the conditions: each runs every batch clean, and its own
+            conditions of it, so that sums are those of one process to the bit.
 
     Raises:
         FloatingPointError: If logits are NaN or infinite.
+        PeerError: If another process failed.
         ValueError: If the model's blocks cannot be run one by one.
         RuntimeError: If the model does not compute what is to be changed under its hook.
     """
     sums = np.zeros((len(conditions), len(batches.groups), len(MEASURES)))
     counts = np.zeros((len(batches.groups), len(MEASURES)))
-    total = len(batches.batches) * (len(conditions) + 1)
-    with adapter.inference(), tqdm(total=total, desc=description, disable=not progress) as bar:
+    own = range(processes.rank, len(conditions), processes.size)
+    total = len(batches.batches) * (len(own) + 1)
+    is_shown = progress and processes.rank == 0
+    with adapter.inference(), tqdm(total=total, desc=description, disable=not is_shown) as bar:
         check_resuming(adapter, batches)
         for batch in batches:
             owner = batch.groups[torch.nonzero(batch.valid)[:, 0].numpy()]
@@ -58,12 +75,47 @@ def respond(
             np.add.at(counts, owner, np.stack([known | True, known, known | True], axis=1))
             clean = CleanRun(adapter, batch)
             bar.update()
-            for index, condition in enumerate(conditions):
-                changed = clean.changed(condition(batch))
+            for index in own:
+                processes.check()
+                changed = clean.changed(conditions[index](batch))
                 np.add.at(sums[index], owner, _compare(clean.scores, changed, batch))
                 bar.update()
+    processes.sum_(sums)
     sums /= counts
     return sums
+
+
+def agree(
+    processes: Processes,
+    adapter: ModelAdapter,
+    batches: Batches,
+    statistics: ResidualStatistics | None,
+    arguments: Mapping[str, Any],
+) -> None:
+    """See that all processes were given the same model, prompts and arguments.
+
+    Args:
+        processes: All of them; one alone agrees with itself.
+        adapter: The model.
+        batches: The prompts.
+        statistics: Those that were given, if any.
+        arguments: All others that decide the numbers, as JSON would hold them.
+
+    Raises:
+        ValueError: If this process was given something else than the first.
+    """
+    if processes.size == 1:
+        return
+    rows = [(batch.keys, batch.numbers, batch.group_hashes.tolist()) for batch in batches]
+    given = () if statistics is None else vars(statistics).values()
+    processes.agree(
+        {
+            **provenance(adapter),
+            "prompts": stable_hash(rows),
+            "statistics": stable_hash(*(np.asarray(one).tobytes() for one in given)),
+            **arguments,
+        }
+    )
 
 
 class CleanRun:

@@ -13,7 +13,7 @@ from typing import Any
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.gathering import BatchPlan
 from mspgt_lens.moments import Moments
-from mspgt_lens.processes import Processes
+from mspgt_lens.processes import Processes, differences
 from mspgt_lens.storage import PARTIAL_SUFFIX, read_result, write_result
 
 # Between two times that moments are written; more where writing takes long, to stay below a
@@ -137,13 +137,3 @@ class Checkpoint:
             f"checkpoint: {self._file.parent} holds a pass that differs in {'; '.join(differing)}: "
             "start it again with the same model, prompts and arguments, or give another folder"
         )
-
-
-def differences(first: Description, second: Description, at_first: str, here: str) -> list[str]:
-    """What differs between two passes, in words."""
-    names = [*first, *(name for name in second if name not in first)]
-    return [
-        f"{name} ({first.get(name)} {at_first}, {second.get(name)} {here})"
-        for name in names
-        if first.get(name) != second.get(name)
-    ]

@@ -24,7 +24,7 @@ from mspgt_lens.gathering import (
 )
 from mspgt_lens.models import PatternBlocks, own_attention, pattern_blocks, ran_out_of_memory
 from mspgt_lens.processes import ALONE, Processes
-from mspgt_lens.profile.checkpoint import Checkpoint, Description, differences
+from mspgt_lens.profile.checkpoint import Checkpoint
 from mspgt_lens.profile.memory import kept_memory
 from mspgt_lens.profile.run import ProfileRun
 from mspgt_lens.prompts import Prompt, PromptDataset
@@ -68,7 +68,7 @@ def pass_over(
     run.begin(first)
     per_batch = TOKENS_PER_BATCH.get(adapter.device.type, TOKENS_PER_BATCH["cuda"])
     described = run.described(first) | {"batch_size": batch_size, "tokens_per_batch": per_batch}
-    _agree(described, processes)
+    processes.agree(described)
     kept = Checkpoint(checkpoint, described, processes)
     n_tokens = sum(len(prompt.tokens) for prompt in first)
     with ExitStack() as stack:
@@ -99,22 +99,6 @@ def pass_over(
             _share_reference(run, None, processes)
         kept.close(run.moments)
         run.moments.merge_over_(processes)
-
-
-def _agree(described: Description, processes: Processes) -> None:
-    """See that all processes do the same."""
-    texts = processes.texts(json.dumps(described))
-    differing = differences(
-        json.loads(texts[0]),
-        json.loads(texts[processes.rank]),
-        "in process 0",
-        f"in process {processes.rank}",
-    )
-    if differing:
-        raise ValueError(
-            "process_group: all processes must be given the same model, prompts and arguments, "
-            f"got others: {'; '.join(differing)}"
-        )
 
 
 def _begin_alike(

@@ -19,7 +19,7 @@ from mspgt_lens.information.lens import logit_lens_relevance, ridge_lens_relevan
 from mspgt_lens.information.readers import read_targets
 from mspgt_lens.information.sampled import SampledReadings
 from mspgt_lens.information.unigram import unigram_entropy
-from mspgt_lens.models import ModelAdapter, weight_digest
+from mspgt_lens.models import ModelAdapter, provenance, weight_digest
 from mspgt_lens.moments import MAX_WIDTH, Moments, plan_moments
 from mspgt_lens.processes import ALONE, Processes
 from mspgt_lens.profile.curves import (
@@ -132,12 +132,9 @@ class ProfileRun:
             "signals": [signal.source for signal in self.settings.signals],
         }
         return {
-            "model": self.adapter.name,
-            "weights": weight_digest(self.adapter),
-            "device": self.adapter.device.type,
+            **provenance(self.adapter),
             "prompts": digest.hexdigest(),
             **settings,
-            **{f"version of {name}": version for name, version in package_versions().items()},
         }
 
     def first_tokens(self, prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -51,12 +51,14 @@ _CLASSES_LENGTH = 160
 _LEVELS = (0.05, 0.2, 1.0)
 _N_CONTROLS = 5
 _INDEX = "analysis"
-# Steps that profile, which several processes share, and under which control.
+# Steps that profile, and under which control.
 _PASSES: Mapping[str, Control | None] = {
     "profile": None,
     "random_profile": "random_weights",
     "shuffled_tokens": "shuffled_tokens",
 }
+# Steps that several processes share; the first one takes the others alone.
+_SHARED = (*_PASSES, "brittleness", "effects")
 _CONTROLS = ("random_profile", "random_weights", "shuffled_tokens")
 # The usual signals, and those that other theories' predictions are about.
 _SIGNALS = tuple(dict.fromkeys((*SIGNALS, *(name for p in RIVALS for name in p.signals))))
@@ -256,9 +258,10 @@ def analyze(
         n_tokens: Tokens that are sorted by context, at most.
         seed: Decides everything that is drawn.
         progress: Show progress bars; of several processes, the first does.
-        process_group: A group of ``torch.distributed`` whose processes share the profiles; the
-            first one measures the rest alone, and writes. All of them call this with the same
-            arguments and end with the same analysis; what stops one stops all.
+        process_group: A group of ``torch.distributed`` whose processes share the profiles,
+            brittleness and the perturbations of segments; the first one measures the rest alone,
+            and writes. All of them call this with the same arguments and end with the same
+            analysis; what stops one stops all.
 
     Returns:
         Every result that could be measured, and why others could not.
@@ -376,7 +379,7 @@ class _Steps:
         }
         result, why, lost = None, "", None
         try:
-            if self.is_first or name in _PASSES:
+            if self.is_first or name in _SHARED:
                 result = steps[name]()
         except CannotMeasure as error:
             if name in ("profile", "partition"):
@@ -443,6 +446,7 @@ class _Steps:
             levels=_LEVELS,
             seed=self.seed,
             progress=self.progress,
+            process_group=self.group,
         )
 
     def _token_classes(self) -> TokenClasses:
@@ -473,6 +477,7 @@ class _Steps:
             n_controls=_N_CONTROLS,
             seed=self.seed,
             progress=self.progress,
+            process_group=self.group,
         )
 
     def _block_effects(self) -> BlockEffects:
