@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 import mspgt_lens as ml
 from mspgt_lens.cli import command
 from mspgt_lens.cli.launching import Launch
+from mspgt_lens.gathering import finish_batch
+from mspgt_lens.profile import passing
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.results import Brittleness, PatchSweep
 
@@ -156,6 +159,52 @@ def test_brittleness_and_patch_share_their_work(
         several, one = kind.load(folder / name), kind.load(alone)
         assert several.settings == one.settings
         assert_same_table(several, one)
+
+
+_KILLED = """
+import os, signal, sys
+from mspgt_lens.cli import main
+from mspgt_lens.profile import checkpoint, passing
+
+checkpoint.SECONDS_BETWEEN = checkpoint._SHARE_OF_WRITING = 0
+finish, left = passing.finish_batch, [2]
+
+def finish_batch(*batch):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    finish(*batch)
+
+passing.finish_batch = finish_batch
+main(sys.argv[1:])
+"""
+
+
+def test_a_command_that_was_killed_goes_on_to_the_same_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["--prompts", str(folder / "texts.txt"), "--max-length", "140", "--no-progress"]
+    whole = ["profile", str(folder / "tiny"), *texts, "--out", str(folder / "report.html")]
+    started = [*whole, "--save", str(folder / "kept"), "--checkpoint", str(folder / "sums")]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(HERE.parent)}
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, *started], env=os.environ | threads, timeout=300
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not list(folder.glob("kept*"))
+    done: list[int] = []
+
+    def counting(*batch: Any) -> None:
+        done.append(1)
+        finish_batch(*batch)
+
+    monkeypatch.setattr(passing, "finish_batch", counting)
+    assert command.main(started) == 0
+    n_left = len(done)
+    assert command.main([*whole, "--save", str(folder / "whole")]) == 0
+    assert len(done) == 2 * n_left + 2
+    kept, uninterrupted = (folder / f"{name}.safetensors" for name in ("kept", "whole"))
+    assert kept.read_bytes() == uninterrupted.read_bytes()
 
 
 def test_processes_must_be_able_to_meet(
