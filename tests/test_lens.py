@@ -13,6 +13,7 @@ from mspgt_lens.information import lens
 from mspgt_lens.information.unigram import unigram_log_probability
 from mspgt_lens.models import as_adapter
 from mspgt_lens.moments import Moments, plan_moments
+from mspgt_lens.processes import ALONE
 from mspgt_lens.prompts import PromptDataset
 
 BANDS = {"local": (1, 1), "far": (2, 4)}
@@ -49,7 +50,7 @@ def _plain_relevance(adapter, tokens, moments, site):
     pooled = z.flatten(0, 1)
     z = z / pooled.std(dim=0, correction=0)
     fold = np.arange(len(tokens)) % N_FOLDS
-    strengths = lens._choose_strength(moments, "standardized")
+    strengths = lens._choose_strength(moments, "standardized", ALONE)
     sample = moments.sample
     scores = np.zeros(len(sample.next_token))
     for k in range(N_FOLDS):
