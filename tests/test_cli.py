@@ -220,7 +220,9 @@ def test_missing_files_and_models_get_one_line(tiny_by_name, tmp_path, capsys):
     assert "nobody/has-this" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["profile", "scales", "brittleness", "patch", "analyze"])
+@pytest.mark.parametrize(
+    "command", ["profile", "scales", "brittleness", "rate-distortion", "patch", "analyze"]
+)
 def test_every_command_hands_devices_and_precision_on(command, monkeypatch, capsys):
     asked = []
 
@@ -263,6 +265,51 @@ def test_brittleness_prints_slopes_and_writes_its_figures(tiny_by_name, texts, t
     with pytest.raises(SystemExit):
         cli.main(["brittleness", "tiny", *files])
     assert "--partition --blocks" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:only .* were measured on")
+def test_rate_distortion_prints_rates_and_writes_its_figure(tiny_by_name, texts, tmp_path, capsys):
+    prompts, out = tmp_path / "texts.txt", tmp_path / "rates.html"
+    prompts.write_text("\n".join(texts))
+    files = ["--prompts", str(prompts), "--out", str(out), "--save", str(tmp_path / "kept")]
+    sizes = ["--sites", "0,4", "--distortions", "0.05,0.5", "--n-targets", "4"]
+    sizes += ["--n-documents", "15", "--max-length", "60", "--seed", "3", "--no-progress"]
+    assert cli.main(["rate-distortion", "tiny", *files, *sizes]) == 0
+    shown = capsys.readouterr().out
+    for words in ("tiny-llama: 2 sites, 3 scales", "nats at D = 0.05", "Needed most", str(out)):
+        assert words in shown
+    assert "The rate that predictions need" in out.read_text()
+    kept = ml.results.RateDistortion.load(tmp_path / "kept")
+    assert (kept.sites, kept.distortions) == ((0, 4), (0.05, 0.5))
+    # Every second document, its first window, which begins with a token of its own.
+    own = [
+        [tiny_by_name.tokenizer.bos_token_id, *row[:59].tolist()] for row in random_tokens(30, 140)
+    ]
+    assert kept == ml.rate_distortion(
+        tiny_by_name,
+        ml.PromptDataset.from_tokens(own[::2]),
+        sites=(0, 4),
+        distortions=(0.05, 0.5),
+        n_targets=4,
+        seed=3,
+        progress=False,
+    )
+    for wrong, message in (
+        (["--sites", "4,0"], "sites must be different sites in rising order, got (4, 0)"),
+        (["--sites", "0,5"], "sites must lie in 0 ... 4"),
+        (["--distortions", "0.1,0"], "distortions must be at least one KL above 0"),
+    ):
+        assert cli.main(["rate-distortion", "tiny", *files, "--no-progress", *wrong]) == 2
+        assert message in capsys.readouterr().err
+    for wrong, message in (
+        (["--n-documents", "11"], "--n-documents: must be a whole number, at least 12"),
+        (["--max-length", "51"], "--max-length: must be a whole number, at least 52"),
+        (["--n-targets", "0"], "--n-targets: must be a whole number, at least 1"),
+        (["--sites", "a"], "--sites: invalid numbers value: 'a'"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["rate-distortion", "tiny", *files, *wrong])
+        assert message in capsys.readouterr().err
 
 
 def test_analyze_takes_models_one_after_the_other_and_compares_them(

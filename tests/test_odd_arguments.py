@@ -19,7 +19,7 @@ from mspgt_lens.cli.reading import read_documents, read_records
 from mspgt_lens.models.placing import Placement
 
 NEEDED = {"brittleness": ["--blocks", "1,3"], "patch": ["--task", "induction"]}
-COMMANDS = ("profile", "scales", "brittleness", "patch", "analyze")
+COMMANDS = ("profile", "scales", "brittleness", "rate-distortion", "patch", "analyze")
 NUMBERS = ("", "x", "-1", "1.5", "1e3", "nan", "inf", "9" * 40, "\u0663\u00bd", "0x10", "1,2")
 
 
@@ -53,8 +53,12 @@ def outcome(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_odd_numbers(name: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--seed", "--n-devices"]
     flags += [] if name == "patch" else ["--max-length"]
-    flags += {"patch": ["--n-pairs", "--window"], "brittleness": ["--levels"]}.get(name, [])
-    flags += ["--n-documents"] if name in ("profile", "brittleness", "analyze") else []
+    flags += {
+        "patch": ["--n-pairs", "--window"],
+        "brittleness": ["--levels"],
+        "rate-distortion": ["--n-targets", "--sites", "--distortions"],
+    }.get(name, [])
+    flags += ["--n-documents"] if name not in ("scales", "patch") else []
     for flag in flags:
         error = outcome([name, "some/name", *NEEDED.get(name, []), f"{flag}={value}"], capsys)
         if flag == "--seed":
@@ -124,6 +128,7 @@ def test_odd_files_of_prompts_profiles_and_tables(
         "profile": ["--prompts"],
         "scales": ["--prompts", "--profile", "--curves"],
         "brittleness": ["--prompts"],
+        "rate-distortion": ["--prompts"],
         "patch": ["--pairs", "--partition"],
         "analyze": ["--prompts"],
     }[name]

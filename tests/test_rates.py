@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import cache
 
@@ -9,13 +10,33 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from sharing import in_processes
 from test_contract import MADE
-from tiny import ARCHITECTURES, random_model, random_tokens, tiny_config, tiny_model, tiny_tokenizer
+from test_out_of_memory import MESSAGES, small_device
+from tiny import (
+    ARCHITECTURES,
+    as_text,
+    random_model,
+    random_tokens,
+    tiny_config,
+    tiny_model,
+    tiny_tokenizer,
+)
+from torch import distributed
 
 import mspgt_lens as ml
+from mspgt_lens import processes as processes_module
+from mspgt_lens.cli import main as run_command
+from mspgt_lens.cli import placing
 from mspgt_lens.models import RecordedRun, as_adapter, bridge_from_huggingface, differentiable
 from mspgt_lens.rates import shaping, windows
-from mspgt_lens.rates.channel import Channel, channel_rate, find_directions, kept_correlations
+from mspgt_lens.rates.channel import (
+    Channel,
+    channel_rate,
+    find_directions,
+    kept_correlations,
+    principal_axes,
+)
 from mspgt_lens.rates.ladder import Ladder
 from mspgt_lens.rates.measuring import Installed, Reading, measure
 from mspgt_lens.rates.reading import read_rate
@@ -57,7 +78,7 @@ def fisher_of(width, rank, seed=1):
 
 def directions(width=6, rank=3):
     mean = torch.arange(width, dtype=torch.float64)
-    return find_directions(mean, covariance_of(width), fisher_of(width, rank))
+    return find_directions(principal_axes(mean, covariance_of(width)), fisher_of(width, rank))
 
 
 @pytest.mark.parametrize("cost", [0.01, 0.5, 3.0])
@@ -120,7 +141,7 @@ def test_more_power_passes_more_on():
 
 def test_directions_without_variance_are_left_out():
     covariance = torch.diag(torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64))
-    along = find_directions(torch.zeros(3), covariance, fisher_of(3, 3))
+    along = find_directions(principal_axes(torch.zeros(3), covariance), fisher_of(3, 3))
     assert along.into.shape == (2, 3)
     rows = torch.tensor([[2.0, -1.0, 0.0]])
     open_ = replace(along.closed(), kept=np.full(2, 1 - 1e-12))
@@ -309,7 +330,7 @@ def test_runs_that_resume_at_blocks_only_give_the_same(monkeypatch):
 
     def read():
         shape = find_shapes(adapter, parts.shaping, plan_, Bar())[1]
-        along = find_directions(shape.mean, shape.covariance, shape.fisher["far"])
+        along = find_directions(principal_axes(shape.mean, shape.covariance), shape.fisher["far"])
         one = Installed(1, "far", along.closed())
         return shape.fisher, measure(
             adapter, Recorded(adapter, parts.measuring), [one], plan_, Bar()
@@ -360,6 +381,104 @@ def test_what_nothing_reads_needs_no_rate(found):
     assert [run.kl for run in far] == [0.0, 0.0]
 
 
+def shared(model, **changed):
+    """What processes find together, and one finds alone."""
+    given = {**QUICK, "sites": (0, 1, 4), "distortions": (0.01, 0.1), "batch_size": 7}
+    return ml.rate_distortion(model, dataset(60), **given | changed)
+
+
+ONE_PLACE = {"sites": (2,), "bands": {"far": (2, 4)}}
+COMMAND = ["--sites", "0,4", "--distortions", "0.05,0.5", "--n-targets", "4", "--max-length", "60"]
+
+
+def command_given(folder):
+    files = ["--prompts", str(folder / "texts.txt"), "--out", str(folder / "rates.html")]
+    return ["rate-distortion", "tiny", *files, *COMMAND, "--no-progress"]
+
+
+def tiny_with_tokenizer(name, device=None):
+    model = tiny_model("llama")
+    model.tokenizer = tiny_tokenizer()
+    return model
+
+
+def find_together(rank, folder):
+    """One of three processes: the same call, by hand and by the command, and two that must fail."""
+    # Nobody may wait for what has been told already.
+    processes_module._FAREWELL = 3600.0
+    model, together = tiny_model("llama"), {"process_group": distributed.group.WORLD}
+    shared(model, **together).save(folder / f"found-{rank}")
+    shared(model, **together, **ONE_PLACE).save(folder / f"place-{rank}")
+    told = []
+    for changed in ({"n_targets": 4 + rank // 2}, {"distortions": (1e-14,)}):
+        try:
+            shared(model, **together, **ONE_PLACE, **changed)
+        except (ValueError, RuntimeError) as error:
+            told.append(f"{type(error).__name__}: {error}")
+    (folder / f"told-{rank}").write_text("\n".join(told))
+    placing.load_model = tiny_with_tokenizer
+    os.environ.update(WORLD_SIZE="3", RANK=str(rank), MASTER_ADDR="here", MASTER_PORT="0")
+    code = run_command([*command_given(folder), "--save", str(folder / "command")])
+    (folder / f"code-{rank}").write_text(str(code))
+
+
+def test_processes_together_find_what_one_finds(tmp_path, monkeypatch, capsys):
+    texts = [as_text(row) for row in random_tokens(30, 60)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    assert in_processes(find_together, 3, tmp_path) == [0, 0, 0]
+    for name, changed in (("found", {}), ("place", ONE_PLACE)):
+        one = shared(tiny_model("llama"), **changed)
+        several = [ml.results.RateDistortion.load(tmp_path / f"{name}-{rank}") for rank in range(3)]
+        assert several[0] == several[1] == several[2]
+        assert_same_rates(several[0], one)
+    # One place is one process's, which says why it failed; the others were told.
+    told = [(tmp_path / f"told-{rank}").read_text().splitlines() for rank in range(3)]
+    assert "n_targets (4 in process 0, 5 in process 2)" in told[2][0]
+    assert told[0][0].startswith(
+        "PeerError: process 2 of 3 stopped: ValueError: process_group: all"
+    )
+    assert told[0][1].startswith("CannotMeasure: distortions must be above")
+    for text in (told[1][1], told[2][1]):
+        assert text.startswith("PeerError: process 0 of 3 stopped: CannotMeasure: distortions must")
+    assert [(tmp_path / f"code-{rank}").read_text() for rank in range(3)] == ["0", "0", "0"]
+    monkeypatch.setattr(placing, "load_model", tiny_with_tokenizer)
+    assert run_command([*command_given(tmp_path), "--save", str(tmp_path / "alone")]) == 0
+    assert "30 documents" in capsys.readouterr().out
+    command, alone = (ml.results.RateDistortion.load(tmp_path / n) for n in ("command", "alone"))
+    assert_same_rates(command, alone)
+
+
+def assert_same_rates(found, expected):
+    for name in ("rate", "low", "high", "covariance_rate", "covariance_low", "covariance_high"):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-9, err_msg=name
+        )
+    np.testing.assert_array_equal(found.shrinkage, expected.shrinkage)
+    assert found.settings == expected.settings
+    assert [run[:3] for run in found.runs] == [run[:3] for run in expected.runs]
+    for run, other in zip(found.runs, expected.runs, strict=True):
+        np.testing.assert_allclose(run[3:], other[3:], rtol=1e-6, atol=1e-9)
+
+
+def test_batches_that_do_not_fit_say_which_argument_to_lower():
+    model, error = tiny_model("llama"), MESSAGES[1]
+    # How blocks are called is learned from five prompts of one token more.
+    with small_device(model, 5 * 25, error):
+        with pytest.raises(
+            type(error),
+            match=r"batch_size: 21 prompts of 24 tokens do not fit .* a "
+            r"batch_size below 21",
+        ) as raised:
+            ml.rate_distortion(model, dataset(), **QUICK)
+        assert str(error) in str(raised.value)
+        ml.rate_distortion(model, dataset(), distortions=(0.1,), **QUICK, batch_size=5)
+    with (
+        small_device(model, 12, error),
+        pytest.raises(type(error), match=r"give shorter prompts, or more devices"),
+    ):
+        ml.rate_distortion(model, dataset(), **QUICK, batch_size=1)
+
+
 def few_directions_matter():
     """A model whose final norm lets 3 of 32 coordinates through."""
     model = tiny_model("llama", n_layers=2)
@@ -387,7 +506,8 @@ def test_the_same_noise_in_random_directions_costs_more():
     plan_ = plan(sites=(2,), bands={"local": (1, 1)}, n_targets=16)
     parts = split_prompts(adapter, dataset(60), plan_)
     shape = find_shapes(adapter, parts.shaping, plan_, Bar())[2]
-    shaped = find_directions(shape.mean, shape.covariance, shape.fisher["local"]).at_cost(0.01)
+    axes = principal_axes(shape.mean, shape.covariance)
+    shaped = find_directions(axes, shape.fisher["local"]).at_cost(0.01)
     turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0]
     turned = replace(
         shaped, into=turn @ shaped.into, out=shaped.out @ turn.T, turned=turn @ shaped.turned

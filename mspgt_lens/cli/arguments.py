@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # The largest seed that torch takes.
 MOST_SEED = 2**63 - 1
@@ -39,6 +40,15 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """What reads numbers of a kind, separated by commas."""
+
+    def numbers(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(","))
+
+    return numbers
 
 
 def new_file(text: str) -> Path:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mspgt_lens.cli.arguments import add_seed, new_file, whole_number
+from mspgt_lens.cli.arguments import add_seed, new_file, numbers, whole_number
 from mspgt_lens.cli.placing import add_placing, load_placed
+from mspgt_lens.cli.reading import first_windows
 from mspgt_lens.contract import aligned
 from mspgt_lens.partition import ScalePartition, Segments
 from mspgt_lens.perturbation.brittleness import (
     DEFAULT_LEVELS,
     measure_brittleness,
 )
-from mspgt_lens.prompts import Prompt, PromptDataset
+from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.report.tables import ratio_rows, slope_rows
 from mspgt_lens.report.writing import write_report
 
@@ -45,13 +46,13 @@ def add_brittleness_command(
     what.add_argument("--partition", type=Path, metavar="PATH", help="a saved partition")
     what.add_argument(
         "--blocks",
-        type=_numbers(int),
+        type=numbers(int),
         metavar="N,N",
         help="first block of every segment but the first, such as 10,20",
     )
     command.add_argument(
         "--levels",
-        type=_numbers(float),
+        type=numbers(float),
         default=DEFAULT_LEVELS,
         metavar="X,X",
         help=f"noise levels, rising (default: {','.join(f'{x:g}' for x in DEFAULT_LEVELS)})",
@@ -91,7 +92,7 @@ def _brittleness(
     model = load_placed(options, options.model)
     brittleness = measure_brittleness(
         model,
-        _first_windows(prompts_of(options, model), options.n_documents),
+        first_windows(prompts_of(options, model), options.n_documents),
         partition,
         levels=options.levels,
         seed=options.seed,
@@ -109,21 +110,3 @@ def _brittleness(
     path = write_report(options.out, brittleness)
     print(f"report: {path.resolve()}")
     return 0
-
-
-def _first_windows(prompts: PromptDataset, n_documents: int) -> PromptDataset:
-    """The first window of each of the first documents."""
-    first: dict[Hashable, Prompt] = {}
-    for prompt in prompts:
-        if prompt.group not in first:
-            if len(first) == n_documents:
-                break
-            first[prompt.group] = prompt
-    return PromptDataset.from_tokens([p.tokens.tolist() for p in first.values()], groups=first)
-
-
-def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    def numbers(text: str) -> tuple[Any, ...]:
-        return tuple(kind(part) for part in text.split(","))
-
-    return numbers

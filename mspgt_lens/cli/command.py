@@ -20,6 +20,7 @@ from mspgt_lens.cli.launching import Launch, launched
 from mspgt_lens.cli.patch import add_patch_command
 from mspgt_lens.cli.placing import PLACING, add_placing, load_placed
 from mspgt_lens.cli.plan import add_plan_command
+from mspgt_lens.cli.rates import add_rates_command
 from mspgt_lens.cli.reading import read_documents
 from mspgt_lens.contract import aligned
 from mspgt_lens.models import as_adapter
@@ -63,8 +64,7 @@ def _outcome(arguments: Sequence[str] | None, launch: Launch) -> tuple[int, str]
         if launch.size > 1 and not hasattr(options, "shares_work"):
             raise ValueError(
                 f"{options.command} runs in one process, and {launch.size} were started: start it "
-                "without torchrun; profile, scales, brittleness, patch and analyze share their "
-                "work"
+                "without torchrun; commands that measure share their work"
             )
         if getattr(options, "prompts", None) is not None:
             # Before the model is loaded, which may take long.
@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_scales_command(commands)
     add_patch_command(commands)
     add_brittleness_command(commands, _add_model, _prompts)
+    add_rates_command(commands, _add_model, _prompts)
     add_plan_command(commands, MODEL_HELP)
     add_analyze_command(commands, _add_prompts, _add_run, _prompts)
     return parser

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mspgt_lens.prompts import group_label
+from mspgt_lens.prompts import Prompt, PromptDataset, group_label
 
 Form = Literal["line", "block", "records", "array"]
 _WORDS: dict[Form, str] = {
@@ -81,6 +81,17 @@ def read_documents(path: Path) -> Documents:
     if not number:
         raise ValueError(f"--prompts: {path} holds no prompt")
     return Documents(path, form, number)
+
+
+def first_windows(prompts: PromptDataset, n_documents: int) -> PromptDataset:
+    """The first window of each of the first documents."""
+    first: dict[Hashable, Prompt] = {}
+    for prompt in prompts:
+        if prompt.group not in first:
+            if len(first) == n_documents:
+                break
+            first[prompt.group] = prompt
+    return PromptDataset.from_tokens([p.tokens.tolist() for p in first.values()], groups=first)
 
 
 def read_records(flag: str, path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -157,25 +157,40 @@ def kept_correlations(costs: Float[np.ndarray, " k"], weight: float) -> Float[np
     return kept
 
 
-def find_directions(
-    mean: Float[Tensor, " d"],
-    covariance: Float[Tensor, "d d"],
-    fisher: Float[Tensor, "d d"],
-) -> Directions:
+@dataclass(frozen=True)
+class Axes:
+    """The principal axes of a site's activations.
+
+    Attributes:
+        mean: Mean of the activations.
+        axes: Unit vectors, as columns.
+        spread: Standard deviation along each, above 0.
+    """
+
+    mean: Float[Tensor, " d"]
+    axes: Float[Tensor, "d k"]
+    spread: Float[Tensor, " k"]
+
+
+def principal_axes(mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]) -> Axes:
+    """The axes along which activations of this covariance vary."""
+    power, axes = torch.linalg.eigh(covariance.double())
+    real = power > _RESOLUTION * power[-1]
+    return Axes(mean, axes[:, real], power[real].sqrt())
+
+
+def find_directions(along: Axes, fisher: Float[Tensor, "d d"]) -> Directions:
     """The eigenvectors of ``Sigma^(1/2) F Sigma^(1/2)``, which say what matters.
 
     Args:
-        mean: Of the activations.
-        covariance: Sigma, of the activations.
+        along: Of the covariance Sigma of the activations.
         fisher: F, the Fisher information of the predictions about the activations.
     """
-    power, axes = torch.linalg.eigh(covariance.double())
-    real = power > _RESOLUTION * power[-1]
-    spread, axes = power[real].sqrt(), axes[:, real]
+    axes, spread = along.axes, along.spread
     read = (axes * spread).T @ fisher.double() @ (axes * spread)
     costs, turn = torch.linalg.eigh((read + read.T) / 2)
     return Directions(
-        mean=mean.float(),
+        mean=along.mean.float(),
         into=((axes / spread) @ turn).T.float(),
         out=((axes * spread) @ turn).float(),
         turned=turn.T.float(),

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from mspgt_lens.ambient import in_own_state, tell
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.information.ridge import spread_sites
-from mspgt_lens.models import ModelAdapter, as_adapter
+from mspgt_lens.models import ModelAdapter, as_adapter, provenance
+from mspgt_lens.processes import Processes, Turns, joined
 from mspgt_lens.prompts import PromptDataset
-from mspgt_lens.rates.channel import Directions, find_directions
+from mspgt_lens.rates.channel import Axes, Directions, find_directions, principal_axes
 from mspgt_lens.rates.ladder import Ladder
 from mspgt_lens.rates.measuring import Installed, measure
-from mspgt_lens.rates.results import SHOWN, RateDistortion
+from mspgt_lens.rates.results import SHOWN, ChannelRun, RateDistortion
 from mspgt_lens.rates.shaping import Shape, find_shapes
 from mspgt_lens.rates.windows import Parts, Plan, Recorded, split_prompts
 from mspgt_lens.storage import package_versions
@@ -55,6 +58,7 @@ def rate_distortion(
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    process_group: Any = None,
 ) -> RateDistortion:
     """The fewest nats per token that one site must pass on for predictions to move by at most D.
 
@@ -89,7 +93,10 @@ def rate_distortion(
         batch_size: Prompts per forward pass; by default a fixed number of tokens. Prompts that run
             together are read at the same positions, so that it also decides which.
         seed: Decides the split, the positions, the sampled tokens and the noise.
-        progress: Show a progress bar.
+        progress: Show a progress bar; of several processes, the first does.
+        process_group: A group of ``torch.distributed`` whose processes share the work. All of them
+            call this with the same arguments and end with the same result, that of one process;
+            what stops one stops all.
 
     Returns:
         Rates in nats per token, ``[scale, site, distortion]``, with 95% intervals over groups, the
@@ -97,11 +104,14 @@ def rate_distortion(
         with the KL measured under it.
 
     Raises:
-        ValueError: If an argument is out of range, or a prompt does not fit the model.
+        ValueError: If an argument is out of range, or a prompt does not fit the model; or if
+            processes were given different arguments.
         CannotMeasure: If the model is an encoder, cannot be run block by block or differentiated;
             if prompts are too few or too short; or if rounding alone moves predictions by as much
             as the least distortion.
         FloatingPointError: If activations or logits are NaN or infinite.
+        RuntimeError: If another process of the group failed; says which one, and why. Or torch's
+            own (``torch.OutOfMemoryError``), if a batch does not fit into memory.
 
     Example:
         >>> found = ml.rate_distortion(
@@ -111,28 +121,33 @@ def rate_distortion(
         >>> found.rate.shape  # scale, site, distortion
         (2, 2, 2)
     """
-    adapter = as_adapter(model)
-    adapter.require_causal("the rate that predictions need")
-    plan = Plan(
-        sites=_checked_sites(adapter, sites),
-        bands=check_bands(bands),
-        n_targets=n_targets,
-        skip_first=skip_first,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    levels = _checked_distortions(distortions)
-    if n_targets < 1:
-        raise ValueError(f"n_targets must be at least 1 prediction of each prompt, got {n_targets}")
-    parts = split_prompts(adapter, prompts, plan)
-    with tqdm(unit="run", disable=not progress) as bar:
-        bar.set_description("shaping channels")
-        shapes = find_shapes(adapter, parts.shaping, plan, bar)
-        bar.set_description("choosing shrinkage")
-        ladders, shrinkage = _chosen(adapter, parts, plan, shapes, levels, bar)
-        bar.set_description("measuring channels")
-        _climb(adapter, parts, plan, ladders, bar)
-    found = _result(adapter, parts, plan, levels, ladders, shrinkage)
+    with joined(process_group) as processes:
+        adapter = as_adapter(model)
+        adapter.require_causal("the rate that predictions need")
+        plan = Plan(
+            sites=_checked_sites(adapter, sites),
+            bands=check_bands(bands),
+            n_targets=n_targets,
+            skip_first=skip_first,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        levels = _checked_distortions(distortions)
+        if n_targets < 1:
+            raise ValueError(
+                f"n_targets must be at least 1 prediction of each prompt, got {n_targets}"
+            )
+        parts = split_prompts(adapter, prompts, plan)
+        processes.agree(_described(adapter, parts, plan, levels))
+        with tqdm(unit="run", disable=not progress or processes.rank > 0) as bar:
+            bar.set_description("shaping channels")
+            shapes = find_shapes(adapter, parts.shaping, plan, bar, processes)
+            own = _own_places(adapter, plan, processes)
+            bar.set_description("choosing shrinkage")
+            starts = _starts(adapter, parts, plan, own, shapes, levels, bar, processes)
+            bar.set_description("measuring channels")
+            _climb(adapter, parts, plan, starts, bar, processes)
+        found = _result(adapter, parts, plan, levels, _gathered(starts, processes))
     for note in found.warnings:
         tell(note)
     return found
@@ -158,73 +173,145 @@ def _checked_distortions(distortions: Sequence[float]) -> tuple[float, ...]:
     return checked
 
 
-def _chosen(
+def _described(
+    adapter: ModelAdapter, parts: Parts, plan: Plan, distortions: Sequence[float]
+) -> dict[str, Any]:
+    """What decides the numbers, as JSON would hold it."""
+    return {
+        **provenance(adapter),
+        "prompts": parts.identity,
+        **vars(plan),
+        "bands": list(plan.bands.items()),
+        "distortions": distortions,
+    }
+
+
+class _Place(NamedTuple):
+    """A scale and a site, of which one process runs all channels."""
+
+    scale: str
+    site: int
+
+
+def _places(plan: Plan) -> list[_Place]:
+    return [_Place(scale, site) for scale in plan.bands for site in plan.sites]
+
+
+def _own_places(adapter: ModelAdapter, plan: Plan, processes: Processes) -> list[_Place]:
+    """Those that this process measures."""
+
+    def work(place: _Place) -> int:
+        n_blocks = adapter.n_layers - place.site + 1
+        return n_blocks * plan.bands[place.scale][1] * plan.measured_targets(place.scale)
+
+    turns = Turns(processes)
+    # The largest first, so that the small ones even out.
+    largest_first = sorted(_places(plan), key=work, reverse=True)
+    mine = {place for place in largest_first if turns.is_mine(work(place))}
+    return [place for place in _places(plan) if place in mine]
+
+
+class _Start(NamedTuple):
+    """Where to begin at a place.
+
+    Attributes:
+        place: The place.
+        shrinkage: The one that was chosen.
+        shaped: The ladder of shaped channels.
+        plain: The one of covariance-shaped noise.
+    """
+
+    place: _Place
+    shrinkage: float
+    shaped: Ladder
+    plain: Ladder
+
+
+def _starts(
     adapter: ModelAdapter,
     parts: Parts,
     plan: Plan,
+    places: Sequence[_Place],
     shapes: Mapping[int, Shape],
     distortions: Sequence[float],
     bar: Any,
-) -> tuple[list[Ladder], Float[np.ndarray, "scale site"]]:
-    """Where to begin: of each site and scale the shaped channels' ladder, then the other's.
+    processes: Processes,
+) -> list[_Start]:
+    """Where to begin at every place.
 
     All shrinkages are compared at one rate, at which the middle one is expected to cost as much as
     is shown first.
     """
     tried: list[Installed] = []
     along: list[Directions] = []
-    for scale in plan.bands:
-        for site in plan.sites:
-            candidates = list(_candidates(shapes[site], scale))
-            middle = candidates[_MIDDLE]
-            rate = middle.at_cost(min(SHOWN, middle.most / 2)).rate
-            tried += [Installed(site, scale, one.at_rate(rate)) for one in candidates]
-            along += candidates
-    readings = measure(adapter, Recorded(adapter, parts.choosing), tried, plan, bar)
+    axes = {
+        site: principal_axes(shapes[site].mean, shapes[site].covariance)
+        for site in dict.fromkeys(place.site for place in places)
+    }
+    for scale, site in places:
+        candidates = list(_candidates(axes[site], shapes[site].fisher[scale]))
+        middle = candidates[_MIDDLE]
+        rate = middle.at_cost(min(SHOWN, middle.most / 2)).rate
+        tried += [Installed(site, scale, one.at_rate(rate)) for one in candidates]
+        along += candidates
+    runs = Recorded(adapter, parts.choosing)
+    readings = measure(adapter, runs, tried, plan, bar, processes)
     kl = np.array([reading.kl.mean() for reading in readings])
     expected = [one.expected_cost(at.channel) for one, at in zip(along, tried, strict=True)]
-    ladders, shrinkage = [], []
+    starts = []
     each = len(_SHRINKAGES) + 1
-    for first in range(0, len(tried), each):
+    for number, place in enumerate(places):
+        first = number * each
         best = first + int(np.argmin(kl[first : first + each - 1]))
-        shrinkage.append(_SHRINKAGES[best - first])
-        for index in (best, first + each - 1):
-            place = tried[index]
-            ladders.append(
-                Ladder(
-                    place.site,
-                    place.scale,
-                    index == best,
-                    along[index],
-                    distortions,
-                    (expected[index], kl[index]),
-                )
+        shaped, plain = (
+            Ladder(
+                place.site,
+                place.scale,
+                index == best,
+                along[index],
+                distortions,
+                (expected[index], kl[index]),
             )
-    return ladders, np.reshape(shrinkage, (len(plan.bands), len(plan.sites)))
+            for index in (best, first + each - 1)
+        )
+        starts.append(_Start(place, _SHRINKAGES[best - first], shaped, plain))
+    return starts
 
 
-def _candidates(shape: Shape, scale: str) -> Iterator[Directions]:
+def _candidates(axes: Axes, fisher: Float[Tensor, "d d"]) -> Iterator[Directions]:
     """Directions under every shrinkage, then those of covariance-shaped noise."""
-    fisher = shape.fisher[scale]
     even = fisher.trace() / len(fisher) * torch.eye(len(fisher), dtype=fisher.dtype)
     for share in _SHRINKAGES:
-        yield find_directions(shape.mean, shape.covariance, (1 - share) * fisher + share * even)
-    yield find_directions(shape.mean, shape.covariance, fisher).alike()
+        yield find_directions(axes, (1 - share) * fisher + share * even)
+    yield find_directions(axes, fisher).alike()
 
 
 def _climb(
-    adapter: ModelAdapter, parts: Parts, plan: Plan, ladders: Sequence[Ladder], bar: Any
+    adapter: ModelAdapter,
+    parts: Parts,
+    plan: Plan,
+    starts: Sequence[_Start],
+    bar: Any,
+    processes: Processes,
 ) -> None:
     """Run channels, one of every unfinished ladder at a time, until all distortions are reached."""
     runs = Recorded(adapter, parts.measuring, again=True)
-    for _ in range(len(ladders[0].distortions) + _MORE_ROUNDS):
+    closed = [start.shaped.next() for start in starts]
+    ladders = []
+    for start, reading in zip(
+        starts, measure(adapter, runs, closed, plan, bar, processes), strict=True
+    ):
+        # Where nothing is passed on, it does not matter along which directions.
+        for ladder in (start.shaped, start.plain):
+            ladder.tell(ladder.next(), reading, plan.seed)
+            ladders.append(ladder)
+    for _ in range(max((len(one.distortions) for one in ladders), default=0) + _MORE_ROUNDS):
         open_ones = [ladder for ladder in ladders if not ladder.done]
         if not open_ones:
             return
         rung = [ladder.next() for ladder in open_ones]
-        for ladder, one, reading in zip(
-            open_ones, rung, measure(adapter, runs, rung, plan, bar), strict=True
-        ):
+        readings = measure(adapter, runs, rung, plan, bar, processes)
+        for ladder, one, reading in zip(open_ones, rung, readings, strict=True):
             ladder.tell(one, reading, plan.seed)
     for ladder in ladders:
         if not ladder.done:
@@ -238,16 +325,37 @@ def _climb(
             )
 
 
+class _Found(NamedTuple):
+    """What was found at a place: rates ``[kind, end, distortion]``, of shaped channels first."""
+
+    shrinkage: float
+    rates: list[list[list[float]]]
+    runs: list[ChannelRun]
+
+
+def _gathered(starts: Sequence[_Start], processes: Processes) -> dict[_Place, _Found]:
+    """What all processes found, each at its own places."""
+    told = []
+    for place, shrinkage, *ladders in starts:
+        rates = [[end.tolist() for end in ladder.read()] for ladder in ladders]
+        told.append((place, shrinkage, rates, [run for ladder in ladders for run in ladder.runs]))
+    return {
+        _Place(*place): _Found(shrinkage, rates, [ChannelRun(*run) for run in runs])
+        for text in processes.texts(json.dumps(told))
+        for place, shrinkage, rates, runs in json.loads(text)
+    }
+
+
 def _result(
     adapter: ModelAdapter,
     parts: Parts,
     plan: Plan,
     distortions: tuple[float, ...],
-    ladders: Sequence[Ladder],
-    shrinkage: Float[np.ndarray, "scale site"],
+    found: Mapping[_Place, _Found],
 ) -> RateDistortion:
-    shape = (len(plan.bands), len(plan.sites), 2, 3, len(distortions))
-    read = np.array([ladder.read() for ladder in ladders]).reshape(shape)
+    places = [found[place] for place in _places(plan)]
+    shape = (len(plan.bands), len(plan.sites))
+    read = np.array([one.rates for one in places]).reshape(*shape, 2, 3, len(distortions))
     ends = dict(zip(("rate", "low", "high"), np.moveaxis(read[:, :, 0], 2, 0), strict=True))
     covariance = dict(zip(("rate", "low", "high"), np.moveaxis(read[:, :, 1], 2, 0), strict=True))
     groups = parts.group_counts()
@@ -259,8 +367,8 @@ def _result(
         distortions=distortions,
         **ends,
         **{f"covariance_{name}": values for name, values in covariance.items()},
-        shrinkage=shrinkage,
-        runs=tuple(run for ladder in ladders for run in ladder.runs),
+        shrinkage=np.reshape([one.shrinkage for one in places], shape),
+        runs=tuple(run for one in places for run in one.runs),
         guarantee=_GUARANTEE,
         settings={
             "n_targets": plan.n_targets,

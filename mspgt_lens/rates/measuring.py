@@ -16,8 +16,16 @@ from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter, RecordedRun
 from mspgt_lens.perturbation.batches import Batch
 from mspgt_lens.perturbation.responding import divergences
+from mspgt_lens.processes import ALONE, Processes
 from mspgt_lens.rates.channel import Channel, channel_rate
-from mspgt_lens.rates.windows import Plan, Recorded, Window, draw_windows, log_probabilities
+from mspgt_lens.rates.windows import (
+    Plan,
+    Recorded,
+    Window,
+    draw_windows,
+    fitting,
+    log_probabilities,
+)
 
 
 @dataclass(frozen=True)
@@ -52,24 +60,42 @@ class Reading:
 
 
 def measure(
-    adapter: ModelAdapter, runs: Recorded, installed: Sequence[Installed], plan: Plan, bar: Any
+    adapter: ModelAdapter,
+    runs: Recorded,
+    installed: Sequence[Installed],
+    plan: Plan,
+    bar: Any,
+    processes: Processes = ALONE,
 ) -> list[Reading]:
     """Run every channel on its own and read the predictions after its band.
 
     All channels see the same targets, and those of one site and scale the same independent draws.
 
+    Args:
+        adapter: The model.
+        runs: Of the prompts to measure on.
+        installed: The channels.
+        plan: What is measured.
+        bar: Moves on by one for every channel and window.
+        processes: Those that measure meanwhile, each channels of its own.
+
     Raises:
         FloatingPointError: If activations or logits are NaN or infinite.
+        PeerError: If another process failed.
+        RuntimeError: If a batch does not fit into memory.
     """
     sums = [_Sums(one) for one in installed]
     by_scale: dict[str, list[_Sums]] = {}
     for one in sums:
         by_scale.setdefault(one.installed.scale, []).append(one)
-    with adapter.inference():
+    if not installed:
+        return []
+    with fitting(runs.batches), adapter.inference():
         for batch, run in runs:
             for scale, here in by_scale.items():
                 n_targets = plan.measured_targets(scale)
                 for part in draw_windows(run, batch, plan, scale, n_targets, "measuring"):
+                    processes.check()
                     clean = log_probabilities(run, run.residual[-1][:, part.target])
                     for one in here:
                         one.add(run, batch, part, clean, plan.seed)

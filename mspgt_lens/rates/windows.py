@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from mspgt_lens.ambient import tell
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import balanced_folds, stable_hash
-from mspgt_lens.models import ModelAdapter, RecordedRun
+from mspgt_lens.models import ModelAdapter, RecordedRun, ran_out_of_memory
 from mspgt_lens.perturbation.batches import Batch, Batches, make_batches
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset
 
@@ -83,6 +84,12 @@ class Parts:
         """Hash of all prompts, whatever their order."""
         total = sum(int(getattr(self, name).fingerprint, 16) for name in _PARTS) % 2**64
         return f"{total:016x}"
+
+    @property
+    def identity(self) -> int:
+        """Hash of all prompts in their batches, and of their groups."""
+        every = [batch for name in _PARTS for batch in getattr(self, name)]
+        return stable_hash(*((batch.keys, batch.group_hashes.tolist()) for batch in every))
 
 
 def split_prompts(
@@ -180,8 +187,11 @@ class Recorded:
     its runs, up to a gigabyte.
     """
 
-    def __init__(self, adapter: ModelAdapter, batches: Batches, *, again: bool = False) -> None:
-        self._adapter, self._batches = adapter, batches
+    def __init__(
+        self, adapter: ModelAdapter, batches: Iterable[Batch], *, again: bool = False
+    ) -> None:
+        self.batches = tuple(batches)
+        self._adapter = adapter
         self._room = _KEPT_BYTES if again else 0
         self._kept: dict[int, RecordedRun] = {}
 
@@ -192,7 +202,7 @@ class Recorded:
             CannotMeasure: If the model's blocks cannot be run one by one.
             FloatingPointError: If activations are NaN or infinite.
         """
-        for index, batch in enumerate(self._batches):
+        for index, batch in enumerate(self.batches):
             run = self._kept.get(index) or self._record(batch)
             if index not in self._kept and run.n_bytes <= self._room:
                 self._kept[index] = run
@@ -209,6 +219,27 @@ class Recorded:
                 )
         run.prepare()
         return run
+
+
+@contextmanager
+def fitting(batches: Collection[Batch]) -> Iterator[None]:
+    """While batches run: says what to do where one does not fit into memory.
+
+    Raises:
+        RuntimeError: Torch's own, if one does not.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        n_prompts, length = (max(batch.tokens.shape[axis] for batch in batches) for axis in (0, 1))
+        remedy = f"a batch_size below {n_prompts} (other positions are read then)"
+        # The kind of error stays, for those who catch it.
+        raise type(error)(
+            f"batch_size: {n_prompts} prompts of {length} tokens do not fit into memory together: "
+            f"give {remedy if n_prompts > 1 else 'shorter prompts, or more devices'} ({error})"
+        ) from error
 
 
 def log_probabilities(
