@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ from torch.utils._pytree import tree_leaves
 from transformers.models.llama import modeling_llama
 
 import mspgt_lens as ml
+from mspgt_lens.hvib import activations
+from mspgt_lens.lens import reading
 from mspgt_lens.models import PatternBlocks, as_adapter, own_attention, pattern_blocks
+from mspgt_lens.perturbation import dependence, massive, residuals
+from mspgt_lens.perturbation.batches import make_batches
 from mspgt_lens.profile import passing
 
 N_POS = 48
@@ -151,6 +156,66 @@ def test_a_profile_without_signals_of_attention_makes_no_pattern(monkeypatch):
     for name in ("compression", "relevance"):
         ours, theirs = (getattr(profile, name).values for profile in (own, as_loaded))
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def collected(model, prompts, folder):
+    plan = activations.CollectionPlan((0, 3), {"local": (2, 4)}, 4, 60, seed=0)
+    found = activations.collect_activations(
+        as_adapter(model), list(prompts), plan, folder, progress=False
+    )
+    return found.rows.astype(np.float32)
+
+
+def classified(model, prompts, folder):
+    bands = {"near": (1, 2), "far": (3, N_POS)}
+    return ml.classify_tokens(model, prompts, bands=bands, n_tokens=20, progress=False).losses
+
+
+def concentrated(model, prompts, folder):
+    adapter, bar = as_adapter(model), SimpleNamespace(update=lambda: None)
+    batches = make_batches(adapter, prompts, skip_first=4, batch_size=None)
+    with adapter.inference():
+        block, coordinates = massive._onset(adapter, batches, None, bar)
+    return np.array([block, *coordinates.tolist()])
+
+
+def gathered(model, prompts, folder):
+    found = ml.residual_statistics(model, prompts)
+    return torch.cat([found.deviation, found.factor[:, 0], found.updates[:, 3]]).numpy()
+
+
+def read(model, prompts, folder):
+    adapter, tokens = as_adapter(model), next(iter(prompts)).tokens.tolist()
+    return reading.read_text(adapter, tokens, lambda _, rows: adapter.decode(rows), 0).entropy
+
+
+@pytest.mark.parametrize(
+    ("passes", "module"),
+    [
+        (collected, activations),
+        (classified, dependence),
+        (concentrated, massive),
+        (gathered, residuals),
+        (read, reading),
+    ],
+    ids=lambda of: of.__name__.rpartition(".")[2],
+)
+def test_passes_that_read_residuals_only_make_no_pattern(passes, module, monkeypatch, tmp_path):
+    model = tiny_model("llama", d_model=16)
+    found, n_pos = [], {classified: 2 * N_POS}.get(passes, N_POS)
+    prompts = ml.PromptDataset.from_tokens(random_tokens(6, n_pos))
+    for name in ("own", "as_loaded"):
+        folder = tmp_path / name
+        folder.mkdir()
+        before = state(model)
+        with LargestPattern(N_POS) as largest:
+            found.append((passes(model, prompts, folder), largest.n_entries))
+        assert state(model) == before
+        monkeypatch.setattr(module, "own_attention", lambda adapter: nullcontext(False))
+    (own, n_own), (as_loaded, n_as_loaded) = found
+    n_prompts = {read: 1, classified: 20}.get(passes, 6)
+    assert n_own < n_prompts * N_HEADS * N_POS**2 <= n_as_loaded
+    np.testing.assert_allclose(own, as_loaded, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])

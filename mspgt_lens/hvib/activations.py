@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.gathering import make_batch, make_batches
-from mspgt_lens.models import ModelAdapter
+from mspgt_lens.models import ModelAdapter, own_attention
 from mspgt_lens.moments import N_FEATURES
 from mspgt_lens.prompts import Prompt, count_tokens
 from mspgt_lens.storage import read_result, reserve, write_result
@@ -193,6 +193,7 @@ class _Collector:
         total = sum(len(prompt.tokens) for prompt, _ in taken)
         with (
             self.adapter.inference(),
+            own_attention(self.adapter),
             tqdm(
                 total=total,
                 unit="tok",

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mspgt_lens.contract import Result, Rows, counted, named
-from mspgt_lens.models import ModelAdapter
+from mspgt_lens.models import ModelAdapter, own_attention
 from mspgt_lens.prompts import Prompt, PromptDataset, check_prompt
 
 # Tokens kept of each prediction.
@@ -136,7 +136,7 @@ def read_text(
     """
     prompt = _as_prompt(adapter, text)
     tokens = torch.from_numpy(prompt.tokens)
-    with adapter.inference():
+    with adapter.inference(), own_attention(adapter):
         if adapter.mask_id is None:
             places = torch.arange(len(tokens))
             sites = _residuals(adapter, tokens[None], places, whole=True)

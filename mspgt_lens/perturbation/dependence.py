@@ -17,7 +17,7 @@ from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, named, tidy
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
-from mspgt_lens.models import ModelAdapter, as_adapter
+from mspgt_lens.models import ModelAdapter, as_adapter, own_attention
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, count_tokens, stack_rows
 from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
@@ -179,6 +179,7 @@ def classify_tokens(
     losses = [_unigram_losses(adapter, rows, chosen)]
     with (
         adapter.inference(),
+        own_attention(adapter),
         tqdm(total=len(chosen) * len(ends), unit="tok", disable=not progress) as bar,
     ):
         adapter.check_decoding(torch.from_numpy(rows[chosen[0, 0]].tokens[:16]))

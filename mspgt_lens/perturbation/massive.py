@@ -16,7 +16,14 @@ from tqdm.auto import tqdm
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, interval, named, tidy
 from mspgt_lens.estimates import CannotMeasure, Curve, Estimate
-from mspgt_lens.models import Edit, ModelAdapter, as_adapter, edited, require_acted
+from mspgt_lens.models import (
+    Edit,
+    ModelAdapter,
+    as_adapter,
+    edited,
+    own_attention,
+    require_acted,
+)
 from mspgt_lens.perturbation.batches import Batch, Batches, make_batches
 from mspgt_lens.perturbation.block_runs import SHIFTS, Shift, prediction_shifts
 from mspgt_lens.perturbation.responding import log_probabilities
@@ -308,16 +315,18 @@ def _onset(
     power = torch.zeros(adapter.n_layers + 1, adapter.d_model, dtype=torch.float64)
     share = np.zeros((adapter.n_layers + 1, len(batches.groups)))
     prompts = np.zeros(len(batches.groups))
-    for batch in batches:
+    # Only what stands in the stream is read: no patterns are needed.
+    with own_attention(adapter):
+        for batch in batches:
 
-        def on_site(site: int, residual: Tensor, batch: Batch = batch) -> None:
-            own = _power(residual, batch.mask)
-            power[site] += own.sum(dim=0)
-            np.add.at(share[site], batch.groups, largest_share(own).numpy())
+            def on_site(site: int, residual: Tensor, batch: Batch = batch) -> None:
+                own = _power(residual, batch.mask)
+                power[site] += own.sum(dim=0)
+                np.add.at(share[site], batch.groups, largest_share(own).numpy())
 
-        adapter.run(batch.tokens, batch.mask, on_site)
-        np.add.at(prompts, batch.groups, 1.0)
-        bar.update()
+            adapter.run(batch.tokens, batch.mask, on_site)
+            np.add.at(prompts, batch.groups, 1.0)
+            bar.update()
     if block is None:
         block = int(np.diff((share / prompts).mean(axis=1)).argmax())
     return block, power[block + 1].topk(min(N_MASSIVE, adapter.d_model)).indices

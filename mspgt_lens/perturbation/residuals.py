@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, counted, tidy
-from mspgt_lens.models import ModelAdapter, as_adapter
+from mspgt_lens.models import ModelAdapter, as_adapter, own_attention
 from mspgt_lens.moments import MAX_WIDTH
 from mspgt_lens.perturbation.batches import Batch, Batches, make_batches
 from mspgt_lens.prompts import PromptDataset
@@ -117,7 +117,7 @@ def residual_statistics(
         _sampled(batches.n_positions, _N_DONORS, [seed, 1]),
         _sampled(batches.n_positions, _N_ROWS, [seed, 2]) if is_wide else None,
     )
-    with adapter.inference():
+    with adapter.inference(), own_attention(adapter):
         for batch in batches:
             gathering.add(batch)
     return gathering.finish()
