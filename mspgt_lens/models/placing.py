@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mspgt_lens.models.building import bridge_class
+from mspgt_lens.processes import PeerError
 
 DTYPES = {
     "float32": torch.float32,
@@ -41,7 +42,9 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether there was no memory left for a tensor or an array, on whatever device."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+    # What another process lacks is told in its own words.
+    is_own = isinstance(error, RuntimeError) and not isinstance(error, PeerError)
+    return is_own and bool(_NO_MEMORY.search(str(error)))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor
 from mspgt_lens.ambient import tell
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
-from mspgt_lens.models import ModelAdapter
+from mspgt_lens.models import ModelAdapter, ran_out_of_memory
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, check_prompt, stack_rows
 
 # Clean log-probabilities are kept for one batch at a time: a quarter of a gigabyte at most.
 _BATCH_ENTRIES = 2**26
 _BATCH_TOKENS = 2048
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,31 @@ class Batch:
     numbers: tuple[int, ...]
     first: int
 
+    def parts(self, n_tokens: int) -> list[Batch]:
+        """The same prompts in batches of at most so many tokens each, or of one prompt."""
+        size = max(1, n_tokens // self.tokens.shape[1])
+        if size >= len(self.tokens):
+            return [self]
+        parts, first = [], self.first
+        for start in range(0, len(self.tokens), size):
+            own = slice(start, start + size)
+            length = int(self.mask[own].sum(dim=1).max())
+            part = replace(
+                self,
+                tokens=self.tokens[own, :length],
+                mask=self.mask[own, :length],
+                valid=self.valid[own, :length],
+                next_known=self.next_known[own, :length],
+                keys=self.keys[own],
+                groups=self.groups[own],
+                group_hashes=self.group_hashes[own],
+                numbers=self.numbers[own],
+                first=first,
+            )
+            parts.append(part)
+            first += int(part.valid.sum())
+        return parts
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -57,15 +84,60 @@ class Batches:
         groups: Label of every group, in the order of appearance.
         n_positions: Valid positions in all.
         fingerprint: Hash of all prompts, whatever their order.
+        batch_size: Prompts per batch, where somebody chose it; None lets batches be halved.
     """
 
     batches: tuple[Batch, ...]
     groups: tuple[Hashable, ...]
     n_positions: int
     fingerprint: str
+    batch_size: int | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
+
+    def each(self, run: Callable[[Batch], Found]) -> Iterator[Found]:
+        """What is found in every batch, halved from where memory runs out on.
+
+        Args:
+            run: From a batch to what is found in it. It may be stopped anywhere, and its batch come
+                again in parts: it must keep nothing beyond what it returns.
+
+        Raises:
+            RuntimeError: Torch's own, if a batch does not fit into memory and cannot be halved.
+        """
+        most: int | None = None
+        for batch in self.batches:
+            waiting = [batch] if most is None else batch.parts(most)
+            while waiting:
+                part = waiting.pop(0)
+                try:
+                    found = run(part)
+                except (RuntimeError, MemoryError) as error:
+                    if not ran_out_of_memory(error):
+                        raise
+                    if self.batch_size is not None or len(part.tokens) == 1:
+                        # The kind of error stays, for those who catch it.
+                        raise type(error)(f"{self._remedy(part)} ({error})") from error
+                else:
+                    yield found
+                    continue
+                if most is None:
+                    tell(
+                        f"memory ran out in a batch of {len(part.tokens)} prompts: from here on "
+                        "batches are halved until they fit, which changes results by no more than "
+                        "rounding; batch_size= sets their size"
+                    )
+                most = part.tokens.numel() // 2
+                waiting = [smaller for larger in (part, *waiting) for smaller in larger.parts(most)]
+
+    def _remedy(self, batch: Batch) -> str:
+        if len(batch.tokens) > 1:
+            return f"batch_size={self.batch_size} does not fit into memory: give fewer, or None"
+        return (
+            f"prompts of {batch.tokens.shape[1]} tokens do not fit into memory, even one by one: "
+            "give shorter ones, or more devices"
+        )
 
 
 def make_batches(
@@ -114,7 +186,7 @@ def make_batches(
         first += int(batches[-1].valid.sum())
         numbered = numbered[size:]
     total = sum(key for batch in batches for key in batch.keys) % 2**64
-    return Batches(tuple(batches), tuple(labels), first, f"{total:016x}")
+    return Batches(tuple(batches), tuple(labels), first, f"{total:016x}", batch_size)
 
 
 def _measurable(adapter: ModelAdapter, prompt: Prompt, skip_first: int) -> bool:

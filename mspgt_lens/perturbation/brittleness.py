@@ -423,7 +423,7 @@ def measure_brittleness(
         statistics: Of the residual stream, from :func:`~mspgt_lens.residual_statistics`; by default
             gathered from these prompts in one pass.
         skip_first: Tokens at the beginning of each prompt that are left alone and not measured.
-        batch_size: Prompts per forward pass; by default a fixed number of tokens.
+        batch_size: Prompts per forward pass; by default a fixed number of tokens, or what fits.
         seed: Decides the noise.
         progress: Show a progress bar; of several processes, the first does.
         process_group: A group of ``torch.distributed`` whose processes share the work. All of them

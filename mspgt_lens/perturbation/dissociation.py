@@ -17,7 +17,7 @@ from mspgt_lens.contract import Result, Rows, interval, named
 from mspgt_lens.estimates import CannotMeasure, Estimate
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import Segments, as_segments
-from mspgt_lens.perturbation.batches import Batches, make_batches
+from mspgt_lens.perturbation.batches import Batch, Batches, make_batches
 from mspgt_lens.perturbation.dependence import TokenClasses
 from mspgt_lens.perturbation.kinds import Perturbation
 from mspgt_lens.perturbation.perturbing import perturbed
@@ -164,7 +164,7 @@ def measure_dissociation(
         perturbation: What to do to a segment; by default covariance noise of strength 1.
         statistics: Of the residual stream; by default gathered from these prompts in one pass.
         skip_first: Tokens at the beginning of each prompt that are left alone.
-        batch_size: Prompts per forward pass; by default a fixed number of tokens.
+        batch_size: Prompts per forward pass; by default a fixed number of tokens, or what fits.
         progress: Show a progress bar.
 
     Returns:
@@ -198,9 +198,12 @@ def measure_dissociation(
     rises = np.zeros((len(classes.classes), len(segments)))
     total = len(batches.batches) * (2 * len(segments) + 1)
     with adapter.inference(), tqdm(total=total, desc="perturbing", disable=not progress) as bar:
-        places = _places(batches, classes)
+        numbers = _numbers(batches, classes)
         check_resuming(adapter, batches)
-        for batch, (index, wanted) in zip(batches, places, strict=True):
+
+        def run(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+            index, wanted = _places(batch, classes, numbers)
+            found = np.zeros((len(wanted), len(segments)))
             clean = CleanRun(adapter, batch)
             before = clean.losses(clean.scores)
             bar.update()
@@ -210,8 +213,12 @@ def measure_dissociation(
                 bar.update()
                 if rise.any():  # Else nothing changed, and no rounding was met.
                     rise -= clean.losses(clean.changed(rounding(blocks)(batch))) - before
-                rises[wanted, number] = rise[index]
+                found[:, number] = rise[index]
                 bar.update()
+            return wanted, found
+
+        for wanted, found in batches.each(run):
+            rises[wanted] = found
     classed = classes.classes >= 0
     return _tabulate(
         rises[classed],
@@ -238,32 +245,34 @@ def _shared(perturbation: Perturbation, n_layers: int) -> Perturbation:
     return replace(perturbation, strength=perturbation.amount / n_layers**0.5)
 
 
-def _places(
-    batches: Batches, classes: TokenClasses
-) -> list[tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]]:
-    """Per batch: where classified tokens are among its measured positions, and their numbers."""
+def _numbers(batches: Batches, classes: TokenClasses) -> dict[tuple[int, int], int]:
+    """Prompt and position of every classified token to its number; all are in the batches."""
     numbers = {
         (int(p), int(t)): i
         for i, (p, t) in enumerate(zip(classes.prompts, classes.positions, strict=True))
     }
-    places, n_found = [], 0
-    for batch in batches:
-        index, wanted = [], []
-        for i, (row, position) in enumerate(batch.next_known.nonzero().tolist()):
-            number = numbers.get((batch.numbers[row], position + 1))
-            if number is not None:
-                if int(batch.tokens[row, position + 1]) != classes.tokens[number]:
-                    raise ValueError(_not_same(batch.numbers[row], position + 1))
-                index.append(i)
-                wanted.append(number)
-        n_found += len(index)
-        places.append((np.array(index, dtype=np.int64), np.array(wanted, dtype=np.int64)))
+    n_found = sum(len(_places(batch, classes, numbers)[0]) for batch in batches)
     if n_found < len(numbers):
         raise ValueError(
             f"prompts must be those of the classes: {len(numbers) - n_found} of {len(numbers)} "
             "classified tokens are not among the measured positions"
         )
-    return places
+    return numbers
+
+
+def _places(
+    batch: Batch, classes: TokenClasses, numbers: Mapping[tuple[int, int], int]
+) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
+    """Where classified tokens are among a batch's measured positions, and their numbers."""
+    index, wanted = [], []
+    for i, (row, position) in enumerate(batch.next_known.nonzero().tolist()):
+        number = numbers.get((batch.numbers[row], position + 1))
+        if number is not None:
+            if int(batch.tokens[row, position + 1]) != classes.tokens[number]:
+                raise ValueError(_not_same(batch.numbers[row], position + 1))
+            index.append(i)
+            wanted.append(number)
+    return np.array(index, dtype=np.int64), np.array(wanted, dtype=np.int64)
 
 
 def _not_same(prompt: int, position: int) -> str:

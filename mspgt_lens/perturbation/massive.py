@@ -241,7 +241,7 @@ def ablate_massive(
             three largest coordinates, over all positions of a prompt.
         skip_first: Tokens at the beginning of each prompt whose predictions are not read; all else
             is read at every position, first tokens included.
-        batch_size: Prompts per forward pass; by default a fixed number of tokens.
+        batch_size: Prompts per forward pass; by default a fixed number of tokens, or what fits.
         progress: Show a progress bar.
 
     Returns:
@@ -265,26 +265,25 @@ def ablate_massive(
     total = 3 * len(batches.batches)
     with adapter.inference(), tqdm(total=total, desc="ablating", disable=not progress) as bar:
         onset, coordinates = _onset(adapter, batches, block, bar)
-        readings = [_Reading(adapter, batches) for _ in range(2)]
-        taking = _TakingAway(onset, coordinates)
-        shifts = np.zeros((len(batches.groups), len(SHIFTS)))
-        counts = np.zeros((len(batches.groups), 1))
-        for batch in batches:
-            clean, changed = (
-                reading.add(batch, edits)
-                for reading, edits in zip(readings, ((), taking.edits(batch)), strict=True)
-            )
-            owner = batch.groups[torch.nonzero(batch.valid)[:, 0].numpy()]
-            np.add.at(shifts, owner, prediction_shifts(clean, changed))
-            np.add.at(counts, owner, 1.0)
+        n_groups = len(batches.groups)
+
+        def run(batch: Batch) -> _Ablated:
+            own = _Ablated(adapter, n_groups, onset, coordinates)
+            own.add(batch)
             bar.update(2)
+            return own
+
+        found = _Ablated(adapter, n_groups, onset, coordinates)
+        for own in batches.each(run):
+            found.take(own)
+    taking = found.taking
     if not taking.n_massive:
         raise CannotMeasure(
             f"model: after block {onset} of {adapter.name} no position holds {_MASSIVE:g} times "
             "the median power in the largest three coordinates, so nothing is massive there; "
             "give another block"
         )
-    found = {trait: np.stack([reading.means(trait) for reading in readings]) for trait in TRAITS}
+    traits = {t: np.stack([reading.means(t) for reading in found.readings]) for t in TRAITS}
     return MassiveAblation(
         model_name=adapter.name,
         n_layers=adapter.n_layers,
@@ -292,13 +291,13 @@ def ablate_massive(
         coordinates=tuple(coordinates.tolist()),
         n_massive=taking.n_massive / taking.n_prompts,
         at_first=taking.n_first / taking.n_massive,
-        massive_share=found["massive_share"],
-        sink_rate=found["sink_rate"],
-        prompt_entropy=found["prompt_entropy"],
-        shifts=(shifts / counts).T,
+        massive_share=traits["massive_share"],
+        sink_rate=traits["sink_rate"],
+        prompt_entropy=traits["prompt_entropy"],
+        shifts=(found.shifts / found.n_shifts).T,
         settings={
             "block": block,
-            "n_groups": len(batches.groups),
+            "n_groups": n_groups,
             "n_positions": batches.n_positions,
             "skip_first": skip_first,
             "weights": adapter.weight_processing,
@@ -312,34 +311,76 @@ def _onset(
     adapter: ModelAdapter, batches: Batches, block: int | None, bar: Any
 ) -> tuple[int, Int[Tensor, " coordinate"]]:
     """The block after which power is most concentrated anew, and its largest coordinates."""
+    n_groups = len(batches.groups)
     power = torch.zeros(adapter.n_layers + 1, adapter.d_model, dtype=torch.float64)
-    share = np.zeros((adapter.n_layers + 1, len(batches.groups)))
-    prompts = np.zeros(len(batches.groups))
+    share = np.zeros((adapter.n_layers + 1, n_groups))
+    prompts = np.zeros(n_groups)
+
+    def run(batch: Batch) -> tuple[Tensor, np.ndarray]:
+        own_power, own_share = torch.zeros_like(power), np.zeros_like(share)
+
+        def on_site(site: int, residual: Tensor) -> None:
+            of_prompt = _power(residual, batch.mask)
+            own_power[site] = of_prompt.sum(dim=0)
+            np.add.at(own_share[site], batch.groups, largest_share(of_prompt).numpy())
+
+        adapter.run(batch.tokens, batch.mask, on_site)
+        bar.update()
+        return own_power, own_share
+
     # Only what stands in the stream is read: no patterns are needed.
     with own_attention(adapter):
-        for batch in batches:
-
-            def on_site(site: int, residual: Tensor, batch: Batch = batch) -> None:
-                own = _power(residual, batch.mask)
-                power[site] += own.sum(dim=0)
-                np.add.at(share[site], batch.groups, largest_share(own).numpy())
-
-            adapter.run(batch.tokens, batch.mask, on_site)
-            np.add.at(prompts, batch.groups, 1.0)
-            bar.update()
+        for own_power, own_share in batches.each(run):
+            power += own_power
+            share += own_share
+    for batch in batches:
+        np.add.at(prompts, batch.groups, 1.0)
     if block is None:
         block = int(np.diff((share / prompts).mean(axis=1)).argmax())
     return block, power[block + 1].topk(min(N_MASSIVE, adapter.d_model)).indices
 
 
+class _Ablated:
+    """What the clean and the ablated runs of some batches say."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        n_groups: int,
+        block: int,
+        coordinates: Int[Tensor, " coordinate"],
+    ) -> None:
+        self.readings = [_Reading(adapter, n_groups) for _ in range(2)]
+        self.taking = _TakingAway(block, coordinates)
+        self.shifts, self.n_shifts = np.zeros((n_groups, len(SHIFTS))), np.zeros((n_groups, 1))
+
+    def add(self, batch: Batch) -> None:
+        """Run a batch clean and ablated."""
+        clean, changed = (
+            reading.add(batch, edits)
+            for reading, edits in zip(self.readings, ((), self.taking.edits(batch)), strict=True)
+        )
+        owner = batch.groups[torch.nonzero(batch.valid)[:, 0].numpy()]
+        np.add.at(self.shifts, owner, prediction_shifts(clean, changed))
+        np.add.at(self.n_shifts, owner, 1.0)
+
+    def take(self, others: _Ablated) -> None:
+        """Add what other batches say."""
+        for own, other in zip(self.readings, others.readings, strict=True):
+            own.take(other)
+        self.taking.take(others.taking)
+        self.shifts += others.shifts
+        self.n_shifts += others.n_shifts
+
+
 class _Reading:
     """Traits of one kind of run, summed over the prompts of every group."""
 
-    def __init__(self, adapter: ModelAdapter, batches: Batches) -> None:
+    def __init__(self, adapter: ModelAdapter, n_groups: int) -> None:
         self.adapter = adapter
-        n_groups, n_layers = len(batches.groups), adapter.n_layers
+        n_sites = adapter.n_layers + 1
         self._sums = {
-            trait: np.zeros((n_layers + (trait != "sink_rate"), n_groups)) for trait in TRAITS
+            trait: np.zeros((n_sites - (trait == "sink_rate"), n_groups)) for trait in TRAITS
         }
         self._prompts = np.zeros(n_groups)
 
@@ -364,6 +405,12 @@ class _Reading:
         run = "the run without what is massive" if edits else "the clean run"
         return log_probabilities(self.adapter, final.pop(), run)
 
+    def take(self, other: _Reading) -> None:
+        """Add the sums of other batches."""
+        for trait, total in self._sums.items():
+            total += other._sums[trait]
+        self._prompts += other._prompts
+
     def means(self, trait: Trait) -> Float[np.ndarray, "point group"]:
         """A trait's mean over the prompts of every group."""
         mean: np.ndarray = self._sums[trait] / self._prompts
@@ -381,6 +428,12 @@ class _TakingAway:
     def __init__(self, block: int, coordinates: Int[Tensor, " coordinate"]) -> None:
         self.block, self.coordinates = block, coordinates
         self.n_massive = self.n_first = self.n_prompts = 0
+
+    def take(self, other: _TakingAway) -> None:
+        """Add the counts of other batches."""
+        self.n_massive += other.n_massive
+        self.n_first += other.n_first
+        self.n_prompts += other.n_prompts
 
     def edits(self, batch: Batch) -> list[Edit]:
         """For one run of a batch."""

@@ -184,7 +184,7 @@ def perturb_scales(
             gathered from these prompts in one pass.
         n_controls: Random block sets for each size of segment.
         skip_first: Tokens at the beginning of each prompt that are left alone and not measured.
-        batch_size: Prompts per forward pass; by default a fixed number of tokens.
+        batch_size: Prompts per forward pass; by default a fixed number of tokens, or what fits.
         seed: Decides the control sets, and the positions that ablation resamples from; every
             perturbation's own seed decides its draws.
         progress: Show a progress bar; of several processes, the first does.

@@ -87,7 +87,7 @@ def residual_statistics(
         model: A ``HookedTransformer`` or ``TransformerBridge``.
         prompts: A :class:`PromptDataset`, or texts.
         skip_first: Tokens at the beginning of each prompt that are no valid positions.
-        batch_size: Prompts per forward pass; by default a fixed number of tokens.
+        batch_size: Prompts per forward pass; by default a fixed number of tokens, or what fits.
         seed: Decides the positions whose updates are kept for resampling, and those that the
             covariance of residuals wider than 1,024 is taken from.
 
@@ -118,8 +118,8 @@ def residual_statistics(
         _sampled(batches.n_positions, _N_ROWS, [seed, 2]) if is_wide else None,
     )
     with adapter.inference(), own_attention(adapter):
-        for batch in batches:
-            gathering.add(batch)
+        for _ in batches.each(gathering.add):
+            pass
     return gathering.finish()
 
 
@@ -158,12 +158,12 @@ class _Gathering:
         self.groups: list[np.ndarray] = []
 
     def add(self, batch: Batch) -> None:
+        """Take in a batch, or nothing of it."""
         n_valid = int(batch.valid.sum())
         donors = _within(self.donors, batch.first, n_valid)
         sampled = None if self.rows is None else _within(self.rows, batch.first, n_valid)
-        updates: list[Tensor] = []
-        kept: list[Tensor] = []
-        before: list[Tensor] = []
+        center, before = list(self.center), list[Tensor]()
+        sums, squares, products, update_sums, updates, kept = (list[Tensor]() for _ in range(6))
 
         def on_site(site: int, residual: Tensor) -> None:
             rows = residual.detach()[batch.valid.to(residual.device)].float().cpu()
@@ -174,27 +174,33 @@ class _Gathering:
                 )
             if before:
                 update = rows - before.pop()
-                self.update_sums[site - 1] += update.double().sum(dim=0)
+                update_sums.append(update.double().sum(dim=0))
                 updates.append(update[donors])
             before.append(rows)
             if site < self.adapter.n_layers:
-                if len(self.center) == site:
-                    self.center.append(rows.mean(dim=0))
+                if len(center) == site:
+                    center.append(rows.mean(dim=0))
                 # Near their mean, products of float32 keep their digits.
-                z = rows - self.center[site]
+                z = rows - center[site]
                 wide = z.double()
-                self.sums[site] += wide.sum(dim=0)
-                self.squares[site] += wide.pow(2).sum(dim=0)
+                sums.append(wide.sum(dim=0))
+                squares.append(wide.pow(2).sum(dim=0))
                 if self.products is not None:
-                    self.products[site] += z.T @ z
+                    products.append(z.T @ z)
                 if sampled is not None:
                     kept.append(z[sampled])
 
         self.adapter.run(batch.tokens, batch.mask, on_site)
+        own_updates, own_rows = torch.stack(updates), [torch.stack(kept)] if kept else []
+        # Only now: a batch that does not fit into memory has added nothing.
+        self.center = center
+        totals = (self.sums, sums), (self.squares, squares), (self.update_sums, update_sums)
+        for total, added in (*totals, (self.products, products)):
+            for of_block, one in zip(() if total is None else total, added, strict=True):
+                of_block += one
         self.n += n_valid
-        self.updates.append(torch.stack(updates))
-        if kept:
-            self.sampled.append(torch.stack(kept))
+        self.updates.append(own_updates)
+        self.sampled += own_rows
         owner = torch.nonzero(batch.valid)[:, 0].numpy()[donors.numpy()]
         self.groups.append(batch.group_hashes[owner])
 

@@ -69,17 +69,24 @@ def respond(
     is_shown = progress and processes.rank == 0
     with adapter.inference(), tqdm(total=total, desc=description, disable=not is_shown) as bar:
         check_resuming(adapter, batches)
-        for batch in batches:
+
+        def run(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+            found, found_counts = np.zeros_like(sums), np.zeros_like(counts)
             owner = batch.groups[torch.nonzero(batch.valid)[:, 0].numpy()]
             known = batch.next_known[batch.valid].numpy()
-            np.add.at(counts, owner, np.stack([known | True, known, known | True], axis=1))
+            np.add.at(found_counts, owner, np.stack([known | True, known, known | True], axis=1))
             clean = CleanRun(adapter, batch)
             bar.update()
             for index in own:
                 processes.check()
                 changed = clean.changed(conditions[index](batch))
-                np.add.at(sums[index], owner, _compare(clean.scores, changed, batch))
+                np.add.at(found[index], owner, _compare(clean.scores, changed, batch))
                 bar.update()
+            return found, found_counts
+
+        for found, found_counts in batches.each(run):
+            sums += found
+            counts += found_counts
     processes.sum_(sums)
     sums /= counts
     return sums

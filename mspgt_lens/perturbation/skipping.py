@@ -203,7 +203,7 @@ def block_effects(
         n_places: Random positions of each prompt up to which blocks are changed, for ``"future"``.
         skip_first: Tokens at the beginning of each prompt whose predictions are not read. Blocks
             are changed there, too, where they are changed everywhere or up to a position.
-        batch_size: Prompts per forward pass; by default a fixed number of tokens.
+        batch_size: Prompts per forward pass; by default a fixed number of tokens, or what fits.
         seed: Decides the random positions, together with each prompt's tokens.
         progress: Show a progress bar.
 
@@ -234,25 +234,28 @@ def block_effects(
         skip_first=skip_first,
         batch_size=batch_size,
     )
-    sums = {
-        change: _Sums(adapter.n_layers - (change == "swap"), len(batches.groups))
-        for change in BLOCK_CHANGES
-    }
-    columns = [torch.nonzero(batch.valid.any(dim=0))[:, 0].tolist() for batch in batches]
-    steps = sum(map(len, columns)) + len(columns) * adapter.n_layers
+    sums = _nothing(adapter.n_layers, len(batches.groups))
+    steps = sum(len(_columns(batch)) + adapter.n_layers for batch in batches)
     with adapter.inference(), tqdm(total=2 * steps, desc="skipping", disable=not progress) as bar:
         check_resuming(adapter, batches)
-        for batch, chosen in zip(batches, columns, strict=True):
+
+        def run(batch: Batch) -> dict[BlockChange, _Sums]:
+            own = _nothing(adapter.n_layers, len(batches.groups))
             runs = BlockRuns(adapter, batch, _places(batch, n_places, seed))
-            for change, total in sums.items():
+            for change, total in own.items():
                 for block in range(total.n_blocks):
                     for reach, shifts, groups in runs.widely(change, block):
                         total.add(reach, block, shifts, groups)
                     bar.update()
-                for column in chosen:
+                for column in _columns(batch):
                     for block, shifts, groups in runs.at_one(change, column):
                         total.add("same", block, shifts, groups)
                     bar.update()
+            return own
+
+        for own in batches.each(run):
+            for change, total in sums.items():
+                total.take(own[change])
     return BlockEffects(
         model_name=adapter.name,
         n_layers=adapter.n_layers,
@@ -290,9 +293,18 @@ class _Sums:
         np.add.at(self._sums[where], groups, shifts)
         np.add.at(self._counts[where], groups, 1.0)
 
+    def take(self, others: _Sums) -> None:
+        self._sums += others._sums
+        self._counts += others._counts
+
     def means(self) -> Float[np.ndarray, "reach shift block group"]:
         """Of every group."""
         return np.moveaxis(self._sums / self._counts, 3, 1)
+
+
+def _nothing(n_layers: int, n_groups: int) -> dict[BlockChange, _Sums]:
+    """Sums of nothing yet."""
+    return {change: _Sums(n_layers - (change == "swap"), n_groups) for change in BLOCK_CHANGES}
 
 
 def _with_a_future(
@@ -309,6 +321,12 @@ def _with_a_future(
             f"{skip_first} tokens (skip_first) they hold no two positions of ordinary text"
         )
     return PromptDataset(kept)
+
+
+def _columns(batch: Batch) -> list[int]:
+    """Positions at which some prompt has a prediction to read."""
+    columns: list[int] = torch.nonzero(batch.valid.any(dim=0))[:, 0].tolist()
+    return columns
 
 
 def _places(batch: Batch, n_places: int, seed: int) -> Int[np.ndarray, "place prompt"]:
