@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from mspgt_lens import processes as processes_module
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.patching import scales as scales_module
 from mspgt_lens.patching import walking as walking_module
+from mspgt_lens.perturbation import block_runs as block_runs_module
 from mspgt_lens.perturbation import brittleness as brittleness_module
+from mspgt_lens.perturbation import dependence as dependence_module
 from mspgt_lens.perturbation import responding as responding_module
 from mspgt_lens.profile import passing as passing_module
 from mspgt_lens.profile import run as run_module
@@ -107,11 +110,22 @@ def interventions(group: Any = None) -> dict[str, Any]:
     def last_mean(logits: Tensor) -> Tensor:
         return logits[:, -1, :7].mean()
 
+    bands = {"local": (1, 1), "intermediate": (2, 4), "global": (5, 9)}
+    with patch.object(dependence_module, "_BATCH_TOKENS", 64):
+        classes = ml.classify_tokens(model, prompts, bands=bands, n_tokens=40, **common)
+    # Whatever they depend on.
+    dealt = replace(classes, classes=np.arange(len(classes.classes)) % 3)
+    mean = ml.Perturbation("mean")
     noise: dict[str, Any] = {"levels": (0.1, 0.5), "shapes": ["covariance"], "batch_size": 3}
     kinds = [ml.Perturbation("resample"), ml.Perturbation("temperature")]
     several: dict[str, Any] = {"perturbations": kinds, "n_controls": 2, "batch_size": 3}
     return {
         "brittleness": ml.measure_brittleness(model, prompts, (1, 3), **noise, **common),
+        "classes": classes,
+        "dissociation": ml.measure_dissociation(
+            model, prompts, (1, 3), dealt, perturbation=mean, batch_size=2, **common
+        ),
+        "blocks": ml.studies.block_effects(model, prompts, batch_size=3, **common),
         "effects": ml.perturb_scales(model, prompts, (1, 3), **several, **common),
         "patched": ml.patch_layers(model, pairs, batch_size=4, **common),
         "heads": ml.patch_layers(model, pairs, "kl", place="z", batch_size=7, **common),
@@ -133,13 +147,15 @@ def assert_same_table(first: Any, second: Any) -> None:
 
 @contextmanager
 def counted() -> Iterator[dict[str, int]]:
-    """How many runs are changed inside: perturbed, patched, and with segments patched."""
-    counts = {"perturbed": 0, "patched": 0, "segments": 0}
+    """How many runs there are inside, by what is done in them."""
+    counts = {"perturbed": 0, "patched": 0, "segments": 0, "blocks": 0, "windows": 0}
     with ExitStack() as stack:
         for name, owner, method in (
             ("perturbed", responding_module.CleanRun, "changed"),
             ("patched", walking_module._Walk, "run"),
             ("segments", scales_module, "_run_sets"),
+            ("blocks", block_runs_module.BlockRuns, "widely"),
+            ("windows", dependence_module, "stack_rows"),
         ):
             original = getattr(owner, method)
 

@@ -17,7 +17,8 @@ from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, named, tidy
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
-from mspgt_lens.models import ModelAdapter, as_adapter, own_attention
+from mspgt_lens.models import ModelAdapter, as_adapter, own_attention, provenance
+from mspgt_lens.processes import Turns, joined
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, count_tokens, stack_rows
 from mspgt_lens.storage import package_versions
 from mspgt_lens.targets import DEFAULT_BANDS, check_bands
@@ -127,6 +128,7 @@ def classify_tokens(
     skip_first: int = 4,
     seed: int = 0,
     progress: bool = True,
+    process_group: Any = None,
 ) -> TokenClasses:
     """Sort sampled tokens by the longest band of context that they depend on.
 
@@ -148,13 +150,18 @@ def classify_tokens(
         n_tokens: Tokens to sample among those with enough context; fewer where there are fewer.
         skip_first: Tokens at the beginning of each prompt that no context reaches into.
         seed: Decides the sample.
-        progress: Show a progress bar.
+        progress: Show a progress bar; of several processes, the first does.
+        process_group: A group of ``torch.distributed`` whose processes share the work. All of them
+            call this with the same arguments and end with the same result, that of one process;
+            what stops one stops all.
 
     Returns:
         Losses of every sampled token with each context, in nats, and its class.
 
     Raises:
-        ValueError: If bands do not reach farther one by one, or an argument is out of range.
+        RuntimeError: If another process of the group failed; says which one, and why.
+        ValueError: If bands do not reach farther one by one, an argument is out of range, or
+            processes were given different arguments.
         CannotMeasure: If the model's context, or every prompt, is too short for the farthest band.
         FloatingPointError: If a loss is NaN or infinite.
 
@@ -163,29 +170,48 @@ def classify_tokens(
         >>> classes.counts  # tokens by the longest band of context that they depend on
         {'local': ..., 'intermediate': ..., 'global': ..., 'none': ...}
     """
-    adapter = as_adapter(model)
-    adapter.require_causal("telling tokens by their context")
-    adapter.require_every_logit("telling tokens by their context")
-    checked = _checked_bands(adapter, bands)
-    ends = [b for _, b in checked.values()]
-    if not threshold > 0:
-        raise ValueError(f"threshold must be above 0 nats, got {threshold}")
-    if n_tokens < 1:
-        raise ValueError(f"n_tokens must be at least 1, got {n_tokens}")
-    rows = list(as_dataset(prompts, adapter))
-    candidates = _candidates(adapter, rows, ends[-1], skip_first)
-    drawn = np.random.default_rng(seed).permutation(len(candidates))[:n_tokens]
-    chosen = candidates[np.sort(drawn)]
-    losses = [_unigram_losses(adapter, rows, chosen)]
-    with (
-        adapter.inference(),
-        own_attention(adapter),
-        tqdm(total=len(chosen) * len(ends), unit="tok", disable=not progress) as bar,
-    ):
-        adapter.check_decoding(torch.from_numpy(rows[chosen[0, 0]].tokens[:16]))
-        for end in ends:
-            losses.append(_window_losses(adapter, rows, chosen, end, bar))
-    table = np.stack(losses, axis=1)
+    with joined(process_group) as processes:
+        adapter = as_adapter(model)
+        adapter.require_causal("telling tokens by their context")
+        adapter.require_every_logit("telling tokens by their context")
+        checked = _checked_bands(adapter, bands)
+        ends = [b for _, b in checked.values()]
+        if not threshold > 0:
+            raise ValueError(f"threshold must be above 0 nats, got {threshold}")
+        if n_tokens < 1:
+            raise ValueError(f"n_tokens must be at least 1, got {n_tokens}")
+        rows = list(as_dataset(prompts, adapter))
+        candidates = _candidates(adapter, rows, ends[-1], skip_first)
+        drawn = np.random.default_rng(seed).permutation(len(candidates))[:n_tokens]
+        chosen = candidates[np.sort(drawn)]
+        if processes.size > 1:
+            given = {
+                "prompts": stable_hash([(row.tokens.tolist(), row.group) for row in rows]),
+                "bands": list(checked.items()),
+                "threshold": threshold,
+                "n_tokens": n_tokens,
+                "skip_first": skip_first,
+                "seed": seed,
+            }
+            processes.agree(provenance(adapter) | given)
+        unigram = _unigram_losses(adapter, rows, chosen)
+        losses = np.zeros((len(ends), len(chosen)))
+        turns, is_shown = Turns(processes), progress and processes.rank == 0
+        total = len(chosen) * len(ends) // processes.size
+        with (
+            adapter.inference(),
+            own_attention(adapter),
+            tqdm(total=total, unit="tok", disable=not is_shown) as bar,
+        ):
+            adapter.check_decoding(torch.from_numpy(rows[chosen[0, 0]].tokens[:16]))
+            for own, end in zip(losses, ends, strict=True):
+                own[:] = _window_losses(adapter, rows, chosen, end, turns, bar)
+        processes.sum_(losses)
+    if not np.isfinite(losses).all():
+        raise FloatingPointError(
+            f"a token's loss in {adapter.name} is NaN or infinite; load the model in float32"
+        )
+    table = np.stack([unigram, *losses], axis=1)
     depends = -np.diff(table, axis=1) >= threshold
     classes = np.where(depends.any(axis=1), len(ends) - 1 - np.argmax(depends[:, ::-1], axis=1), -1)
     return TokenClasses(
@@ -267,12 +293,17 @@ def _window_losses(
     prompts: Sequence[Prompt],
     chosen: Int[np.ndarray, "token 2"],
     length: int,
+    turns: Turns,
     bar: Any,
 ) -> Float[np.ndarray, " token"]:
-    """Loss of each token from exactly ``length`` tokens before it."""
+    """Loss of each token from exactly ``length`` tokens before it; 0 where it is another's turn."""
     prefix = np.array(adapter.prefix, dtype=np.int64)
-    losses = []
-    for part in np.array_split(chosen, -(-len(chosen) * (length + 1) // _BATCH_TOKENS)):
+    losses = np.zeros(len(chosen))
+    n_parts = -(-len(chosen) * (length + 1) // _BATCH_TOKENS)
+    for numbers in np.array_split(np.arange(len(chosen)), n_parts):
+        if not turns.is_mine(len(numbers) * (length + 1)):
+            continue
+        part = chosen[numbers]
         windows = [np.concatenate([prefix, prompts[n].tokens[p - length : p]]) for n, p in part]
         last: list[Tensor] = []
 
@@ -283,11 +314,6 @@ def _window_losses(
         adapter.run(*stack_rows(windows), on_site)
         scores = adapter.decode(adapter.normalize(last[0])).log_softmax(dim=-1)
         target = torch.tensor([int(prompts[n].tokens[p]) for n, p in part], device=scores.device)
-        losses.append(-scores.gather(1, target[:, None])[:, 0].cpu().double().numpy())
+        losses[numbers] = -scores.gather(1, target[:, None])[:, 0].cpu().double().numpy()
         bar.update(len(part))
-    together = np.concatenate(losses)
-    if not np.isfinite(together).all():
-        raise FloatingPointError(
-            f"a token's loss in {adapter.name} is NaN or infinite; load the model in float32"
-        )
-    return together
+    return losses

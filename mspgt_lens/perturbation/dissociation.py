@@ -15,15 +15,17 @@ from tqdm.auto import tqdm
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, interval, named
 from mspgt_lens.estimates import CannotMeasure, Estimate
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.batches import Batch, Batches, make_batches
 from mspgt_lens.perturbation.dependence import TokenClasses
-from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.kinds import Perturbation, described
 from mspgt_lens.perturbation.perturbing import perturbed
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
-from mspgt_lens.perturbation.responding import CleanRun, check_resuming
+from mspgt_lens.perturbation.responding import CleanRun, agree, check_resuming
 from mspgt_lens.perturbation.rounding import rounding
+from mspgt_lens.processes import Turns, joined
 from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.statistics import LEVEL, cluster_interval, pseudo_values, sign_flip_p_values
 from mspgt_lens.storage import package_versions
@@ -140,6 +142,7 @@ def measure_dissociation(
     skip_first: int = 4,
     batch_size: int | None = None,
     progress: bool = True,
+    process_group: Any = None,
 ) -> Dissociation:
     """Perturb each segment, and see which class of tokens suffers.
 
@@ -165,17 +168,21 @@ def measure_dissociation(
         statistics: Of the residual stream; by default gathered from these prompts in one pass.
         skip_first: Tokens at the beginning of each prompt that are left alone.
         batch_size: Prompts per forward pass; by default a fixed number of tokens, or what fits.
-        progress: Show a progress bar.
+        progress: Show a progress bar; of several processes, the first does.
+        process_group: A group of ``torch.distributed`` whose processes share the work. All of them
+            call this with the same arguments and end with the same result, that of one process;
+            what stops one stops all.
 
     Returns:
         Loss increases in nats, ``[segment, class]``, with 95% intervals over groups, and the
         interaction.
 
     Raises:
-        ValueError: If segments and classes differ in number, or prompts are not those of the
-            classes.
+        ValueError: If segments and classes differ in number, prompts are not those of the classes,
+            or processes were given different arguments.
         CannotMeasure: If a class has fewer than 2 groups, all have fewer than 3, or a segment's
             perturbation raises no loss.
+        RuntimeError: If another process of the group failed; says which one, and why.
 
     Example:
         >>> classes = ml.classify_tokens(model, prompts, n_tokens=400)
@@ -184,41 +191,53 @@ def measure_dissociation(
         >>> table.values.shape, table.interaction.p_value <= 1
         ((3, 3), True)
     """
-    adapter = as_adapter(model)
-    segments = as_segments(partition, adapter.n_layers)
-    if len(segments) != len(classes.bands):
-        raise ValueError(
-            f"partition must have as many segments as classes has bands ({len(classes.bands)}), "
-            f"got {len(segments)}"
-        )
-    chosen = Perturbation("noise", 1.0) if perturbation is None else perturbation
-    batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
-    if statistics is None:
-        statistics = residual_statistics(adapter, batches)
-    rises = np.zeros((len(classes.classes), len(segments)))
-    total = len(batches.batches) * (2 * len(segments) + 1)
-    with adapter.inference(), tqdm(total=total, desc="perturbing", disable=not progress) as bar:
-        numbers = _numbers(batches, classes)
-        check_resuming(adapter, batches)
+    with joined(process_group) as processes:
+        adapter = as_adapter(model)
+        segments = as_segments(partition, adapter.n_layers)
+        if len(segments) != len(classes.bands):
+            raise ValueError(
+                "partition must have as many segments as classes has bands "
+                f"({len(classes.bands)}), got {len(segments)}"
+            )
+        chosen = Perturbation("noise", 1.0) if perturbation is None else perturbation
+        batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
+        arguments = {
+            "segments": list(segments.items()),
+            "classes": stable_hash(*(x.tobytes() for x in (classes.losses, classes.classes))),
+            "perturbation": described(chosen),
+            "skip_first": skip_first,
+            "batch_size": batch_size,
+        }
+        agree(processes, adapter, batches, statistics, arguments)
+        if statistics is None:
+            statistics = residual_statistics(adapter, batches)
+        rises = np.zeros((len(classes.classes), len(segments)))
+        turns, is_shown = Turns(processes), progress and processes.rank == 0
+        total = len(batches.batches) * (2 * len(segments) + 1) // processes.size
+        with adapter.inference(), tqdm(total=total, desc="perturbing", disable=not is_shown) as bar:
+            numbers = _numbers(batches, classes)
+            check_resuming(adapter, batches)
+            mine = tuple(batch for batch in batches if turns.is_mine(batch.tokens.numel()))
 
-        def run(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-            index, wanted = _places(batch, classes, numbers)
-            found = np.zeros((len(wanted), len(segments)))
-            clean = CleanRun(adapter, batch)
-            before = clean.losses(clean.scores)
-            bar.update()
-            for number, blocks in enumerate(segments.values()):
-                edits = perturbed(_shared(chosen, len(blocks)), statistics, blocks)(batch)
-                rise = clean.losses(clean.changed(edits)) - before
+            def run(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+                index, wanted = _places(batch, classes, numbers)
+                found = np.zeros((len(wanted), len(segments)))
+                clean = CleanRun(adapter, batch)
+                before = clean.losses(clean.scores)
                 bar.update()
-                if rise.any():  # Else nothing changed, and no rounding was met.
-                    rise -= clean.losses(clean.changed(rounding(blocks)(batch))) - before
-                found[:, number] = rise[index]
-                bar.update()
-            return wanted, found
+                for number, blocks in enumerate(segments.values()):
+                    edits = perturbed(_shared(chosen, len(blocks)), statistics, blocks)(batch)
+                    rise = clean.losses(clean.changed(edits)) - before
+                    bar.update()
+                    if rise.any():  # Else nothing changed, and no rounding was met.
+                        rise -= clean.losses(clean.changed(rounding(blocks)(batch))) - before
+                    found[:, number] = rise[index]
+                    bar.update()
+                return wanted, found
 
-        for wanted, found in batches.each(run):
-            rises[wanted] = found
+            for wanted, found in replace(batches, batches=mine).each(run):
+                rises[wanted] = found
+        processes.sum_(rises)
     classed = classes.classes >= 0
     return _tabulate(
         rises[classed],

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, UInt64
 from torch import Tensor
 
+from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import Edit
 from mspgt_lens.perturbation.draws import Draws, Shape
 from mspgt_lens.perturbation.registry import PerturbationKind, perturbation_kind
@@ -148,3 +149,10 @@ class Perturbation:
             statistics, self.amount, self.shape, self.direction, self.seed, where, keys, groups
         )
         return [edit for block in blocks for edit in self.behavior.edits(draws, int(block))]
+
+
+def described(perturbation: Perturbation) -> list[str | float]:
+    """All that decides what a perturbation does, as JSON would hold it."""
+    direction = perturbation.direction
+    along = () if direction is None else torch.as_tensor(direction).tolist()
+    return [repr(perturbation), perturbation.amount, stable_hash(along)]

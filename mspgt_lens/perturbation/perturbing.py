@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, interval, named
-from mspgt_lens.folds import stable_hash
 from mspgt_lens.models import ModelAdapter, as_adapter
 from mspgt_lens.partition import Segments, as_segments
 from mspgt_lens.perturbation.batches import Batch, make_batches
 from mspgt_lens.perturbation.block_sets import BlockSets
-from mspgt_lens.perturbation.kinds import Perturbation
+from mspgt_lens.perturbation.kinds import Perturbation, described
 from mspgt_lens.perturbation.residuals import ResidualStatistics, residual_statistics
 from mspgt_lens.perturbation.responding import MEASURES, Condition, agree, respond
 from mspgt_lens.perturbation.rounding import NEGLIGIBLE, beyond_rounding, rounding
@@ -221,7 +219,7 @@ def perturb_scales(
         batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
         arguments = {
             "segments": list(segments.items()),
-            "perturbations": [_described(kind) for kind in perturbations],
+            "perturbations": [described(kind) for kind in perturbations],
             "n_controls": n_controls,
             "skip_first": skip_first,
             "batch_size": batch_size,
@@ -273,12 +271,6 @@ def perturb_scales(
         floor=floor.mean(axis=1),
         warnings=tuple(_mostly_rounding(values, floor.mean(axis=1), labels, segments, adapter)),
     )
-
-
-def _described(kind: Perturbation) -> list[Any]:
-    """All that decides what a perturbation does, as JSON would hold it."""
-    along = () if kind.direction is None else torch.as_tensor(kind.direction).tolist()
-    return [repr(kind), kind.amount, stable_hash(along)]
 
 
 def _mostly_rounding(

@@ -26,7 +26,8 @@ from mspgt_lens.perturbation.block_runs import (
     Reach,
     Shift,
 )
-from mspgt_lens.perturbation.responding import check_resuming
+from mspgt_lens.perturbation.responding import agree, check_resuming
+from mspgt_lens.processes import Processes, joined
 from mspgt_lens.prompts import PromptDataset, as_dataset
 from mspgt_lens.statistics import mean_interval
 from mspgt_lens.storage import package_versions
@@ -185,6 +186,7 @@ def block_effects(
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    process_group: Any = None,
 ) -> BlockEffects:
     """Skip each block, and swap it with the next, and see which predictions move.
 
@@ -205,7 +207,10 @@ def block_effects(
             are changed there, too, where they are changed everywhere or up to a position.
         batch_size: Prompts per forward pass; by default a fixed number of tokens, or what fits.
         seed: Decides the random positions, together with each prompt's tokens.
-        progress: Show a progress bar.
+        progress: Show a progress bar; of several processes, the first does.
+        process_group: A group of ``torch.distributed`` whose processes share the work. All of them
+            call this with the same arguments and end with the same result, that of one process;
+            what stops one stops all.
 
     Returns:
         KL, top-1 kept and change of entropy for every block, change and reach, group by group.
@@ -214,48 +219,65 @@ def block_effects(
         CannotMeasure: If the model is an encoder, has fewer than 2 blocks, or cannot be resumed at
             a block; or there are fewer than 3 groups.
         FloatingPointError: If activations or logits are NaN or infinite.
-        ValueError: If an argument is out of range, or a prompt does not fit the model.
+        RuntimeError: If another process of the group failed; says which one, and why.
+        ValueError: If an argument is out of range, a prompt does not fit the model, or processes
+            were given different arguments.
 
     Example:
         >>> effects = ml.studies.block_effects(model, prompts)
         >>> len(effects.curve("skip", "future", "kl"))  # one point per block
         8
     """
-    adapter = as_adapter(model)
-    if n_places < 1:
-        raise ValueError(f"n_places must be at least 1 position, got {n_places}")
-    if adapter.n_layers < 2:
-        raise CannotMeasure(
-            f"model: {adapter.name} has 1 block; swapping neighboring blocks needs at least 2"
+    with joined(process_group) as processes:
+        adapter = as_adapter(model)
+        if n_places < 1:
+            raise ValueError(f"n_places must be at least 1 position, got {n_places}")
+        if adapter.n_layers < 2:
+            raise CannotMeasure(
+                f"model: {adapter.name} has 1 block; swapping neighboring blocks needs at least 2"
+            )
+        batches = make_batches(
+            adapter,
+            _with_a_future(adapter, prompts, skip_first),
+            skip_first=skip_first,
+            batch_size=batch_size,
         )
-    batches = make_batches(
-        adapter,
-        _with_a_future(adapter, prompts, skip_first),
-        skip_first=skip_first,
-        batch_size=batch_size,
-    )
-    sums = _nothing(adapter.n_layers, len(batches.groups))
-    steps = sum(len(_columns(batch)) + adapter.n_layers for batch in batches)
-    with adapter.inference(), tqdm(total=2 * steps, desc="skipping", disable=not progress) as bar:
-        check_resuming(adapter, batches)
+        sums = _nothing(adapter.n_layers, len(batches.groups))
+        arguments = {
+            "n_places": n_places,
+            "skip_first": skip_first,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        agree(processes, adapter, batches, None, arguments)
+        steps = 2 * sum(len(_columns(batch)) + adapter.n_layers for batch in batches)
+        n_steps, is_shown = steps // processes.size, progress and processes.rank == 0
+        with adapter.inference(), tqdm(total=n_steps, desc="skipping", disable=not is_shown) as bar:
+            check_resuming(adapter, batches)
 
-        def run(batch: Batch) -> dict[BlockChange, _Sums]:
-            own = _nothing(adapter.n_layers, len(batches.groups))
-            runs = BlockRuns(adapter, batch, _places(batch, n_places, seed))
-            for change, total in own.items():
-                for block in range(total.n_blocks):
-                    for reach, shifts, groups in runs.widely(change, block):
-                        total.add(reach, block, shifts, groups)
-                    bar.update()
-                for column in _columns(batch):
-                    for block, shifts, groups in runs.at_one(change, column):
-                        total.add("same", block, shifts, groups)
-                    bar.update()
-            return own
+            def run(batch: Batch) -> dict[BlockChange, _Sums]:
+                own = _nothing(adapter.n_layers, len(batches.groups))
+                runs = BlockRuns(adapter, batch, _places(batch, n_places, seed))
+                for change, total in own.items():
+                    for block in range(processes.rank, total.n_blocks, processes.size):
+                        processes.check()
+                        for reach, shifts, groups in runs.widely(change, block):
+                            total.add(reach, block, shifts, groups)
+                        bar.update()
+                    for column in _columns(batch):
+                        if column % processes.size != processes.rank:
+                            continue
+                        processes.check()
+                        for block, shifts, groups in runs.at_one(change, column):
+                            total.add("same", block, shifts, groups)
+                        bar.update()
+                return own
 
-        for own in batches.each(run):
-            for change, total in sums.items():
-                total.take(own[change])
+            for own in batches.each(run):
+                for change, total in sums.items():
+                    total.take(own[change])
+        for total in sums.values():
+            total.add_up(processes)
     return BlockEffects(
         model_name=adapter.name,
         n_layers=adapter.n_layers,
@@ -296,6 +318,11 @@ class _Sums:
     def take(self, others: _Sums) -> None:
         self._sums += others._sums
         self._counts += others._counts
+
+    def add_up(self, processes: Processes) -> None:
+        """Put the sums of all processes in the place of those of each."""
+        processes.sum_(self._sums)
+        processes.sum_(self._counts)
 
     def means(self) -> Float[np.ndarray, "reach shift block group"]:
         """Of every group."""

@@ -57,8 +57,8 @@ _PASSES: Mapping[str, Control | None] = {
     "random_profile": "random_weights",
     "shuffled_tokens": "shuffled_tokens",
 }
-# Steps that several processes share; the first one takes the others alone.
-_SHARED = (*_PASSES, "brittleness", "effects")
+# Steps that the first of several processes takes alone; they share the others.
+_ALONE = ("partition", "random_weights")
 _CONTROLS = ("random_profile", "random_weights", "shuffled_tokens")
 # The usual signals, and those that other theories' predictions are about.
 _SIGNALS = tuple(dict.fromkeys((*SIGNALS, *(name for p in RIVALS for name in p.signals))))
@@ -258,10 +258,9 @@ def analyze(
         n_tokens: Tokens that are sorted by context, at most.
         seed: Decides everything that is drawn.
         progress: Show progress bars; of several processes, the first does.
-        process_group: A group of ``torch.distributed`` whose processes share the profiles,
-            brittleness and the perturbations of segments; the first one measures the rest alone,
-            and writes. All of them call this with the same arguments and end with the same
-            analysis; what stops one stops all.
+        process_group: A group of ``torch.distributed`` whose processes share the work; the first
+            one seeks boundaries alone, and writes. All of them call this with the same arguments
+            and end with the same analysis; what stops one stops all.
 
     Returns:
         Every result that could be measured, and why others could not.
@@ -379,7 +378,7 @@ class _Steps:
         }
         result, why, lost = None, "", None
         try:
-            if self.is_first or name in _SHARED:
+            if self.is_first or name not in _ALONE:
                 result = steps[name]()
         except CannotMeasure as error:
             if name in ("profile", "partition"):
@@ -457,6 +456,7 @@ class _Steps:
             n_tokens=self.sizes["n_tokens"],
             seed=self.seed,
             progress=self.progress,
+            process_group=self.group,
         )
 
     def _dissociation(self) -> Dissociation:
@@ -466,7 +466,12 @@ class _Steps:
         rows = self._documents(self.sizes["n_control_documents"], _CLASSES_LENGTH)
         partition = self.found["partition"]
         return measure_dissociation(
-            self.adapter, PromptDataset(rows), partition, classes, progress=self.progress
+            self.adapter,
+            PromptDataset(rows),
+            partition,
+            classes,
+            progress=self.progress,
+            process_group=self.group,
         )
 
     def _effects(self) -> PerturbationEffects:
@@ -486,6 +491,7 @@ class _Steps:
             PromptDataset(self._documents(self.sizes["n_documents"], _PERTURBED_LENGTH)),
             seed=self.seed,
             progress=self.progress,
+            process_group=self.group,
         )
 
     def _documents(self, count: int, length: int | None) -> list[Prompt]:
