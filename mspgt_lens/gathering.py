@@ -33,6 +33,7 @@ from mspgt_lens.moments import (
     Sample,
     merge_samples,
 )
+from mspgt_lens.products import product
 from mspgt_lens.prompts import Prompt, stack_rows
 from mspgt_lens.signals import SignalSums
 from mspgt_lens.targets import BatchTargets, batch_targets, masked_targets
@@ -463,10 +464,10 @@ def _reduce(moments: Moments, reference: Reference, reader: BatchReader) -> None
         _add(moments.zz_rest[fold, site], _gram(rest))
         _add(moments.z_read[fold, site], read.sum(dim=0))
         _add(moments.z_rest[fold, site], rest.sum(dim=0))
-        _add(moments.zy[fold, site], read.T @ targets)
-        _add_product(moments.z_final[fold, site], z[: len(last)], last)
+        _add(moments.zy[fold, site], product(read.T, targets))
+        _add(moments.z_final[fold, site], product(z[: len(last)].T, last))
         if before is not None:
-            _add_product(moments.z_next[fold, site - 1], before.to(z.device), z)
+            _add(moments.z_next[fold, site - 1], product(before.to(z.device).T, z))
         before = z
     values, final = values.to(moments.y.device), final.to(moments.y.device)
     moments.y[fold] += values.double().sum(dim=0)
@@ -486,14 +487,6 @@ def _reduce(moments: Moments, reference: Reference, reader: BatchReader) -> None
 
 def _add(total: Tensor, part: Tensor) -> None:
     total += part.to(total.device)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left.T @ right``; where the sum is beside them, without a copy of it."""
-    if total.device == left.device:
-        total.addmm_(left.T, right)
-    else:
-        _add(total, left.T @ right)
 
 
 def _with_predictions(
@@ -531,7 +524,7 @@ def _gram(rows: Float[Tensor, "row width"]) -> Float[Tensor, "width width"]:
     step = -(-width // _GRAM_BLOCKS)
     for start in range(0, width, step):
         block = slice(start, start + step)
-        torch.mm(rows[:, block].T, rows[:, start:], out=gram[block, start:])
+        gram[block, start:] = product(rows[:, block].T, rows[:, start:])
         gram[start + step :, block] = gram[block, start + step :].T
     return gram
 

@@ -18,6 +18,7 @@ ORDER = [
     "ambient",
     "processes",
     "storage",
+    "products",
     "contract",
     "statistics",
     "estimates",

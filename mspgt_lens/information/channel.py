@@ -13,6 +13,7 @@ from torch import Tensor
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.information.ridge import plus_diagonal
 from mspgt_lens.moments import Coordinates, Moments
+from mspgt_lens.products import product
 
 
 @in_own_state
@@ -126,7 +127,7 @@ def _rate_left(
 
     def left(dtype: torch.dtype) -> Tensor:
         explained = torch.linalg.solve_triangular(root.to(dtype), cross.to(dtype), upper=False)
-        return torch.addmm(spread.to(dtype), explained.T, explained, alpha=-1)
+        return spread.to(dtype) - product(explained.T, explained)
 
     # The noise bounds what these largest products lose in the precision of the cross-moments,
     # unless it is next to nothing itself.

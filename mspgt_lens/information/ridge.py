@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mspgt_lens.products import product
+
 # Of a standardized coordinate's variance: from this penalty on, weights are small enough that
 # float32 solves for them and measures what they leave within the resolution of readers, and the
 # rounding of its factors moves weights in directions that hardly matter.
@@ -206,12 +208,9 @@ class FoldAbout:
     offset: Float[Tensor, " width"]
     zt: Float[Tensor, "width column"]
 
-    def zz_times(
-        self, weights: Float[Tensor, "*batch width column"]
-    ) -> Float[Tensor, "*batch width column"]:
+    def zz_times(self, weights: Float[Tensor, "width column"]) -> Float[Tensor, "width column"]:
         """Second moment of z about the mean taken, times weights; the moment is never formed."""
-        shifted = self.offset[:, None] * (self.offset @ weights)[..., None, :]
-        return self.covariance @ weights + shifted
+        return product(self.covariance, weights).addr_(self.offset, self.offset @ weights)
 
 
 def _solve(

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mspgt_lens.information.ridge import FoldSums, RidgeFit, moment_about, ring
+from mspgt_lens.products import product
 
 # Share of a variance that sums of float32 products resolve.
 RESOLUTION = 1e-6
@@ -317,7 +318,7 @@ class SiteReader:
         rows: Float[Tensor, "row width"],
     ) -> Float[Tensor, "row column"]:
         weights = torch.cat(self._weights(fit, strengths, range(self.n_targets)), dim=1)
-        return fit.mean_t + (rows - fit.mean_z).to(weights) @ weights
+        return fit.mean_t + product((rows - fit.mean_z).to(weights), weights)
 
     def _canonical(
         self, fit: RidgeFit, fold: int, here: Mapping[int, _OnFold], targets: Sequence[int]

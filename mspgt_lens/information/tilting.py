@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mspgt_lens.products import product
+
 # Beside 0, which is the prior itself and gains exactly nothing.
 TEMPERATURES = (0.1, 0.2, 0.35, 0.6, 1.0)
 # A logarithm of a share that is taken for no less.
@@ -43,7 +45,7 @@ class Tilt:
         targets: Float[Tensor, "target feature"],
     ) -> Float[Tensor, "position target"]:
         """Of every target at every position; both about the mean of the targets."""
-        return torch.addmm(-self._own_part(targets), predicted @ self.precision, targets.T)
+        return product(predicted @ self.precision, targets.T, -self._own_part(targets))
 
     def gain(
         self,
@@ -55,7 +57,7 @@ class Tilt:
     ) -> Float[Tensor, " position"]:
         """That of :class:`AmongTokens` with these scores, in a third of the time if asked once."""
         bias = torch.sub(log_prior, self._own_part(targets), alpha=temperature)
-        logits = torch.addmm(bias, (predicted * temperature) @ self.precision, targets.T)
+        logits = product((predicted * temperature) @ self.precision, targets.T, bias)
         return _gain(logits, log_prior, wanted)
 
     def own_scores(

@@ -25,6 +25,7 @@ from mspgt_lens.models.weights import (
     first_float,
     unpacked,
 )
+from mspgt_lens.products import faster_layers
 
 NormKind = Literal["rms", "layer"]
 Place = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "attn_scores", "pattern"]
@@ -535,7 +536,8 @@ class ModelAdapter:
         wide = torch.promote_types(self.dtype, torch.float32)
         scaled = normalized.to(self.unembedding_device, wide) * self._scale + self._shift
         # A position axis of its own: unembedding modules expect [prompt, pos, d_model].
-        return answer_in_float32(self.model.unembed, scaled[None], self.dtype)[0]
+        with faster_layers():
+            return answer_in_float32(self.model.unembed, scaled[None], self.dtype)[0]
 
     def _logits_and_final(
         self, tokens: Int[Tensor, " pos"]
