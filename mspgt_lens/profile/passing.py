@@ -24,6 +24,7 @@ from mspgt_lens.gathering import (
 )
 from mspgt_lens.models import PatternBlocks, own_attention, pattern_blocks, ran_out_of_memory
 from mspgt_lens.processes import ALONE, Processes
+from mspgt_lens.products import faster_layers
 from mspgt_lens.profile.checkpoint import Checkpoint
 from mspgt_lens.profile.memory import kept_memory
 from mspgt_lens.profile.run import ProfileRun
@@ -74,6 +75,7 @@ def pass_over(
     with ExitStack() as stack:
         stack.enter_context(adapter.inference())
         stack.enter_context(kept_memory())
+        stack.enter_context(faster_layers())
         blocks = _pattern_blocks(run, first)
         is_own = not run.moments.plan.needs_patterns and stack.enter_context(own_attention(adapter))
         n_heads = 0 if is_own or blocks is not None else adapter.n_heads
