@@ -18,8 +18,19 @@ from torch.overrides import TorchFunctionMode
 
 # Multiplications below which it does not matter who makes them.
 _LARGE = 2**22
-# What torch's compiler calls; builds without oneDNN lack it, and torch's own choice is taken.
-_FASTER: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def _found() -> Any:
+    """What torch's compiler calls; None where a build lacks it, or it takes other arguments."""
+    one = torch.ones(1, 1, dtype=torch.float32, device="cpu")
+    try:
+        torch.ops.mkldnn._linear_pointwise(one, one, None, "none", [], "")
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return torch.ops.mkldnn._linear_pointwise
+
+
+_FASTER = _found()
 
 
 def product(
