@@ -30,6 +30,7 @@ NAMES = (
     "information",
     "tokens",
     "boundaries",
+    "boundary_limits",
     "theory",
 )
 
