@@ -131,6 +131,16 @@ def test_a_channel_keeps_mean_and_covariance_and_passes_its_rate_on():
     assert (logs[0] + logs[1] - logs[2]) / 2 == pytest.approx(channel.rate, abs=0.01)
 
 
+def test_nothing_passed_on_is_the_same_along_any_directions():
+    axes = principal_axes(torch.zeros(6), covariance_of(6))
+    first, second = (find_directions(axes, fisher_of(6, 3, seed)).closed() for seed in (1, 2))
+    assert not torch.allclose(first.out, second.out, atol=0.1)
+    rows, normal = torch.randn(2, 50, 6, generator=torch.Generator().manual_seed(0))
+    passed = [one.pass_on(one.coordinates(rows), normal) for one in (first, second)]
+    torch.testing.assert_close(*passed, atol=1e-5, rtol=1e-5)
+    assert first.rate == second.rate == 0
+
+
 def test_more_power_passes_more_on():
     kept = np.array([0.5, 0.9])
     assert channel_rate(kept, np.ones(2)) == pytest.approx(-0.5 * np.log(1 - kept**2).sum())
