@@ -226,6 +226,7 @@ def measure_dissociation(
                 before = clean.losses(clean.scores)
                 bar.update()
                 for number, blocks in enumerate(segments.values()):
+                    processes.check()
                     edits = perturbed(_shared(chosen, len(blocks)), statistics, blocks)(batch)
                     rise = clean.losses(clean.changed(edits)) - before
                     bar.update()
