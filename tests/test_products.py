@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mspgt_lens.products import _FASTER, _is_faster, faster_layers, product
+from mspgt_lens.products import _FASTER, _is_faster, _without_gaps, faster_layers, product
 
 needs_onednn = pytest.mark.skipif(_FASTER is None, reason="torch was built without oneDNN")
 
@@ -43,6 +43,16 @@ def test_only_large_products_of_plain_float32_on_the_cpu_are_made_otherwise():
     with torch.no_grad():
         assert _is_faster(rows, weight.clone().requires_grad_())
     assert not _is_faster(rows, weight.as_subclass(type("Packed", (torch.Tensor,), {})))
+
+
+def test_factors_with_gaps_are_brought_together_and_others_are_not_copied():
+    whole = _drawn(6, 8)
+    for kept in (whole, whole.T, whole[2:], whole.T[:, 2:]):
+        assert _without_gaps(kept).data_ptr() == kept.data_ptr()
+    for apart in (whole[:, 2:], whole[:, 2:].T, whole.view(2, 3, 8).mT):
+        found = _without_gaps(apart)
+        assert found.is_contiguous()
+        assert torch.equal(found, apart)
 
 
 @needs_onednn

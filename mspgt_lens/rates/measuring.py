@@ -17,6 +17,7 @@ from mspgt_lens.models import ModelAdapter, RecordedRun
 from mspgt_lens.perturbation.batches import Batch
 from mspgt_lens.perturbation.responding import divergences
 from mspgt_lens.processes import ALONE, Processes
+from mspgt_lens.products import faster_layers
 from mspgt_lens.rates.channel import Channel, channel_rate
 from mspgt_lens.rates.windows import (
     Plan,
@@ -90,7 +91,7 @@ def measure(
         by_scale.setdefault(one.installed.scale, []).append(one)
     if not installed:
         return []
-    with fitting(runs.batches), adapter.inference():
+    with fitting(runs.batches), adapter.inference(), faster_layers():
         for batch, run in runs:
             for scale, here in by_scale.items():
                 n_targets = plan.measured_targets(scale)
