@@ -7,7 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import pytest
-import tomllib
+from declared import PROJECT
 from test_layout import ORDER
 
 import mspgt_lens as ml
@@ -71,8 +71,7 @@ def test_the_citation_is_of_this_version_and_license():
     # Plain lines, so that no parser is needed.
     text = (ROOT / "CITATION.cff").read_text("utf-8")
     fields = dict(re.findall(r"^([\w-]+): (\S.*)$", text, flags=re.M))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert fields["cff-version"] == "1.2.0"
     assert fields["version"] == ml.__version__
-    assert fields["license"] == project["license"]
+    assert fields["license"] == PROJECT["license"]
     assert "2505.18244" in text

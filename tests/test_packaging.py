@@ -8,12 +8,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import tomllib
+from declared import PROJECT
 
 import mspgt_lens
 
 ROOT = Path(mspgt_lens.__file__).parent
-PROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 def named(requirement: str) -> str:

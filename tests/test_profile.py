@@ -104,7 +104,8 @@ def test_what_was_measured_is_recorded(model: Any, profile: LayerProfile) -> Non
     assert recorded == {"noise": 0.1, "n_folds": 3, "skip_first": 4, "seed": 0}
     assert profile.settings["n_prompts"] == 24
     assert profile.settings["width"] == 16
-    assert profile.versions["torch"] == torch.__version__
+    # What torch says of itself may have the kind of build added.
+    assert torch.__version__.startswith(profile.versions["torch"])
     grouped = run(model, prompts_of(groups=[i // 6 for i in range(24)]))
     assert (grouped.n_groups, grouped.n_tokens) == (4, profile.n_tokens)
 

@@ -11,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import pytest
-import tomllib
+from declared import PROJECT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -90,14 +90,13 @@ def test_pages_of_the_navigation_exist():
 
 
 def test_what_builds_the_site_is_pinned():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     pinned, shared = pins("constraints-docs.txt"), pins("constraints.txt")
-    for line in project["optional-dependencies"]["docs"]:
+    for line in PROJECT["optional-dependencies"]["docs"]:
         wanted = Requirement(line)
         assert pinned[canonicalize_name(wanted.name)] in wanted.specifier, line
     both = pinned.keys() & shared.keys()
     assert {name: pinned[name] for name in both} == {name: shared[name] for name in both}
-    assert not any("mkdocs" in line for line in project["dependencies"])
+    assert not any("mkdocs" in line for line in PROJECT["dependencies"])
 
 
 @pytest.fixture(scope="module")
