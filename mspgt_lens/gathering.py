@@ -519,12 +519,12 @@ def _with_predictions(
 
 def _gram(rows: Float[Tensor, "row width"]) -> Float[Tensor, "width width"]:
     """``rows.T @ rows``, no pair of blocks multiplied twice: a third of the work is saved."""
-    width, columns = rows.shape[1], rows.T.contiguous()
+    width = rows.shape[1]
     gram = rows.new_empty(width, width)
     step = -(-width // _GRAM_BLOCKS)
     for start in range(0, width, step):
         block = slice(start, start + step)
-        gram[block, start:] = product(columns[block], columns[start:].T)
+        gram[block, start:] = product(rows[:, block].T, rows[:, start:])
         gram[start + step :, block] = gram[block, start + step :].T
     return gram
 
