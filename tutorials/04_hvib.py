@@ -24,7 +24,7 @@
 # **You will learn** to read the price of a layer's information, scale by scale; to train readers that are
 # not linear and set them beside linear ones; to measure the rate that the model's own predictions need of
 # a layer; to choose an estimator of mutual information by what it bounds; and to hold a profile against
-# shuffled text. About five minutes on one CPU core.
+# shuffled text. At most five minutes on two CPU cores.
 #
 # What a profile is, is told in the first notebook.
 
