@@ -9,7 +9,6 @@ Both are ratios or differences within one run on one machine, on the demo model.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 import mspgt_lens as ml
+from benchmarks.plan import resident
 from benchmarks.table import Comparison
 from mspgt_lens.folds import balanced_folds
 from mspgt_lens.gathering import make_batches
@@ -96,7 +96,8 @@ def print_peak(n_prompts: int) -> None:
     model = ml.load_demo_model()
     prompts = passage_prompts(model, 24, n_prompts)
     ml.profile_layers(model, prompts, bands={"near": (1, 8)}, batch_size=8, progress=False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    # getrusage would tell of the process that started this one, where that held more.
+    print(resident("VmHWM") // 10**6)
 
 
 def main() -> None:
