@@ -12,7 +12,7 @@ from browser import open_page
 from made_profile import made_profile
 
 import mspgt_lens as ml
-from mspgt_lens.plots.look import SCALE_COLORS
+from mspgt_lens.plots.look import SCALE_COLORS, style_figure
 
 FIGURES = {
     "profile": ml.plot_profile,
@@ -150,3 +150,17 @@ def test_curves_about_one_token_come_with_the_most_that_it_tells(unit):
     # An older profile read single tokens as if they were Gaussian, which nothing bounds.
     before = ml.plot_profile(profile, unit=unit)
     assert not [t for t in before.data if "tells at most" in str(t.hovertext)]
+
+
+def test_long_subtitles_go_over_lines_for_which_the_figure_grows():
+    short, long = go.Figure(), go.Figure()
+    part = "<span style='color:#0072B2'>forty letters</span> that a reader sees, no more"
+    style_figure(short, "title", part, 400)
+    style_figure(long, "title", "; ".join([part] * 4), 400)
+    assert short.layout.height == 400
+    assert "<br>" not in short.layout.title.text.split("<br>", 1)[1]
+    lines = long.layout.title.text.split("<br>")[1:]
+    assert len(lines) == 2
+    assert [line.count(part) for line in lines] == [2, 2]
+    more = long.layout.height - short.layout.height
+    assert more == long.layout.margin.t - short.layout.margin.t > 0

@@ -49,7 +49,7 @@ def plot_block_effects(effects: BlockEffects) -> go.Figure:
         rows=len(SHIFTS),
         cols=len(BLOCK_CHANGES),
         shared_yaxes=True,
-        subplot_titles=[f"{_ROWS[m]}, block {_DONE[c]}" for m in SHIFTS for c in BLOCK_CHANGES],
+        subplot_titles=[f"{_ROWS[m]},<br>block {_DONE[c]}" for m in SHIFTS for c in BLOCK_CHANGES],
         vertical_spacing=0.1,
         horizontal_spacing=0.05,
     )
@@ -91,10 +91,10 @@ def plot_block_effects(effects: BlockEffects) -> go.Figure:
         figure,
         f"What each block is needed for: {escape(effects.model_name)}",
         f"{effects.skip.shape[3]:,} documents; 95% intervals over documents",
-        900,
+        920,
     )
-    legend = {"x": 0, "xanchor": "left", "y": 1.045, "yanchor": "bottom", "yref": "paper"}
-    figure.update_layout(margin={"t": 130}, legend=legend)
+    legend = {"x": 0, "xanchor": "left", "y": 1.07, "yanchor": "bottom", "yref": "paper"}
+    figure.update_layout(margin={"t": 150}, legend=legend)
     return figure
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from html import escape
+import re
+from html import escape, unescape
 
 import plotly.graph_objects as go
 
@@ -17,6 +18,10 @@ FAINT = 0.35
 # Viridis without its ends, which vanish on dark or on light.
 DEPTH_SCALE = [[0.0, "#46327e"], [0.33, "#277f8e"], [0.66, "#4ac16d"], [1.0, "#d2b01c"]]
 
+# Letters of a subtitle that a narrow notebook shows, and the height of a line of them in pixels.
+_LETTERS = 118
+_LINE = 24
+
 
 def transparent(color: str, alpha: float) -> str:
     """``#rrggbb`` as ``rgba``."""
@@ -30,17 +35,24 @@ def digits(value: float) -> str:
 
 
 def style_figure(figure: go.Figure, title: str, subtitle: str, height: int) -> None:
-    """One look for all figures: no background of their own, ink that reads on light and dark."""
+    """One look for all figures: no background of their own, ink that reads on light and dark.
+
+    A subtitle whose parts (between semicolons) are long goes over several lines, for which the
+    figure grows.
+    """
+    lines_below = in_lines(subtitle)
+    more = _LINE * lines_below.count("<br>")
+    height += more
     figure.update_layout(
         title={
-            "text": f"{title}<br><span style='font-size:13px'>{subtitle}</span>",
+            "text": f"{title}<br><span style='font-size:13px'>{lines_below}</span>",
             "x": 0.01,
             "y": 1 - 18 / height,
             "yanchor": "top",
             "font": {"size": 18},
         },
         height=height,
-        margin={"l": 60, "r": 20, "t": 105, "b": 55},
+        margin={"l": 60, "r": 20, "t": 105 + more, "b": 55},
         font={"color": NEUTRAL, "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -49,9 +61,22 @@ def style_figure(figure: go.Figure, title: str, subtitle: str, height: int) -> N
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": NEUTRAL},
     )
     lines = {"gridcolor": transparent(NEUTRAL, 0.25), "linecolor": NEUTRAL, "zeroline": False}
-    figure.update_xaxes(title_standoff=4, **lines)
-    figure.update_yaxes(title_standoff=6, **lines)
+    figure.update_xaxes(title_standoff=4, title_font_size=12, **lines)
+    figure.update_yaxes(title_standoff=6, title_font_size=12, **lines)
     figure.update_annotations(font={"size": 13, "color": NEUTRAL})
+
+
+def in_lines(words: str) -> str:
+    """HTML broken after semicolons, so that a line has no more letters than are seen at once."""
+    lines: list[str] = []
+    for part in words.split("; "):
+        joined = f"{lines[-1]}; {part}" if lines else part
+        if lines and len(unescape(re.sub("<[^>]*>", "", joined))) > _LETTERS:
+            lines[-1] += ";"
+            lines.append(part)
+        else:
+            lines[-1:] = [joined]
+    return "<br>".join(lines)
 
 
 def segment_color(partition: ScalePartition, name: str) -> str:

@@ -37,7 +37,7 @@ from mspgt_lens.signals import SIGNALS, SignalWords
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 _COLUMNS = 3
-_ROW_HEIGHT = 250
+_ROW_HEIGHT = 262
 # Height of the segments above a panel, in pixels.
 _STRIP = 7
 
@@ -92,8 +92,11 @@ def plot_profile(
     figure = make_subplots(
         rows=n_rows,
         cols=_COLUMNS,
-        subplot_titles=["" if p is None else panel_title(profiles, *p) for p in panels],
-        vertical_spacing=0.32 / n_rows,
+        # What a scale is stands below its name: side by side they are too long for narrow screens.
+        subplot_titles=[
+            "" if p is None else panel_title(profiles, *p).replace(": ", "<br>", 1) for p in panels
+        ],
+        vertical_spacing=0.34 / n_rows,
         horizontal_spacing=0.075,
     )
     for index, panel in enumerate(panels):
