@@ -156,6 +156,8 @@ def made_fit(rng: np.random.Generator) -> ml.results.HvibFit:
 def made_rates(rng: np.random.Generator) -> ml.results.RateDistortion:
     """Two scales, three sites, two distortions, and a channel of each kind."""
     rate = np.sort(rng.random((2, 3, 2)))[..., ::-1] * 100
+    # Shaped noise needs less, but at the second site.
+    times = np.array([2.0, 0.5, 2.0])[:, None]
     run = ml.results.ChannelRun("local", 0, True, 12.0, 0.1, 0.08, 0.13, 0.09)
     return ml.results.RateDistortion(
         model_name=HOSTILE,
@@ -163,12 +165,12 @@ def made_rates(rng: np.random.Generator) -> ml.results.RateDistortion:
         sites=(0, 3, 6),
         bands={"local": (1, 1), "global": (17, 48)},
         distortions=(0.01, 0.1),
-        rate=rate,
-        low=0.9 * rate,
-        high=1.2 * rate,
-        covariance_rate=2 * rate,
-        covariance_low=1.8 * rate,
-        covariance_high=2.4 * rate,
+        shaped_rate=rate,
+        shaped_low=0.9 * rate,
+        shaped_high=1.2 * rate,
+        covariance_rate=times * rate,
+        covariance_low=0.8 * times * rate,
+        covariance_high=1.3 * times * rate,
         shrinkage=np.full((2, 3), 0.3),
         runs=(run, run._replace(shaped=False, rate=20.0)),
         guarantee="An upper bound.",

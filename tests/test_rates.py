@@ -42,8 +42,10 @@ from mspgt_lens.rates.measuring import Installed, Reading, measure
 from mspgt_lens.rates.reading import read_rate
 from mspgt_lens.rates.shaping import find_shapes, gradients
 from mspgt_lens.rates.windows import Plan, Recorded, draw_windows, split_prompts
+from mspgt_lens.storage import read_result, write_result
 
 BANDS = {"local": (1, 1), "far": (2, 4)}
+ENDS = ("rate", "low", "high")
 QUICK = {"bands": BANDS, "sites": (1, 4), "n_targets": 4, "progress": False}
 # Twelve groups are the least; tests of tiny models make no claim about texts.
 pytestmark = pytest.mark.filterwarnings("ignore:only .* were measured on")
@@ -361,6 +363,7 @@ def found():
 def test_rates_fall_with_the_distortion_and_come_with_the_kl_measured(found):
     for rate, low, high in (
         (found.rate, found.low, found.high),
+        (found.shaped_rate, found.shaped_low, found.shaped_high),
         (found.covariance_rate, found.covariance_low, found.covariance_high),
     ):
         assert (np.diff(rate, axis=-1) <= 0).all()
@@ -369,11 +372,13 @@ def test_rates_fall_with_the_distortion_and_come_with_the_kl_measured(found):
     assert (found.rate[0, :, 0] > 5).all()
     for i, scale in enumerate(found.bands):
         for j, site in enumerate(found.sites):
-            runs = [r for r in found.runs if (r.scale, r.site, r.shaped) == (scale, site, True)]
-            assert runs[0].rate == 0
-            assert min(run.high for run in runs) <= 0.01
-            again = [read_rate(*np.array([(r.rate, r.kl) for r in runs]).T, d) for d in (0.01, 0.1)]
-            assert again == found.rate[i, j].tolist()
+            for shaped, rate in ((True, found.shaped_rate), (False, found.covariance_rate)):
+                place = scale, site, shaped
+                runs = [r for r in found.runs if (r.scale, r.site, r.shaped) == place]
+                assert runs[0].rate == 0
+                assert min(run.high for run in runs) <= 0.01
+                of_runs = np.array([(r.rate, r.kl) for r in runs]).T
+                assert [read_rate(*of_runs, d) for d in (0.01, 0.1)] == rate[i, j].tolist()
 
 
 def test_small_distortions_are_as_expected(found):
@@ -459,7 +464,7 @@ def test_processes_together_find_what_one_finds(tmp_path, monkeypatch, capsys):
 
 
 def assert_same_rates(found, expected):
-    for name in ("rate", "low", "high", "covariance_rate", "covariance_low", "covariance_high"):
+    for name in (f"{kind}_{end}" for kind in ("shaped", "covariance") for end in ENDS):
         np.testing.assert_allclose(
             getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-9, err_msg=name
         )
@@ -507,8 +512,9 @@ def test_noise_goes_where_nothing_is_read():
         distortions=(0.003, 0.01),
         progress=False,
     )
-    assert (found.rate < found.covariance_rate / 2).all()
-    assert (found.high < found.covariance_low).all()
+    assert (found.shaped_rate < found.covariance_rate / 2).all()
+    assert (found.shaped_high < found.covariance_low).all()
+    assert found.rate.tolist() == found.shaped_rate.tolist()
 
 
 def test_the_same_noise_in_random_directions_costs_more():
@@ -641,13 +647,57 @@ def test_arguments_out_of_range_are_refused(given, message):
         ml.rate_distortion(tiny_model("llama"), dataset(), **QUICK | given)
 
 
+def test_the_rate_is_that_of_whichever_noise_needs_less_with_its_own_interval():
+    made = MADE["RateDistortion"]
+    for kind, sites in (("shaped", [0, 2]), ("covariance", [1])):
+        for end in ENDS:
+            own = getattr(made, f"{kind}_{end}")
+            assert getattr(made, end)[:, sites].tolist() == own[:, sites].tolist()
+    assert (made.rate <= made.shaped_rate).all()
+    assert (made.rate <= made.covariance_rate).all()
+    assert made.is_shaped.all(axis=(0, 2)).tolist() == [True, False, True]
+    # By scale, site and distortion, each on its own.
+    mixed = made.covariance_rate.copy()
+    mixed[0, 0, 1] = made.shaped_rate[0, 0, 1] / 3
+    mixed = replace(made, covariance_rate=mixed)
+    assert mixed.rate[0, 0].tolist() == [made.shaped_rate[0, 0, 0], made.shaped_rate[0, 0, 1] / 3]
+    assert mixed.high[0, 0, 1] == made.covariance_high[0, 0, 1]
+    table = made.to_dataframe()
+    rates = [table[table["quantity"] == f"{kind}rate"] for kind in ("", "shaped_", "covariance_")]
+    least = np.minimum(*(rate["value"].to_numpy() for rate in rates[1:]))
+    assert rates[0]["value"].tolist() == least.tolist()
+    assert "less than shaped noise at 2 of 6 scales and sites" in made.summary()
+    assert (
+        "less than shaped noise"
+        not in replace(made, covariance_rate=2 * made.shaped_rate).summary()
+    )
+
+
+def test_files_whose_rate_was_of_shaped_channels_alone_are_refused(tmp_path):
+    """They hold the same names, and would say something else under them."""
+    made = MADE["RateDistortion"]
+    header, arrays = read_result(made.save(tmp_path / "now"), "RateDistortion")
+    for end in ENDS:
+        name = f"shaped_{end}"
+        arrays[end], header[end] = arrays.pop(header.pop(name)), end
+    for name in ("format", "kind"):
+        header.pop(name)
+    write_result(tmp_path / "earlier", "RateDistortion", header, arrays)
+    with pytest.raises(ValueError, match=r"does not hold what a RateDistortion .*shaped_rate"):
+        ml.results.RateDistortion.load(tmp_path / "earlier")
+
+
 def test_curves_are_rows_of_the_result():
     made = MADE["RateDistortion"]
     scale = next(iter(made.bands))
     assert made.over_sites(scale, 0.1).values.tolist() == made.rate[0, :, 1].tolist()
-    covariance = made.over_distortions(scale, made.sites[1], shaped=False)
-    assert covariance.values.tolist() == made.covariance_rate[0, 1].tolist()
+    shaped = made.over_sites(scale, 0.1, noise="shaped")
+    assert shaped.high.tolist() == made.shaped_high[0, :, 1].tolist()
+    covariance = made.over_distortions(scale, made.sites[2], noise="covariance")
+    assert covariance.values.tolist() == made.covariance_rate[0, 2].tolist()
     assert covariance.guarantee == made.guarantee
+    with pytest.raises(ValueError, match="noise must be one of either, shaped, covariance, got 1"):
+        made.over_sites(scale, 0.1, noise=1)
     with pytest.raises(ValueError, match=r"distortion must be one of 0.01, 0.1, got 0.2"):
         made.over_sites(scale, 0.2)
     with pytest.raises(ValueError, match="site must be one of"):
@@ -663,4 +713,7 @@ def test_the_figure_shows_every_scale_and_site():
     assert len(lines) == len(made.bands) * (2 + len(made.sites))
     first = next(trace for trace in lines if trace.showlegend)
     np.testing.assert_allclose(first.y, made.rate[0, :, 1] / np.log(2))
+    assert ["shaped noise" in text for text in first.hovertext] == [True, False, True]
+    dotted = next(trace for trace in lines if trace.line.dash == "dot")
+    np.testing.assert_allclose(dotted.y, made.covariance_rate[0, :, 1] / np.log(2))
     np.testing.assert_allclose(lines[-1].x, made.distortions)

@@ -19,7 +19,7 @@ from mspgt_lens.plots.look import (
     style_figure,
     transparent,
 )
-from mspgt_lens.rates.results import RateDistortion
+from mspgt_lens.rates.results import Noise, RateDistortion
 
 
 @in_own_state
@@ -27,8 +27,9 @@ def plot_rate_distortion(found: RateDistortion, *, unit: Unit = "nats") -> go.Fi
     """The rate that predictions need over depth, and the rate-distortion function of every site.
 
     On top the rate at the distortion nearest to 0.1 nats over the sites, one line per scale with
-    its 95% interval; dotted, the same of noise that keeps one correlation in every direction. Below
-    one panel per scale: rate against distortion, one line per site, early (dark) to late (bright).
+    its 95% interval; dotted, the same of noise that keeps one correlation in every direction, where
+    it needs more. Below one panel per scale: rate against distortion, one line per site, early
+    (dark) to late (bright).
 
     Args:
         found: From :func:`~mspgt_lens.rate_distortion`.
@@ -50,9 +51,9 @@ def plot_rate_distortion(found: RateDistortion, *, unit: Unit = "nats") -> go.Fi
     )
     for number, scale in enumerate(scales):
         color = SCALE_COLORS.get(scale, OTHER_COLORS[number % len(OTHER_COLORS)])
-        for shaped in (True, False):
-            curve = found.over_sites(scale, shown, shaped=shaped).to(unit)
-            _draw_depth(figure, found, scale, curve, color, shaped)
+        lines: tuple[Noise, ...] = ("either", "covariance")
+        for noise in lines:
+            _draw_depth(figure, found, scale, noise, unit, color)
         _draw_functions(figure, found, scale, unit, number + 1)
     figure.update_xaxes(title_text="site", row=1)
     figure.update_yaxes(title_text=f"{unit} per token", rangemode="tozero", row=1, col=1)
@@ -67,8 +68,8 @@ def plot_rate_distortion(found: RateDistortion, *, unit: Unit = "nats") -> go.Fi
     figure.update_yaxes(rangemode="tozero", row=2)
     name = f": {escape(found.model_name)}" if found.model_name else ""
     words = (
-        "upper bounds, from channels that were run; bands: 95% intervals; dotted: one correlation "
-        "in every direction; below: early sites dark, late ones bright"
+        "upper bounds, from channels that were run, the lesser of two kinds; bands: 95% intervals; "
+        "dotted: one correlation in every direction; below: early sites dark, late ones bright"
     )
     style_figure(figure, f"What predictions need of every site{name}", words, height=760)
     figure.update_layout(
@@ -84,9 +85,13 @@ def _title(found: RateDistortion, scale: str) -> str:
 
 
 def _draw_depth(
-    figure: go.Figure, found: RateDistortion, scale: str, curve: Curve, color: str, shaped: bool
+    figure: go.Figure, found: RateDistortion, scale: str, noise: Noise, unit: Unit, color: str
 ) -> None:
     """One line over the sites, with its interval."""
+    curve = found.over_sites(scale, found.distortions[found.shown], noise=noise).to(unit)
+    is_least = noise == "either"
+    is_shaped = found.is_shaped[list(found.bands).index(scale), :, found.shown] & is_least
+    kinds = np.where(is_shaped, "shaped noise", "one correlation in every direction")
     sites = np.array(found.sites)
     figure.add_trace(
         go.Scatter(
@@ -94,7 +99,7 @@ def _draw_depth(
             y=np.concatenate([curve.high, curve.low[::-1]]),
             mode="lines",
             fill="toself",
-            fillcolor=transparent(color, 0.18 if shaped else 0.07),
+            fillcolor=transparent(color, 0.18 if is_least else 0.07),
             line={"width": 0},
             hoverinfo="skip",
             legendgroup=scale,
@@ -103,19 +108,18 @@ def _draw_depth(
         row=1,
         col=1,
     )
-    what = "" if shaped else ", one correlation in every direction"
     figure.add_trace(
         go.Scatter(
             x=sites,
             y=curve.values,
             mode="lines+markers",
-            line={"color": color, "width": 2, "dash": "solid" if shaped else "dot"},
-            marker={"size": 6 if shaped else 4},
+            line={"color": color, "width": 2, "dash": "solid" if is_least else "dot"},
+            marker={"size": 6 if is_least else 4},
             name=escape(_title(found, scale)),
             legendgroup=scale,
-            showlegend=shaped,
+            showlegend=is_least,
             hovertext=[
-                f"<b>site {site}, {escape(scale)}{what}</b><br>{_words(curve, i)}"
+                f"<b>site {site}, {escape(scale)}, {kinds[i]}</b><br>{_words(curve, i)}"
                 for i, site in enumerate(found.sites)
             ],
             hoverinfo="text",

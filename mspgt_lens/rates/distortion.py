@@ -41,7 +41,9 @@ _GUARANTEE = (
     "An upper bound on the nats per token that the site must pass on for a prediction to move by D "
     "nats of KL on average: Gaussian channels that pass on no more were run there, one for each "
     "position of the band, and the KL was measured on groups that shaped none of them; rates "
-    "between two of them are those of using each for a share of the predictions."
+    "between two of them are those of using each for a share of the predictions. Where the lesser "
+    "of shaped channels and noise of one correlation is taken, the same measurement chooses it, "
+    "which can flatter it by a part of its interval."
 )
 
 
@@ -79,6 +81,10 @@ def rate_distortion(
     KL least. Half of the groups shape the channels, a sixth choose the shrinkage, and a third
     measure.
 
+    Noise that keeps one correlation in every direction is run as well, for it needs less at some
+    sites: the Fisher information is sampled, and tells of small changes only. The rate at a scale,
+    site and distortion is that of whichever of the two needs less there.
+
     Args:
         model: A ``HookedTransformer`` or ``TransformerBridge``.
         prompts: A :class:`PromptDataset`, or texts; at least 12 groups with prompts as long as the
@@ -100,8 +106,8 @@ def rate_distortion(
 
     Returns:
         Rates in nats per token, ``[scale, site, distortion]``, with 95% intervals over groups, the
-        same of noise that keeps one correlation in every direction, and every channel that was run
-        with the KL measured under it.
+        same of each of the two kinds of noise alone, and every channel that was run with the KL
+        measured under it.
 
     Raises:
         ValueError: If an argument is out of range, or a prompt does not fit the model; or if
@@ -355,9 +361,8 @@ def _result(
 ) -> RateDistortion:
     places = [found[place] for place in _places(plan)]
     shape = (len(plan.bands), len(plan.sites))
-    read = np.array([one.rates for one in places]).reshape(*shape, 2, 3, len(distortions))
-    ends = dict(zip(("rate", "low", "high"), np.moveaxis(read[:, :, 0], 2, 0), strict=True))
-    covariance = dict(zip(("rate", "low", "high"), np.moveaxis(read[:, :, 1], 2, 0), strict=True))
+    read = np.array([one.rates for one in places]).reshape(*shape, 6, len(distortions))
+    names = [f"{kind}_{x}" for kind in ("shaped", "covariance") for x in ("rate", "low", "high")]
     groups = parts.group_counts()
     return RateDistortion(
         model_name=adapter.name,
@@ -365,8 +370,7 @@ def _result(
         sites=plan.sites,
         bands=plan.bands,
         distortions=distortions,
-        **ends,
-        **{f"covariance_{name}": values for name, values in covariance.items()},
+        **dict(zip(names, np.moveaxis(read, 2, 0), strict=True)),
         shrinkage=np.reshape([one.shrinkage for one in places], shape),
         runs=tuple(run for one in places for run in one.runs),
         guarantee=_GUARANTEE,
