@@ -76,9 +76,19 @@ class BatchPlan:
     numbers: tuple[int, ...]
 
     @property
+    def n_rows(self) -> int:
+        """How many prompts there are."""
+        return len(self.prompts)
+
+    @property
+    def length(self) -> int:
+        """Tokens of each, padding included."""
+        return max(len(prompt.tokens) for prompt in self.prompts)
+
+    @property
     def n_padded(self) -> int:
         """Tokens, padding included."""
-        return len(self.prompts) * max(len(prompt.tokens) for prompt in self.prompts)
+        return self.n_rows * self.length
 
     def batch(self) -> FoldBatch:
         """The batch itself."""
@@ -89,7 +99,7 @@ class BatchPlan:
 
         They are those that a ``batch_size`` of as many prompts would give.
         """
-        size = max(1, n_tokens // max(len(prompt.tokens) for prompt in self.prompts))
+        size = max(1, n_tokens // self.length)
         return [
             BatchPlan(self.prompts[start:stop], self.fold, self.numbers[start:stop])
             for stop in range(len(self.prompts), 0, -size)

@@ -24,6 +24,7 @@ ORDER = [
     "estimates",
     "folds",
     "models",
+    "halving",
     "partition",
     "padding",
     "prompts",

@@ -6,17 +6,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from profiles import LENGTH, RAGGED, SMALL, TOKENS, hooks_on, prompts_of, run
-from tiny import tiny_model
+from profiles import BANDS, LENGTH, RAGGED, SMALL, TOKENS, hooks_on, prompts_of, run
+from tiny import random_tokens, tiny_model, tiny_tokenizer
+from tqdm import tqdm
 
 import mspgt_lens as ml
 from mspgt_lens.gathering import plan_batches
-from mspgt_lens.models import ran_out_of_memory
+from mspgt_lens.halving import Halving, Span
+from mspgt_lens.hvib import activations as activations_module
+from mspgt_lens.models import ModelAdapter, as_adapter, ran_out_of_memory
 from mspgt_lens.processes import PeerError
 from mspgt_lens.signals import SIGNALS
 
@@ -103,7 +108,11 @@ def test_prompts_of_many_lengths_come_to_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("most", "batch_size", "said"),
-    [(23, None, "one prompt of 24 tokens"), (72, 5, "batch_size=5"), (23, 1, "one prompt of 24")],
+    [
+        (23, None, "a batch of one with 24 tokens"),
+        (72, 5, "batch_size=5"),
+        (23, 1, "shorter prompts, signals= without those of attention"),
+    ],
 )
 def test_what_cannot_be_halved_is_an_error_that_says_what_to_do(
     most: int, batch_size: int | None, said: str
@@ -226,7 +235,7 @@ def test_effects_that_cannot_be_halved_say_what_to_do(measure: Any) -> None:
     model, prompts = tiny_model("llama", **SMALL), spoken()
     # How blocks are called is learned from five prompts at once.
     least = 5 * 25 - 1 if measure is skipped else 23
-    for most, batch_size, said in ((150, 7, "batch_size=7"), (least, 1, "even one by one")):
+    for most, batch_size, said in ((150, 7, "batch_size=7"), (least, 1, "a batch of one with")):
         with (
             small_device(model, most),
             pytest.raises(torch.cuda.OutOfMemoryError, match="CUDA out of memory") as raised,
@@ -242,3 +251,180 @@ def test_effects_of_prompts_of_many_lengths_come_to_the_same() -> None:
         found = skipped(model, prompts)
     np.testing.assert_allclose(found.skip, expected.skip, atol=1e-5)
     np.testing.assert_allclose(found.swap, expected.swap, atol=1e-5)
+
+
+MODULES = ("responding", "massive", "skipping", "dissociation")
+
+
+@pytest.mark.parametrize(
+    ("measure", "n_lucky"),
+    [(perturbed, 4), (brittle, 4), (skipped, 12), (ablated, 2), (dissociated, 3)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_progress_is_taken_back_with_the_batch_that_comes_again(
+    measure: Any, n_lucky: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        farthest = 0.0
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            # A bar that is not shown does not count.
+            super().__init__(*args, **{**options, "disable": False, "file": StringIO()})
+            bars.append(self)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            self.farthest = max(self.farthest, self.n)
+            return shown
+
+    for module in MODULES:
+        monkeypatch.setattr(f"mspgt_lens.perturbation.{module}.tqdm", Bar)
+    model, prompts = tiny_model("llama", **SMALL), spoken()
+    with (
+        small_device(model, 6 * 24, n_lucky=n_lucky),
+        pytest.warns(UserWarning, match="memory ran out in a batch of 24 prompts"),
+    ):
+        measure(model, prompts)
+    assert bars
+    for bar in bars:
+        assert bar.n == bar.farthest == bar.total
+
+
+def test_a_bar_goes_back_by_what_a_batch_had_done() -> None:
+    seen, places = [], []
+    with tqdm(total=8, file=StringIO()) as bar:
+
+        def run(span: Span) -> Span:
+            for _ in range(2):
+                seen.append(span)
+                places.append(int(bar.n))
+                if span.n_rows > 1 and len(seen) != 1:
+                    raise MemoryError
+                bar.update(span.n_rows)
+            return span
+
+        with pytest.warns(UserWarning, match="memory ran out in a batch of 4 things"):
+            found = list(Halving(rows="things", bar=bar).each(Span(0, 4, 3), run))
+        assert found == [Span(i, i + 1, 3) for i in range(4)]
+        assert bar.n == 8
+    assert places == [0, 4, 0, *range(8)]
+
+
+def classified(model: Any, prompts: Any) -> Any:
+    bands = {"near": (1, 1), "middle": (2, 11), "far": (12, 12)}
+    return ml.classify_tokens(model, prompts, bands=bands, threshold=0.01, progress=False)
+
+
+@pytest.mark.parametrize("n_lucky", [0, 1])
+def test_classes_of_tokens_are_the_same_in_halved_batches(n_lucky: int) -> None:
+    model, prompts = tiny_model("llama", **SMALL), spoken()
+    expected = classified(model, prompts)
+    before = hooks_on(model)
+    with (
+        small_device(model, 60 * 12, n_lucky=n_lucky) as tried,
+        pytest.warns(UserWarning, match="memory ran out in a batch of 192 windows"),
+    ):
+        found = classified(model, prompts)
+    assert hooks_on(model) == before
+    assert {192, 96, 48} <= set(tried)
+    np.testing.assert_allclose(found.losses, expected.losses, atol=1e-5)
+    np.testing.assert_array_equal(found.classes, expected.classes)
+    bands = {"near": (1, 18), "far": (19, 19)}
+    with (
+        small_device(model, 18),
+        pytest.warns(UserWarning, match="memory ran out"),
+        pytest.raises(torch.cuda.OutOfMemoryError, match=r"one with 19 tokens .* smaller offsets"),
+    ):
+        ml.classify_tokens(model, prompts, bands=bands, progress=False)
+
+
+def collected(model: Any, folder: Path) -> Any:
+    prompts = list(prompts_of(TOKENS, groups=[i // 2 for i in range(len(TOKENS))]))
+    folder.mkdir()
+    plan = activations_module.CollectionPlan((0, 1, 2), BANDS, 4, 200, seed=0)
+    return activations_module.collect_activations(
+        as_adapter(model), prompts, plan, folder, progress=False
+    )
+
+
+@pytest.mark.parametrize(("n_lucky", "tokens_per_batch"), [(0, 2048), (0, 240), (1, 240)])
+def test_activations_are_the_same_in_halved_batches(
+    n_lucky: int, tokens_per_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also their centers, which the first batch decides as a whole."""
+    monkeypatch.setattr(activations_module, "_TOKENS_PER_BATCH", tokens_per_batch)
+    model = tiny_model("llama", **SMALL)
+    expected = collected(model, tmp_path / "whole")
+    with (
+        small_device(model, 6 * 24, n_lucky=n_lucky) as tried,
+        pytest.warns(UserWarning, match=r"memory ran out in a batch of .* prompts"),
+    ):
+        found = collected(model, tmp_path / "halved")
+    # One more, with others, is the short run that proves the model's own attention.
+    assert len(set(tried)) >= 3
+    np.testing.assert_allclose(
+        np.asarray(found.rows, np.float32), np.asarray(expected.rows, np.float32), atol=4e-3
+    )
+    for name, values in expected.targets.items():
+        np.testing.assert_allclose(found.targets[name], values, atol=1e-5)
+    np.testing.assert_array_equal(found.next_token, expected.next_token)
+    np.testing.assert_array_equal(found.group, expected.group)
+
+
+@cache
+def fitted(architecture: str) -> Any:
+    model = tiny_model(architecture, n_layers=2)
+    model.tokenizer = tiny_tokenizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model, ml.fit_lens(model, random_prompts(), n_folds=3, progress=False)
+
+
+def random_prompts() -> Any:
+    return prompts_of(random_tokens(36, 60))
+
+
+def assert_same_reading(found: Any, expected: Any) -> None:
+    np.testing.assert_array_equal(found.top, expected.top)
+    np.testing.assert_array_equal(found.rank, expected.rank)
+    np.testing.assert_allclose(found.entropy, expected.entropy, atol=1e-5)
+    assert found.tokens == expected.tokens
+
+
+def test_an_encoders_text_is_read_in_halved_batches() -> None:
+    model, lens = fitted("bert")
+    ids = [1, *random_tokens(1, 20, seed=3)[0].tolist(), 2]
+    expected = lens.read(ids)
+    with (
+        small_device(model, 7 * 22) as tried,
+        pytest.warns(UserWarning, match="memory ran out in a batch of 20 copies of the text"),
+    ):
+        found = lens.read(ids)
+    assert tried[-6:] == [20, 10, 5, 5, 5, 5]
+    assert_same_reading(found, expected)
+
+
+def test_a_text_is_decoded_in_halved_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, lens = fitted("llama")
+    ids = random_tokens(1, 20, seed=3)[0].tolist()
+    expected = lens.read(ids)
+    decode, tried = ModelAdapter.decode, []
+
+    def small(adapter: Any, rows: Any) -> Any:
+        tried.append(len(rows))
+        if len(rows) > 7:
+            raise MemoryError
+        return decode(adapter, rows)
+
+    monkeypatch.setattr(ModelAdapter, "decode", small)
+    with pytest.warns(UserWarning, match="memory ran out in a batch of 20 positions"):
+        found = lens.read(ids)
+    assert tried == [20, 10, *[5] * 4 * 3]
+    assert_same_reading(found, expected)
+    with (
+        small_device(model, 19),
+        pytest.raises(torch.cuda.OutOfMemoryError, match=r"one with 20 tokens .* a shorter text"),
+    ):
+        lens.read(ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from tiny import N_HEADS, random_tokens, tiny_model, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 from transformers.models.llama import modeling_llama
 
 import mspgt_lens as ml
@@ -172,7 +172,7 @@ def classified(model, prompts, folder):
 
 
 def concentrated(model, prompts, folder):
-    adapter, bar = as_adapter(model), SimpleNamespace(update=lambda: None)
+    adapter, bar = as_adapter(model), tqdm(disable=True)
     batches = make_batches(adapter, prompts, skip_first=4, batch_size=None)
     with adapter.inference():
         block, coordinates = massive._onset(adapter, batches, None, bar)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mspgt_lens.folds import stable_hash
-from mspgt_lens.gathering import make_batch, make_batches
+from mspgt_lens.gathering import BatchPlan, FoldBatch, make_batch, plan_batches
+from mspgt_lens.halving import Halving
 from mspgt_lens.models import ModelAdapter, own_attention
 from mspgt_lens.moments import N_FEATURES
 from mspgt_lens.prompts import Prompt, count_tokens
@@ -94,6 +95,7 @@ def collect_activations(
     Raises:
         ValueError: If no position has every band, or the folder is of something else.
         FloatingPointError: If an activation is NaN or infinite.
+        RuntimeError: Torch's own, if one prompt does not fit into memory.
     """
     if (folder / _REST).exists():
         return _reopen(folder, fingerprint)
@@ -129,6 +131,25 @@ def _reopen(folder: Path, fingerprint: str) -> Activations:
         next_token=arrays["next_token"],
         group=arrays["group"],
     )
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the model made of one batch.
+
+    Attributes:
+        batch: The batch.
+        row: The prompt of each position that is kept, by its place in the batch.
+        position: Its place in that prompt.
+        slots: Where it goes.
+        z: Normalized residuals there, at every site, shape ``[position, d_model]``.
+    """
+
+    batch: FoldBatch
+    row: Int[np.ndarray, " position"]
+    position: Int[np.ndarray, " position"]
+    slots: Int[np.ndarray, " position"]
+    z: Mapping[int, Float[Tensor, "position d_model"]]
 
 
 class _Collector:
@@ -191,6 +212,19 @@ class _Collector:
         self.group = np.zeros(rows.shape[1], dtype=np.uint64)
         taken = [(prompts[number], 0) for number in names]
         total = sum(len(prompt.tokens) for prompt, _ in taken)
+
+        def read(planned: BatchPlan) -> _Read:
+            kept = [chosen[names[i]] for i in planned.numbers]
+            return self._read(
+                planned.batch(),
+                row=np.repeat(np.arange(len(kept)), [len(positions) for positions in kept]),
+                position=np.concatenate(kept),
+                slots=np.concatenate(
+                    [first_slot[i] + np.arange(sizes[i]) for i in planned.numbers]
+                ),
+            )
+
+        halving = Halving()
         with (
             self.adapter.inference(),
             own_attention(self.adapter),
@@ -202,55 +236,55 @@ class _Collector:
                 disable=not progress,
             ) as bar,
         ):
-            for batch in make_batches(taken, None, _TOKENS_PER_BATCH):
-                places = [chosen[names[i]] for i in batch.numbers]
-                slots = np.concatenate([first_slot[i] + np.arange(sizes[i]) for i in batch.numbers])
-                row = np.repeat(np.arange(len(places)), [len(p) for p in places])
-                position = np.concatenate(places)
-                self._keep_targets(batch.tokens, batch.mask, row, position, slots)
-                self.next_token[slots] = batch.tokens.numpy()[row, position + 1]
-                self.group[slots] = batch.groups[row]
-                self._keep_rows(batch.tokens, batch.mask, row, position, slots, rows)
-                bar.update(int(batch.mask.sum()))
+            for planned in plan_batches(taken, None, _TOKENS_PER_BATCH):
+                parts: Iterable[_Read] = halving.each(planned, read)
+                if not self.center:
+                    # The first batch decides as a whole, also where it came in parts.
+                    parts = list(parts)
+                    self._standardize(parts)
+                for part in parts:
+                    self._keep(part, rows)
+                    bar.update(int(part.batch.mask.sum()))
 
-    def _keep_targets(
-        self, tokens: Tensor, mask: Tensor, row: np.ndarray, position: np.ndarray, slots: np.ndarray
-    ) -> None:
-        targets = self._targets(tokens, mask)
-        index = torch.full(tokens.shape, -1)
-        index[targets.read] = torch.arange(len(targets.values))
-        future = targets.values.chunk(2, dim=1)[1].chunk(len(self.targets), dim=1)
-        for values, part in zip(self.targets.values(), future, strict=True):
-            values[slots] = part[index[row, position]].numpy()
-
-    def _keep_rows(
-        self,
-        tokens: Tensor,
-        mask: Tensor,
-        row: np.ndarray,
-        position: np.ndarray,
-        slots: np.ndarray,
-        rows: np.memmap,
-    ) -> None:
+    def _read(
+        self, batch: FoldBatch, row: np.ndarray, position: np.ndarray, slots: np.ndarray
+    ) -> _Read:
         at = torch.from_numpy(row), torch.from_numpy(position)
+        z: dict[int, Tensor] = {}
 
         def on_site(site: int, residual: Tensor) -> None:
-            if site not in self.plan.sites:
-                return
-            z = self.adapter.normalize(residual.detach()[at])
-            if site not in self.center:
-                spread = z.std(dim=0, correction=0)
-                self.center[site] = z.mean(dim=0)
-                self.spread[site] = torch.where(spread > 0, spread, 1.0)
-            stored = ((z - self.center[site]) / self.spread[site]).half().cpu()
+            if site in self.plan.sites:
+                z[site] = self.adapter.normalize(residual.detach()[at]).cpu()
+
+        self.adapter.run(batch.tokens, batch.mask, on_site)
+        return _Read(batch, row, position, slots, z)
+
+    def _standardize(self, parts: Sequence[_Read]) -> None:
+        """Where coordinates are centered, and how much they vary, in one batch."""
+        for site in self.plan.sites:
+            z = torch.cat([part.z[site] for part in parts])
+            spread = z.std(dim=0, correction=0)
+            self.center[site] = z.mean(dim=0)
+            self.spread[site] = torch.where(spread > 0, spread, 1.0)
+
+    def _keep(self, part: _Read, rows: np.memmap) -> None:
+        batch, slots = part.batch, part.slots
+        targets = self._targets(batch.tokens, batch.mask)
+        index = torch.full(batch.tokens.shape, -1)
+        index[targets.read] = torch.arange(len(targets.values))
+        future = targets.values.chunk(2, dim=1)[1].chunk(len(self.targets), dim=1)
+        for values, own in zip(self.targets.values(), future, strict=True):
+            values[slots] = own[index[part.row, part.position]].numpy()
+        self.next_token[slots] = batch.tokens.numpy()[part.row, part.position + 1]
+        self.group[slots] = batch.groups[part.row]
+        for number, site in enumerate(self.plan.sites):
+            stored = ((part.z[site] - self.center[site]) / self.spread[site]).half()
             if not bool(torch.isfinite(stored).all()):
                 raise FloatingPointError(
                     f"activations at site {site} are NaN, infinite or beyond 65,504 deviations; "
                     "load the model in float32 or leave the prompt out"
                 )
-            rows[self.plan.sites.index(site), slots] = stored.numpy()
-
-        self.adapter.run(tokens, mask, on_site)
+            rows[number, slots] = stored.numpy()
 
     def _targets(self, tokens: Tensor, mask: Tensor) -> BatchTargets:
         return batch_targets(

@@ -92,6 +92,8 @@ def fit_hvib(
         ValueError: If an argument does not fit, there are too few groups, or ``folder`` is of
             another model, other prompts or other settings.
         FloatingPointError: If an activation is NaN or infinite, or training diverges.
+        RuntimeError: Torch's own (``torch.OutOfMemoryError``), if one prompt does not fit into
+            memory.
 
     Example:
         >>> fit = ml.fit_hvib(model, prompts, sites=[0, 8], betas=[2.0, 50.0], n_steps=20)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mspgt_lens.contract import Result, Rows, counted, named
+from mspgt_lens.halving import Halving, Span
 from mspgt_lens.models import ModelAdapter, own_attention
 from mspgt_lens.prompts import Prompt, PromptDataset, check_prompt
 
@@ -21,6 +22,7 @@ N_TOP = 5
 _TOKENS_PER_RUN = 2048
 _LOGITS_PER_CHUNK = 50_000_000
 _SHOWN_POSITIONS = 5
+_REMEDY = "a shorter text, or more devices"
 _SHOWN_SITES = 5
 Decoder = Callable[[int, Float[Tensor, "pos d_model"]], Float[Tensor, "pos vocab"]]
 
@@ -150,7 +152,11 @@ def read_text(
             hidden[torch.arange(len(places)), places] = adapter.mask_id
             sites = _residuals(adapter, hidden, places, whole=False)
             answers = tokens[places]
-        seen = [_predictions(adapter, decode, site, rows, answers) for site, rows in sites.items()]
+        decoding = Halving(rows="positions", remedy=_REMEDY)
+        seen = [
+            _predictions(adapter, decode, site, rows, answers, decoding)
+            for site, rows in sites.items()
+        ]
     top, probability, entropy, rank = (np.stack(part) for part in zip(*seen, strict=True))
     ids = sorted({int(i) for i in top.flat} | {int(i) for i in answers if i >= 0})
     note = f"the first {skip_first} tokens lie outside of what the lens was fitted on (skip_first)"
@@ -198,17 +204,25 @@ def _residuals(
     whole: bool,
 ) -> dict[int, Float[Tensor, "place d_model"]]:
     """Every site's residual stream at some places: of the one prompt, or one place of each."""
-    kept: dict[int, list[Tensor]] = {}
-    size = max(1, _TOKENS_PER_RUN // tokens.shape[1])
-    for start in range(0, len(tokens), size):
-        rows = tokens[start : start + size]
-        at = places if whole else places[start : start + size]
-        prompt = torch.zeros_like(at) if whole else torch.arange(len(rows))
 
-        def keep(site: int, residual: Tensor, prompt: Tensor = prompt, at: Tensor = at) -> None:
-            kept.setdefault(site, []).append(residual[prompt, at])
+    def run(span: Span) -> dict[int, Tensor]:
+        rows = tokens[span.rows]
+        at = places if whole else places[span.rows]
+        prompt = torch.zeros_like(at) if whole else torch.arange(len(rows))
+        found: dict[int, Tensor] = {}
+
+        def keep(site: int, residual: Tensor) -> None:
+            found[site] = residual[prompt, at]
 
         adapter.run(rows, torch.ones_like(rows, dtype=torch.bool), keep)
+        return found
+
+    kept: dict[int, list[Tensor]] = {}
+    halving = Halving(rows="copies of the text", remedy=_REMEDY)
+    for batch in Span(0, len(tokens), tokens.shape[1]).parts(_TOKENS_PER_RUN):
+        for found in halving.each(batch, run):
+            for site, rows in found.items():
+                kept.setdefault(site, []).append(rows)
     return {site: torch.cat(parts) for site, parts in kept.items()}
 
 
@@ -218,25 +232,28 @@ def _predictions(
     site: int,
     rows: Float[Tensor, "pos d_model"],
     answers: Int[Tensor, " pos"],
+    halving: Halving,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Most probable tokens, their probabilities, entropy and the answer's rank at one site."""
-    parts = []
-    size = max(1, _LOGITS_PER_CHUNK // adapter.d_vocab)
-    for start in range(0, len(rows), size):
-        logits = decode(site, rows[start : start + size])
+
+    def run(span: Span) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logits = decode(site, rows[span.rows])
         if not bool(torch.isfinite(logits.sum())):
             raise FloatingPointError(
                 f"predictions at site {site} are NaN or infinite; load the model in float32"
             )
         log_share = logits.log_softmax(dim=1)
         best = log_share.topk(min(N_TOP, logits.shape[1]), dim=1)
-        wanted = answers[start : start + size].to(logits.device)[:, None]
+        wanted = answers[span.rows].to(logits.device)[:, None]
         above = (logits > logits.gather(1, wanted.clamp(min=0))).sum(dim=1)
         entropy = -(log_share.exp() * log_share).sum(dim=1)
         rank = torch.where(wanted[:, 0] < 0, 0, 1 + above)
         told = (best.indices, best.values, entropy, rank)
         indices, values, entropy, rank = (part.cpu() for part in told)
-        parts.append((indices, values.double().exp(), entropy.double(), rank))
+        return indices, values.double().exp(), entropy.double(), rank
+
+    whole = Span(0, len(rows), 1).parts(_LOGITS_PER_CHUNK // adapter.d_vocab)
+    parts = [found for batch in whole for found in halving.each(batch, run)]
     best_ids, shares, entropies, ranks = (
         torch.cat(part).numpy() for part in zip(*parts, strict=True)
     )

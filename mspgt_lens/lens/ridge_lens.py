@@ -160,6 +160,8 @@ class RidgeLens(Result):
             ValueError: If no model is attached, the text is empty or longer than the context, or
                 the model has no tokenizer and ids are not given.
             FloatingPointError: If a prediction is NaN or infinite.
+            RuntimeError: Torch's own (``torch.OutOfMemoryError``), if the text does not fit into
+                memory.
 
         Example:
             >>> lens = ml.fit_lens(model, prompts, progress=False)

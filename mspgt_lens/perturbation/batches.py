@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from torch import Tensor
 from mspgt_lens.ambient import tell
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
-from mspgt_lens.models import ModelAdapter, ran_out_of_memory
+from mspgt_lens.halving import Found, Halving
+from mspgt_lens.models import ModelAdapter
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, check_prompt, stack_rows
 
 # Clean log-probabilities are kept for one batch at a time: a quarter of a gigabyte at most.
 _BATCH_ENTRIES = 2**26
 _BATCH_TOKENS = 2048
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,16 @@ class Batch:
     group_hashes: UInt64[np.ndarray, " prompt"]
     numbers: tuple[int, ...]
     first: int
+
+    @property
+    def n_rows(self) -> int:
+        """How many prompts there are."""
+        return len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        """Tokens of each, padding included."""
+        return int(self.tokens.shape[1])
 
     def parts(self, n_tokens: int) -> list[Batch]:
         """The same prompts in batches of at most so many tokens each, or of one prompt."""
@@ -96,48 +106,26 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
 
-    def each(self, run: Callable[[Batch], Found]) -> Iterator[Found]:
+    @property
+    def n_prompts(self) -> int:
+        """Prompts in all."""
+        return sum(batch.n_rows for batch in self.batches)
+
+    def each(self, run: Callable[[Batch], Found], bar: Any = None) -> Iterator[Found]:
         """What is found in every batch, halved from where memory runs out on.
 
         Args:
             run: From a batch to what is found in it. It may be stopped anywhere, and its batch come
                 again in parts: it must keep nothing beyond what it returns.
+            bar: The progress bar that it moves on, by as much for the parts of a batch as for the
+                whole; what a batch did before memory ran out is taken back.
 
         Raises:
             RuntimeError: Torch's own, if a batch does not fit into memory and cannot be halved.
         """
-        most: int | None = None
+        halving = Halving(self.batch_size, can_choose=True, bar=bar)
         for batch in self.batches:
-            waiting = [batch] if most is None else batch.parts(most)
-            while waiting:
-                part = waiting.pop(0)
-                try:
-                    found = run(part)
-                except (RuntimeError, MemoryError) as error:
-                    if not ran_out_of_memory(error):
-                        raise
-                    if self.batch_size is not None or len(part.tokens) == 1:
-                        # The kind of error stays, for those who catch it.
-                        raise type(error)(f"{self._remedy(part)} ({error})") from error
-                else:
-                    yield found
-                    continue
-                if most is None:
-                    tell(
-                        f"memory ran out in a batch of {len(part.tokens)} prompts: from here on "
-                        "batches are halved until they fit, which changes results by no more than "
-                        "rounding; batch_size= sets their size"
-                    )
-                most = part.tokens.numel() // 2
-                waiting = [smaller for larger in (part, *waiting) for smaller in larger.parts(most)]
-
-    def _remedy(self, batch: Batch) -> str:
-        if len(batch.tokens) > 1:
-            return f"batch_size={self.batch_size} does not fit into memory: give fewer, or None"
-        return (
-            f"prompts of {batch.tokens.shape[1]} tokens do not fit into memory, even one by one: "
-            "give shorter ones, or more devices"
-        )
+            yield from halving.each(batch, run)
 
 
 def make_batches(

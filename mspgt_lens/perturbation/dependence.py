@@ -17,6 +17,7 @@ from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, named, tidy
 from mspgt_lens.estimates import CannotMeasure
 from mspgt_lens.folds import stable_hash
+from mspgt_lens.halving import Halving, Span
 from mspgt_lens.models import ModelAdapter, as_adapter, own_attention, provenance
 from mspgt_lens.processes import Turns, joined
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset, count_tokens, stack_rows
@@ -26,6 +27,7 @@ from mspgt_lens.targets import DEFAULT_BANDS, check_bands
 # Half a nat: the token becomes at least 1.65 times as likely. Fixed before any result was seen.
 THRESHOLD = 0.5
 _BATCH_TOKENS = 4096
+_REMEDY = "bands= with smaller offsets, or more devices"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -159,7 +161,8 @@ def classify_tokens(
         Losses of every sampled token with each context, in nats, and its class.
 
     Raises:
-        RuntimeError: If another process of the group failed; says which one, and why.
+        RuntimeError: If another process of the group failed; says which one, and why. Or torch's
+            own (``torch.OutOfMemoryError``), if one window does not fit into memory.
         ValueError: If bands do not reach farther one by one, an argument is out of range, or
             processes were given different arguments.
         CannotMeasure: If the model's context, or every prompt, is too short for the farthest band.
@@ -195,7 +198,10 @@ def classify_tokens(
             }
             processes.agree(provenance(adapter) | given)
         unigram = _unigram_losses(adapter, rows, chosen)
-        losses = np.zeros((len(ends), len(chosen)))
+        losses, halving = (
+            np.zeros((len(ends), len(chosen))),
+            Halving(rows="windows", remedy=_REMEDY),
+        )
         turns, is_shown = Turns(processes), progress and processes.rank == 0
         total = len(chosen) * len(ends) // processes.size
         with (
@@ -205,7 +211,7 @@ def classify_tokens(
         ):
             adapter.check_decoding(torch.from_numpy(rows[chosen[0, 0]].tokens[:16]))
             for own, end in zip(losses, ends, strict=True):
-                own[:] = _window_losses(adapter, rows, chosen, end, turns, bar)
+                own[:] = _window_losses(adapter, rows, chosen, end, halving, turns, bar)
         processes.sum_(losses)
     if not np.isfinite(losses).all():
         raise FloatingPointError(
@@ -293,27 +299,35 @@ def _window_losses(
     prompts: Sequence[Prompt],
     chosen: Int[np.ndarray, "token 2"],
     length: int,
+    halving: Halving,
     turns: Turns,
     bar: Any,
 ) -> Float[np.ndarray, " token"]:
     """Loss of each token from exactly ``length`` tokens before it; 0 where it is another's turn."""
     prefix = np.array(adapter.prefix, dtype=np.int64)
-    losses = np.zeros(len(chosen))
-    n_parts = -(-len(chosen) * (length + 1) // _BATCH_TOKENS)
-    for numbers in np.array_split(np.arange(len(chosen)), n_parts):
-        if not turns.is_mine(len(numbers) * (length + 1)):
-            continue
-        part = chosen[numbers]
+
+    def run(span: Span) -> tuple[slice, Float[np.ndarray, " token"]]:
+        part = chosen[span.rows]
         windows = [np.concatenate([prefix, prompts[n].tokens[p - length : p]]) for n, p in part]
         last: list[Tensor] = []
 
-        def on_site(site: int, residual: Tensor, last: list[Tensor] = last) -> None:
+        def on_site(site: int, residual: Tensor) -> None:
             if site == adapter.n_layers:
                 last.append(residual[:, -1])
 
         adapter.run(*stack_rows(windows), on_site)
         scores = adapter.decode(adapter.normalize(last[0])).log_softmax(dim=-1)
         target = torch.tensor([int(prompts[n].tokens[p]) for n, p in part], device=scores.device)
-        losses[numbers] = -scores.gather(1, target[:, None])[:, 0].cpu().double().numpy()
-        bar.update(len(part))
+        return span.rows, -scores.gather(1, target[:, None])[:, 0].cpu().double().numpy()
+
+    losses = np.zeros(len(chosen))
+    n_tokens = length + len(prefix)
+    n_parts = -(-len(chosen) * (length + 1) // _BATCH_TOKENS)
+    for numbers in np.array_split(np.arange(len(chosen)), n_parts):
+        if not turns.is_mine(len(numbers) * (length + 1)):
+            continue
+        whole = Span(int(numbers[0]), int(numbers[-1]) + 1, n_tokens)
+        for rows, found in halving.each(whole, run):
+            losses[rows] = found
+            bar.update(len(found))
     return losses

@@ -213,7 +213,7 @@ def measure_dissociation(
             statistics = residual_statistics(adapter, batches)
         rises = np.zeros((len(classes.classes), len(segments)))
         turns, is_shown = Turns(processes), progress and processes.rank == 0
-        total = len(batches.batches) * (2 * len(segments) + 1) // processes.size
+        total = batches.n_prompts * (2 * len(segments) + 1) // processes.size
         with adapter.inference(), tqdm(total=total, desc="perturbing", disable=not is_shown) as bar:
             numbers = _numbers(batches, classes)
             check_resuming(adapter, batches)
@@ -224,19 +224,19 @@ def measure_dissociation(
                 found = np.zeros((len(wanted), len(segments)))
                 clean = CleanRun(adapter, batch)
                 before = clean.losses(clean.scores)
-                bar.update()
+                bar.update(batch.n_rows)
                 for number, blocks in enumerate(segments.values()):
                     processes.check()
                     edits = perturbed(_shared(chosen, len(blocks)), statistics, blocks)(batch)
                     rise = clean.losses(clean.changed(edits)) - before
-                    bar.update()
+                    bar.update(batch.n_rows)
                     if rise.any():  # Else nothing changed, and no rounding was met.
                         rise -= clean.losses(clean.changed(rounding(blocks)(batch))) - before
                     found[:, number] = rise[index]
-                    bar.update()
+                    bar.update(batch.n_rows)
                 return wanted, found
 
-            for wanted, found in replace(batches, batches=mine).each(run):
+            for wanted, found in replace(batches, batches=mine).each(run, bar):
                 rises[wanted] = found
         processes.sum_(rises)
     classed = classes.classes >= 0

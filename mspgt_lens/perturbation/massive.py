@@ -262,7 +262,7 @@ def ablate_massive(
             f"got {block}"
         )
     batches = make_batches(adapter, prompts, skip_first=skip_first, batch_size=batch_size)
-    total = 3 * len(batches.batches)
+    total = 3 * batches.n_prompts
     with adapter.inference(), tqdm(total=total, desc="ablating", disable=not progress) as bar:
         onset, coordinates = _onset(adapter, batches, block, bar)
         n_groups = len(batches.groups)
@@ -270,11 +270,11 @@ def ablate_massive(
         def run(batch: Batch) -> _Ablated:
             own = _Ablated(adapter, n_groups, onset, coordinates)
             own.add(batch)
-            bar.update(2)
+            bar.update(2 * batch.n_rows)
             return own
 
         found = _Ablated(adapter, n_groups, onset, coordinates)
-        for own in batches.each(run):
+        for own in batches.each(run, bar):
             found.take(own)
     taking = found.taking
     if not taking.n_massive:
@@ -325,12 +325,12 @@ def _onset(
             np.add.at(own_share[site], batch.groups, largest_share(of_prompt).numpy())
 
         adapter.run(batch.tokens, batch.mask, on_site)
-        bar.update()
+        bar.update(batch.n_rows)
         return own_power, own_share
 
     # Only what stands in the stream is read: no patterns are needed.
     with own_attention(adapter):
-        for own_power, own_share in batches.each(run):
+        for own_power, own_share in batches.each(run, bar):
             power += own_power
             share += own_share
     for batch in batches:

@@ -65,7 +65,7 @@ def respond(
     sums = np.zeros((len(conditions), len(batches.groups), len(MEASURES)))
     counts = np.zeros((len(batches.groups), len(MEASURES)))
     own = range(processes.rank, len(conditions), processes.size)
-    total = len(batches.batches) * (len(own) + 1)
+    total = batches.n_prompts * (len(own) + 1)
     is_shown = progress and processes.rank == 0
     with adapter.inference(), tqdm(total=total, desc=description, disable=not is_shown) as bar:
         check_resuming(adapter, batches)
@@ -76,15 +76,15 @@ def respond(
             known = batch.next_known[batch.valid].numpy()
             np.add.at(found_counts, owner, np.stack([known | True, known, known | True], axis=1))
             clean = CleanRun(adapter, batch)
-            bar.update()
+            bar.update(batch.n_rows)
             for index in own:
                 processes.check()
                 changed = clean.changed(conditions[index](batch))
                 np.add.at(found[index], owner, _compare(clean.scores, changed, batch))
-                bar.update()
+                bar.update(batch.n_rows)
             return found, found_counts
 
-        for found, found_counts in batches.each(run):
+        for found, found_counts in batches.each(run, bar):
             sums += found
             counts += found_counts
     processes.sum_(sums)

@@ -250,7 +250,10 @@ def block_effects(
             "seed": seed,
         }
         agree(processes, adapter, batches, None, arguments)
-        steps = 2 * sum(len(_columns(batch)) + adapter.n_layers for batch in batches)
+        n_blocks = sum(total.n_blocks for total in sums.values())
+        steps = sum(
+            batch.n_rows * (len(sums) * len(_columns(batch)) + n_blocks) for batch in batches
+        )
         n_steps, is_shown = steps // processes.size, progress and processes.rank == 0
         with adapter.inference(), tqdm(total=n_steps, desc="skipping", disable=not is_shown) as bar:
             check_resuming(adapter, batches)
@@ -263,17 +266,17 @@ def block_effects(
                         processes.check()
                         for reach, shifts, groups in runs.widely(change, block):
                             total.add(reach, block, shifts, groups)
-                        bar.update()
+                        bar.update(batch.n_rows)
                     for column in _columns(batch):
                         if column % processes.size != processes.rank:
                             continue
                         processes.check()
                         for block, shifts, groups in runs.at_one(change, column):
                             total.add("same", block, shifts, groups)
-                        bar.update()
+                        bar.update(batch.n_rows)
                 return own
 
-            for own in batches.each(run):
+            for own in batches.each(run, bar):
                 for change, total in sums.items():
                     total.take(own[change])
         for total in sums.values():

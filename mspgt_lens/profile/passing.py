@@ -7,11 +7,9 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
-from mspgt_lens.ambient import tell
 from mspgt_lens.gathering import (
     BatchPlan,
     BatchReader,
@@ -22,7 +20,8 @@ from mspgt_lens.gathering import (
     make_reference,
     plan_batches,
 )
-from mspgt_lens.models import PatternBlocks, own_attention, pattern_blocks, ran_out_of_memory
+from mspgt_lens.halving import Halving
+from mspgt_lens.models import PatternBlocks, own_attention, pattern_blocks
 from mspgt_lens.processes import ALONE, Processes
 from mspgt_lens.products import faster_layers
 from mspgt_lens.profile.checkpoint import Checkpoint
@@ -34,6 +33,7 @@ _CHUNK = 1024
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 # Of one prompt's attention patterns in a block, from which on they are taken in parts: 64 MB.
 LARGE_PATTERN = 2**24
+_REMEDY = "shorter prompts, signals= without those of attention, or more devices"
 
 
 def pass_over(
@@ -79,7 +79,7 @@ def pass_over(
         blocks = _pattern_blocks(run, first)
         is_own = not run.moments.plan.needs_patterns and stack.enter_context(own_attention(adapter))
         n_heads = 0 if is_own or blocks is not None else adapter.n_heads
-        fitting = _Fitting(batch_size, blocks)
+        halving = Halving(batch_size, can_choose=True, remedy=_REMEDY)
         bar = stack.enter_context(
             tqdm(
                 total=n_tokens // processes.size if run.has_all(first) else None,
@@ -94,7 +94,7 @@ def pass_over(
         for planned in _own_batches(run, chunks, batch_size, per_batch, n_heads, processes):
             if not kept.is_done(planned):
                 processes.check()
-                _add(run, planned, processes, fitting)
+                _add(run, planned, processes, halving, blocks)
                 kept.write_if_due(run.moments)
             bar.update(sum(len(prompt.tokens) for prompt in planned.prompts))
         if run.moments.reference is None:
@@ -152,72 +152,35 @@ def _pattern_blocks(run: ProfileRun, first: Sequence[Prompt]) -> PatternBlocks |
     return pattern_blocks(run.adapter) if plan.needs_spans and is_large and not is_whole else None
 
 
-@dataclass
-class _Fitting:
-    """What fits into memory, as far as this pass has seen.
+def _add(
+    run: ProfileRun,
+    planned: BatchPlan,
+    processes: Processes,
+    halving: Halving,
+    blocks: PatternBlocks | None,
+) -> None:
+    """Run one batch and add its moments.
 
-    Attributes:
-        batch_size: Prompts per batch; None lets batches be halved.
+    Args:
+        run: The profile.
+        planned: The batch.
+        processes: Those that share the work.
+        halving: What fits into memory.
         blocks: How to run the model where its patterns come a few queries at a time.
-        most: Tokens that a batch may hold, padding included; None until memory runs out.
     """
+    moments = run.moments
 
-    batch_size: int | None
-    blocks: PatternBlocks | None
-    most: int | None = None
-
-    def cut(self, planned: BatchPlan) -> list[BatchPlan]:
-        """A batch in parts that may fit."""
-        return [planned] if self.most is None else planned.parts(self.most)
-
-    def has_run(self, planned: BatchPlan, reader: BatchReader) -> bool:
-        """Whether a batch fitted; else those from here on are to be smaller.
-
-        Raises:
-            RuntimeError: Torch's own, if a batch does not fit and cannot be halved.
-        """
-        try:
-            reader.run(self.blocks)
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            if self.batch_size is not None or len(planned.prompts) == 1:
-                # The kind of error stays, for those who catch it.
-                raise type(error)(f"{_remedy(planned, self.batch_size)} ({error})") from error
-        else:
-            return True
-        if self.most is None:
-            tell(
-                f"memory ran out in a batch of {len(planned.prompts)} prompts: from here on "
-                "batches are halved until they fit, which changes results by no more than "
-                "rounding; batch_size= sets their size"
-            )
-        self.most = planned.n_padded // 2
-        return False
-
-
-def _remedy(planned: BatchPlan, batch_size: int | None) -> str:
-    if batch_size is not None and len(planned.prompts) > 1:
-        return f"batch_size={batch_size} does not fit into memory: give fewer, or None"
-    return (
-        f"one prompt of {len(planned.prompts[0].tokens)} tokens does not fit into memory: give "
-        "shorter ones, signals= without those of attention, or more devices"
-    )
-
-
-def _add(run: ProfileRun, planned: BatchPlan, processes: Processes, fitting: _Fitting) -> None:
-    moments, waiting = run.moments, fitting.cut(planned)
-    while waiting:
-        part = waiting.pop(0)
+    def read(part: BatchPlan) -> BatchReader:
         reader = begin_batch(moments, run.adapter, part.batch())
-        if not fitting.has_run(part, reader):
-            # Nothing of it was added; what the reader holds must not outlive it.
-            del reader
-            waiting = [smaller for larger in (part, *waiting) for smaller in fitting.cut(larger)]
-            continue
+        reader.run(blocks)
+        return reader
+
+    for reader in halving.each(planned, read):
         if moments.reference is None and (processes.rank > 0 or reader.n_valid):
             _share_reference(run, reader, processes)
         finish_batch(moments, run.adapter, reader)
+        # What it holds must not outlive it.
+        del reader
 
 
 def _share_reference(run: ProfileRun, reader: BatchReader | None, processes: Processes) -> None:
