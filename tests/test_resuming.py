@@ -144,6 +144,48 @@ def test_a_block_that_mixes_rows_up_is_found() -> None:
         ml.patch_layers(model, pairs, progress=False)
 
 
+def padded(lead: Any, trail: Any) -> torch.Tensor:
+    """Which of 8 positions are no padding."""
+    places = torch.arange(8)
+    return (places >= torch.tensor(lead)[:, None]) & (places < 8 - torch.tensor(trail)[:, None])
+
+
+@pytest.mark.parametrize(
+    ("lead", "trail", "unlike"),
+    [
+        ([0] * 12, [0] * 12, {0, 11}),
+        ([0] * 12, [0] * 4 + [1, 3, 1, 2, 1, 1, 1, 1], {0, 5, 11}),
+        ([1, 0, 1, 3, 1, 1], [0] * 6, {0, 1, 3, 5}),
+        ([0], [2], {0}),
+    ],
+)
+def test_a_few_prompts_tell_whether_runs_resume_within_them(
+    lead: list[int], trail: list[int], unlike: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of them comes out wrong, the run is computed from the first position on."""
+    mask = padded(lead, trail)
+    tokens = random_tokens(*mask.shape)
+    adapter = as_adapter(tiny_model("llama", n_layers=2))
+    run_block, resumed = RecordedRun.run_block, []
+
+    def prepared(wrong: int) -> bool:
+        def spoilt(run: Any, block: int, residual: Any, prompts: Any, start: int) -> Any:
+            resumed.append(prompts.tolist())
+            after = run_block(run, block, residual, prompts, start)
+            return after + 5.0 * (prompts == wrong)[:, None, None] if start else after
+
+        monkeypatch.setattr(RecordedRun, "run_block", spoilt)
+        with adapter.inference():
+            run = RecordedRun(adapter, tokens, mask)
+            run.prepare()
+        return run.reuses_prefix
+
+    assert prepared(-1)
+    assert {frozenset(prompts) for prompts in resumed} == {frozenset(unlike)}
+    assert all(prompts == sorted(prompts, reverse=True) for prompts in resumed)
+    assert not any(prepared(wrong) for wrong in unlike)
+
+
 def test_prompts_as_long_as_the_context_are_patched() -> None:
     clean, corrupted = random_tokens(3, 5), random_tokens(3, 5, seed=1)
     answer, foil = random_tokens(3, 2, seed=2).T

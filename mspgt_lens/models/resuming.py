@@ -106,7 +106,7 @@ class RecordedRun:
         if len(own) < self.adapter.n_layers or not start:
             return
         self._prefix = own
-        self.reuses_prefix = self._resumes_at(start, order)
+        self.reuses_prefix = self._resumes_at(start, self._unlike())
 
     @property
     def n_pos(self) -> int:
@@ -249,6 +249,19 @@ class RecordedRun:
         )[0, real].float()
         resumed = self.logits(self.residual[-1][0, real])
         self._require_equal(resumed[None], expected[None], "the unembedding", self.mask[:1, real])
+
+    def _unlike(self) -> Int[Tensor, " row"]:
+        """A few prompts that differ as much as any in how blocks are called for them.
+
+        Every prompt has been run whole by now. What is cut at a position besides the residual,
+        masks, places and biases, follows the batch's size and each prompt's padding, which is at
+        its ends: so those with most and least of it at either end stand for all. They are two at
+        least, where there are two, and in another order than recorded.
+        """
+        lead, real = self.mask.int().argmax(dim=1), self.mask.sum(dim=1)
+        ends = [0, len(self.mask) - 1]
+        ends += [int(at) for of in (lead, real) for at in (of.argmin(), of.argmax())]
+        return torch.tensor(sorted(set(ends), reverse=True))
 
     def _resumes_at(self, start: int, order: Tensor) -> bool:
         # Short of the last position, so that both ends are seen to be cut right.
