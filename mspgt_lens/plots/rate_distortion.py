@@ -68,8 +68,8 @@ def plot_rate_distortion(found: RateDistortion, *, unit: Unit = "nats") -> go.Fi
     figure.update_yaxes(rangemode="tozero", row=2)
     name = f": {escape(found.model_name)}" if found.model_name else ""
     words = (
-        "upper bounds, from channels that were run, the lesser of two kinds; bands: 95% intervals; "
-        "dotted: one correlation in every direction; below: early sites dark, late ones bright"
+        "upper bounds, by whichever noise needs less; bands: 95% intervals; dotted: one "
+        "correlation in every direction; below: early sites dark"
     )
     style_figure(figure, f"What predictions need of every site{name}", words, height=760)
     figure.update_layout(
