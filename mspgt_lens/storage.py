@@ -5,6 +5,7 @@ A checksum of header and arrays goes with them, so that a damaged file is told f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,11 @@ from jaxtyping import AbstractArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 _HEADER = "mspgt_lens"
 _CHECKSUM = "checksum"
@@ -54,7 +60,7 @@ def write_result(
         ValueError: If the path names no file.
         OSError: If it cannot be written there; what was there before is as it was.
     """
-    file = _with_suffix(path)
+    file = result_file(path)
     told = {"format": _FORMAT, "kind": kind, **header}
     # Arrays in any other order than C's would come back scrambled.
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
@@ -110,6 +116,34 @@ def written_whole(file: Path) -> Iterator[Path]:
         _flush(file.parent, os.O_RDONLY)
 
 
+@contextmanager
+def held(file: Path) -> Iterator[None]:
+    """A name that one process at a time holds; whoever ends, even by being killed, lets go of it.
+
+    Where the system knows no such locks (Windows, some network disks), nobody is kept out.
+
+    Args:
+        file: An empty file of this name is there meanwhile.
+
+    Raises:
+        BlockingIOError: If another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with file.open("w") as opened:
+        try:
+            # Unlike flock, also between machines that share a network disk.
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(error.errno, f"{file} is held by another process") from error
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
 def reserve(file: Path, n_bytes: int) -> None:
     """Make a file of this size, with its room on the disk.
 
@@ -159,6 +193,18 @@ def read_result(
             f"{header.get('kind', 'something else')} of format {header.get('format')}"
         )
     return header, arrays
+
+
+def result_file(path: str | os.PathLike[str]) -> Path:
+    """The file that a result is saved in under this name.
+
+    Raises:
+        ValueError: If the path names no file.
+    """
+    path = Path(path)
+    if not path.name:
+        raise ValueError(f"path must name a file, got {str(path)!r}")
+    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
 def encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -248,7 +294,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _found(path: str | os.PathLike[str], kind: str) -> Path:
-    file = Path(path) if Path(path).is_file() else _with_suffix(path)
+    file = Path(path) if Path(path).is_file() else result_file(path)
     if not file.is_file():
         raise FileNotFoundError(f"path: no saved {kind} at {file}")
     return file
@@ -292,10 +338,3 @@ def _flush(path: str | Path, flags: int) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _with_suffix(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    if not path.name:
-        raise ValueError(f"path must name a file, got {str(path)!r}")
-    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")

@@ -6,6 +6,8 @@ import hashlib
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,54 @@ def test_a_damaged_part_and_a_file_are_refused(tmp_path: Path) -> None:
         profiled(tmp_path / "kept", model)
     with pytest.raises(ValueError, match="checkpoint must be a folder, got the file"):
         profiled(part, model)
+
+
+_HOLDING = """
+import sys
+from pathlib import Path
+from mspgt_lens.storage import held
+
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no locks of this kind")
+def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
+    model, folder = tiny_model("llama", **SMALL), tmp_path / "kept"
+    folder.mkdir()
+    partial = folder / "part-0-of-1-x.partial"
+    partial.write_text("of a run that is alive")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDING, str(folder / "part-0-of-1.lock")],
+        stdin=pipe,
+        stdout=pipe,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    ) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"held\n"
+            with pytest.raises(ValueError, match=r"checkpoint: another run writes into .*kept"):
+                profiled(folder, model)
+            assert partial.exists()
+        finally:
+            # However it ends, it holds nothing any more.
+            other.kill()
+    profiled(folder, model)
+    assert [path.name for path in folder.iterdir()] == ["part-0-of-1.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(**given: Any) -> Any:
+        raise PermissionError("closed")
+
+    monkeypatch.setattr(checkpoint_module.tempfile, "TemporaryFile", no_room)
+    with pytest.raises(PermissionError, match=r"checkpoint: .*kept cannot be written \(closed\)"):
+        profiled(tmp_path / "kept")
 
 
 def test_moments_are_written_only_now_and_then(

@@ -6,15 +6,16 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mspgt_lens.folds import stable_hash
 from mspgt_lens.gathering import BatchPlan
 from mspgt_lens.moments import Moments
 from mspgt_lens.processes import Processes, differences
-from mspgt_lens.storage import PARTIAL_SUFFIX, read_result, write_result
+from mspgt_lens.storage import PARTIAL_SUFFIX, held, read_result, write_result
 
 # Between two times that moments are written; more where writing takes long, to stay below a
 # twentieth of the pass.
@@ -25,8 +26,11 @@ _KIND = "Checkpoint"
 Description = Mapping[str, Any]
 
 
-class Checkpoint:
-    """One process's part of a pass, in a folder that all parts share.
+@contextmanager
+def kept_in(
+    folder: str | os.PathLike[str] | None, described: Description, processes: Processes
+) -> Iterator[Checkpoint]:
+    """One process's part of a pass, in a folder that all parts share; no other run may write there.
 
     Args:
         folder: The folder; made where there is none. None keeps nothing.
@@ -34,21 +38,57 @@ class Checkpoint:
         processes: All that take part.
 
     Raises:
-        ValueError: If ``folder`` is a file, or holds the parts of another pass.
+        ValueError: If ``folder`` is a file, another run writes there, or it holds the parts of
+            another pass.
         OSError: If nothing can be written there.
     """
+    if folder is None:
+        yield Checkpoint(None, described)
+        return
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"checkpoint must be a folder, got the file {folder}")
+    file = folder / f"part-{processes.rank}-of-{processes.size}.safetensors"
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Better now than after the first minutes.
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+            stack.enter_context(held(file.with_suffix(".lock")))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"checkpoint: another run writes into {folder} at this moment: wait for its end, "
+                "or give another folder"
+            ) from error
+        except OSError as error:
+            raise type(error)(
+                f"checkpoint: {folder} cannot be written ({error}): give another folder"
+            ) from error
+        # Left by a run that was killed: no other one writes there.
+        for left in folder.glob(f"{file.stem}-*{PARTIAL_SUFFIX}"):
+            left.unlink()
+        for other in folder.glob("part-*-of-*.safetensors"):
+            n_processes = other.stem.rpartition("-")[2]
+            if n_processes != str(processes.size):
+                _refuse(folder, [f"processes ({n_processes} there, {processes.size} here)"])
+        yield Checkpoint(file, described)
 
-    def __init__(
-        self, folder: str | os.PathLike[str] | None, described: Description, processes: Processes
-    ) -> None:
-        self._described = described
+
+class Checkpoint:
+    """The sums of one process's batches so far, on the disk from time to time.
+
+    Args:
+        file: Where they are kept; None keeps nothing.
+        described: What decides the sums, as JSON would hold it.
+    """
+
+    def __init__(self, file: Path | None, described: Description) -> None:
+        self._file, self._described = file, described
         self._history = hashlib.blake2b(digest_size=16)
         self._n_batches = 0
         self._n_kept, self._kept_history = 0, ""
-        self._file: Path | None = None
         self._due = time.monotonic() + SECONDS_BETWEEN
-        if folder is not None:
-            self._open(Path(folder), processes)
 
     def take_up(self, moments: Moments) -> bool:
         """Put what was written down in the place of moments of the same plan, if there is any.
@@ -104,21 +144,6 @@ class Checkpoint:
         if self._file is not None and self._n_batches > self._n_kept:
             self._write(moments)
 
-    def _open(self, folder: Path, processes: Processes) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"checkpoint must be a folder, got the file {folder}")
-        folder.mkdir(parents=True, exist_ok=True)
-        # Better now than after the first minutes.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        self._file = folder / f"part-{processes.rank}-of-{processes.size}.safetensors"
-        for left in folder.glob(f"{self._file.stem}-*{PARTIAL_SUFFIX}"):
-            left.unlink()
-        for other in folder.glob("part-*-of-*.safetensors"):
-            n_processes = other.stem.rpartition("-")[2]
-            if n_processes != str(processes.size):
-                self._refuse([f"processes ({n_processes} there, {processes.size} here)"])
-
     def _write(self, moments: Moments) -> None:
         assert self._file is not None
         start = time.monotonic()
@@ -131,9 +156,13 @@ class Checkpoint:
         end = time.monotonic()
         self._due = end + max(SECONDS_BETWEEN, _SHARE_OF_WRITING * (end - start))
 
-    def _refuse(self, differing: list[str]) -> None:
+    def _refuse(self, differing: list[str]) -> NoReturn:
         assert self._file is not None
-        raise ValueError(
-            f"checkpoint: {self._file.parent} holds a pass that differs in {'; '.join(differing)}: "
-            "start it again with the same model, prompts and arguments, or give another folder"
-        )
+        _refuse(self._file.parent, differing)
+
+
+def _refuse(folder: Path, differing: list[str]) -> NoReturn:
+    raise ValueError(
+        f"checkpoint: {folder} holds a pass that differs in {'; '.join(differing)}: start it again "
+        "with the same model, prompts and arguments, or give another folder"
+    )

@@ -24,7 +24,7 @@ from mspgt_lens.halving import Halving
 from mspgt_lens.models import PatternBlocks, own_attention, pattern_blocks
 from mspgt_lens.processes import ALONE, Processes
 from mspgt_lens.products import faster_layers
-from mspgt_lens.profile.checkpoint import Checkpoint
+from mspgt_lens.profile.checkpoint import Checkpoint, kept_in
 from mspgt_lens.profile.memory import kept_memory
 from mspgt_lens.profile.run import ProfileRun
 from mspgt_lens.prompts import Prompt, PromptDataset
@@ -70,9 +70,9 @@ def pass_over(
     per_batch = TOKENS_PER_BATCH.get(adapter.device.type, TOKENS_PER_BATCH["cuda"])
     described = run.described(first) | {"batch_size": batch_size, "tokens_per_batch": per_batch}
     processes.agree(described)
-    kept = Checkpoint(checkpoint, described, processes)
     n_tokens = sum(len(prompt.tokens) for prompt in first)
     with ExitStack() as stack:
+        kept = stack.enter_context(kept_in(checkpoint, described, processes))
         stack.enter_context(adapter.inference())
         stack.enter_context(kept_memory())
         stack.enter_context(faster_layers())
