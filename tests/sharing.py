@@ -18,7 +18,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from profiles import LENGTH, RAGGED, SMALL, prompts_of, run
-from tiny import random_tokens, tiny_model
+from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 from torch import Tensor, distributed
 
 import mspgt_lens as ml
@@ -193,6 +193,37 @@ def fail(rank: int, folder: Path) -> None:
         if name == "nan":
             model.reset_hooks()
     (folder / f"told-{rank}").write_text("\n".join(told))
+
+
+def unread(rank: int, folder: Path) -> None:
+    """One process cannot read its prompts, whatever they are for."""
+    # Nobody may wait for what has been told already.
+    processes_module._FAREWELL = 3600.0
+    model = tiny_model("llama", n_layers=6)
+    model.tokenizer = tiny_tokenizer()
+    common: dict[str, Any] = {"progress": False, "process_group": distributed.group.WORLD}
+
+    def texts() -> Iterator[str]:
+        for number, row in enumerate(random_tokens(30, 140)):
+            if rank == 1 and number == 5:
+                raise OSError("this disk is gone")
+            yield as_text(row)
+
+    told = {}
+    for measure, more in (
+        (ml.profile_layers, ()),
+        (ml.measure_brittleness, [(2, 4)]),
+        (ml.perturb_scales, [(2, 4)]),
+        (ml.studies.block_effects, ()),
+        (ml.classify_tokens, ()),
+        (ml.rate_distortion, ()),
+        (ml.analyze, ()),
+    ):
+        try:
+            measure(model, texts(), *more, **common)
+        except Exception as error:
+            told[measure.__name__] = f"{type(error).__name__}: {error}"
+    (folder / f"told-{rank}").write_text(json.dumps(told))
 
 
 def failing_patches(model: Any, rank: int) -> None:

@@ -19,6 +19,7 @@ from sharing import (
     in_processes,
     interventions,
     share,
+    unread,
 )
 from tiny import random_tokens, tiny_model
 
@@ -114,6 +115,16 @@ def test_what_stops_one_process_stops_all(tmp_path: Path) -> None:
     assert patched[2] == "ArithmeticError: no such number"
     for text in patched[:2]:
         assert text == "PeerError: process 2 of 3 stopped: ArithmeticError: no such number"
+
+
+def test_prompts_that_one_process_cannot_read_stop_all(tmp_path: Path) -> None:
+    """Whatever is measured: a wait for the others would last an hour here."""
+    assert in_processes(unread, 2, tmp_path) == [0, 0]
+    first, second = (json.loads((tmp_path / f"told-{rank}").read_text()) for rank in range(2))
+    assert len(second) == 7
+    for name, error in second.items():
+        assert error == "OSError: this disk is gone", name
+        assert first[name] == "PeerError: process 1 of 2 stopped: OSError: this disk is gone", name
 
 
 def test_a_process_that_was_killed_is_missed(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.scales import published
 from mspgt_lens.scales.normalizing import rank_normalize
 from mspgt_lens.scales.segments import MIN_BLOCKS, edge_changes, segment_blocks, summarize_places
-from mspgt_lens.signals import RIVAL_SIGNALS
+from mspgt_lens.signals import RIVAL_SIGNALS, SIGNALS
 
 Placing = Literal["fused", "stages", "attention_span", "mi_peaks", "hvib", "thirds", "quarters"]
 AsPublished = Literal["attention_distance", "mi_drop", "published_fusion"]
@@ -71,8 +71,8 @@ def detect_scales(
     By the formulas of the theory's first version (arXiv 2505.18244v1), and placing as many
     boundaries as they find, also none: ``"mi_drop"``, blocks where the first difference of the
     information between neighboring sites is more than two standard deviations below its mean;
-    ``"attention_distance"``, the same rule for rises of the attention distance as published
-    (profile it with ``signals=["attention_distance", ...]``); ``"published_fusion"``, blocks where
+    ``"attention_distance"``, the same rule for rises of the attention distance as published (a
+    profile of your own needs it among ``signals=``); ``"published_fusion"``, blocks where
     the weighted sum of peaks of the three scales' probes (here: predicted information), rises of
     the distance and falls of the information is as high. What the source leaves open, and what was
     chosen for it, is in ``docs/rivals.md``.
@@ -116,7 +116,7 @@ def detect_scales(
         _check_thresholds(span_thresholds)
     weights = published.check_weights(fusion_weights)
     if profile is None:
-        profile = _profiled(model, prompts, seed, progress)
+        profile = _profiled(model, prompts, method, seed, progress)
     thresholds = span_thresholds or _default_thresholds(profile)
     signals, notes = _choose_signals(profile)
     replicates = _replicates(profile, n_bootstraps, seed)
@@ -212,20 +212,42 @@ def _placed_by(
     )
 
 
-def _profiled(
-    model: Any, prompts: PromptDataset | Iterable[str] | None, seed: int, progress: bool
-) -> LayerProfile:
-    """A pass over the prompts, where it can be enough."""
-    if model is None or prompts is None:
-        raise ValueError("detect_scales needs a model and prompts, or profile=")
+def check_depth(model: Any) -> None:
+    """See that boundaries can be sought in a model: nobody should wait for a pass in vain.
+
+    Raises:
+        CannotMeasure: If it has fewer than 6 blocks.
+    """
     n_layers = as_adapter(model).n_layers
     if n_layers < MIN_BLOCKS:
-        # Nobody should wait for a pass that cannot be enough.
         raise CannotMeasure(
             f"model must have at least {MIN_BLOCKS} blocks, got {n_layers}: with fewer, two "
             "boundaries cannot be told from drift"
         )
-    return profile_layers(model, prompts, seed=seed, progress=progress)
+
+
+def signals_for(method: Placing | AsPublished | Detector) -> list[str] | None:
+    """What a pass must gather for a method: the usual signals (None), or one of another theory too.
+
+    It changes nothing in the test, which is of the usual signals.
+    """
+    of_distance = ("attention_distance", "published_fusion")
+    return [*SIGNALS, "attention_distance"] if method in of_distance else None
+
+
+def _profiled(
+    model: Any,
+    prompts: PromptDataset | Iterable[str] | None,
+    method: Placing | AsPublished | Detector,
+    seed: int,
+    progress: bool,
+) -> LayerProfile:
+    """A pass over the prompts, where it can be enough."""
+    if model is None or prompts is None:
+        raise ValueError("detect_scales needs a model and prompts, or profile=")
+    check_depth(model)
+    signals = signals_for(method)
+    return profile_layers(model, prompts, signals=signals, seed=seed, progress=progress)
 
 
 def _checked_method(method: Placing | AsPublished | Detector, n_boundaries: int | None) -> str:

@@ -39,7 +39,7 @@ from mspgt_lens.prompts import (
     as_dataset,
     load_passages,
 )
-from mspgt_lens.scales.detection import detect_scales
+from mspgt_lens.scales.detection import check_depth, detect_scales
 from mspgt_lens.signals import SIGNALS
 from mspgt_lens.storage import read_result, write_result
 from mspgt_lens.theory.evaluation import RIVALS
@@ -277,18 +277,20 @@ def analyze(
         >>> list(analysis.parts)
         ['profile', 'partition', ...]
     """
-    adapter = as_adapter(load_model(model) if isinstance(model, str) else model)
-    rows = _rows(adapter, prompts, max_length)
-    into = None if folder is None else Path(folder)
-    sizes = {
-        "n_documents": n_documents,
-        "n_control_documents": n_control_documents,
-        "n_tokens": n_tokens,
-    }
-    for name, value in sizes.items():
-        if value < 3:
-            raise ValueError(f"{name} must be at least 3, got {value}")
+    # What one process fails at before the others are with it must be told them, too.
     with joined(process_group) as processes:
+        adapter = as_adapter(load_model(model) if isinstance(model, str) else model)
+        check_depth(adapter)
+        sizes = {
+            "n_documents": n_documents,
+            "n_control_documents": n_control_documents,
+            "n_tokens": n_tokens,
+        }
+        for name, value in sizes.items():
+            if value < 3:
+                raise ValueError(f"{name} must be at least 3, got {value}")
+        rows = _rows(adapter, prompts, max_length)
+        into = None if folder is None else Path(folder)
         steps = _Steps(adapter, rows, into, sizes, seed, progress, processes, process_group)
         steps.begin(family)
         with tqdm(total=len(_KINDS), disable=not progress or not steps.is_first) as bar:
