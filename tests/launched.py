@@ -18,8 +18,9 @@ import torch
 from torch import distributed
 
 from mspgt_lens import processes as processes_module
-from mspgt_lens.cli import command, placing
 from mspgt_lens.cli import main as run_command
+from mspgt_lens.cli import placing
+from mspgt_lens.cli import profile as profile_command
 
 
 def failing(error: Exception) -> Callable[..., Any]:
@@ -45,7 +46,7 @@ TROUBLES: dict[str, tuple[int, Any, str, Callable[..., Any]]] = {
     "loading": (1, placing, "load_model", failing(OSError("this disk is gone"))),
     "bug": (1, placing, "load_model", failing(AssertionError("a bug"))),
     "pass": (1, placing, "load_model", spoiled(placing.load_model)),
-    "writing": (0, command, "write_report", failing(PermissionError("no place to write"))),
+    "writing": (0, profile_command, "write_report", failing(PermissionError("no place to write"))),
 }
 
 
@@ -73,7 +74,7 @@ def main(folder: Path) -> int:
     }
     profile = shared.pop("profile")
     changed = {
-        "alike": [*profile, "--n-documents", "2"],
+        "alike": ["scales", "--no-progress"],
         "shallow": ["analyze", *profile[1:-1], str(folder / "analysis")],
         "usage": ["profile"],
         "unshared": ["plan", str(folder / "tiny"), "--prompts", "9", "--length", "64"],

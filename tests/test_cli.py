@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 from functools import partial
 
 import numpy as np
@@ -13,7 +15,11 @@ from tiny import as_text, random_tokens, tiny_model, tiny_tokenizer
 import mspgt_lens as ml
 from mspgt_lens.cli import analyze as analyze_command
 from mspgt_lens.cli import command as cli
+from mspgt_lens.cli import options as options_module
+from mspgt_lens.cli import patch as patch_command
 from mspgt_lens.cli import placing
+from mspgt_lens.cli import profile as profile_command
+from mspgt_lens.cli import scales as scales_command
 
 
 @pytest.fixture
@@ -32,8 +38,44 @@ def tiny_by_name(monkeypatch):
 
 
 @pytest.fixture
+def deep_by_name(monkeypatch):
+    """``deep``, with enough blocks for boundaries."""
+    model = tiny_model("llama", n_layers=8)
+    model.tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(placing, "load_model", lambda name: model)
+    return model
+
+
+@pytest.fixture
 def texts():
     return [as_text(row) for row in random_tokens(30, 140)]
+
+
+def refused(arguments, capsys):
+    """What the parser says of arguments that it does not take."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def parsers():
+    """Every command's own parser."""
+    (commands,) = (a for a in cli._parser()._actions if a.dest == "command")
+    return commands.choices
+
+
+@pytest.mark.parametrize("name", parsers())
+def test_help_says_what_every_option_is_and_what_it_is_without(name):
+    for action in parsers()[name]._actions:
+        assert action.help, action.dest
+        if action.default not in (None, False, argparse.SUPPRESS):
+            shown = action.help % vars(action)
+            default = action.default
+            if isinstance(default, tuple):
+                default = ",".join(f"{x:g}" for x in default)
+            assert f"default: {default}" in shown, action.dest
+    assert f"mspgt-lens {name} " in parsers()[name].epilog
 
 
 def test_help_reads_well(capsys):
@@ -84,8 +126,8 @@ def test_the_scale_map_comes_from_the_same_pass(tiny_by_name, texts, tmp_path, m
         shown.extend([*results, scale_map])
         return path
 
-    monkeypatch.setattr(cli, "profile_layers", profiled)
-    monkeypatch.setattr(cli, "write_report", written)
+    monkeypatch.setattr(profile_command, "profile_layers", profiled)
+    monkeypatch.setattr(profile_command, "write_report", written)
     prompts = tmp_path / "texts.txt"
     prompts.write_text("\n".join(texts))
     options = ["--prompts", str(prompts), "--max-length", "140", "--no-progress", "--scale-map"]
@@ -114,13 +156,14 @@ def test_some_documents_are_evenly_spaced(tiny_by_name, texts, tmp_path, capsys)
     found = ml.results.LayerProfile.load(saved)
     assert found.n_groups == 15
     assert found.n_tokens == own.n_tokens
-    assert cli.main(["profile", "tiny", *options, "--n-documents", "2"]) == 2
-    assert "--n-documents must be at least 3, got 2" in capsys.readouterr().err
+    assert "--n-documents: must be a whole number, at least 5, got '4'" in refused(
+        ["profile", "tiny", *options, "--n-documents", "4"], capsys
+    )
 
 
 @pytest.mark.parametrize("wanted", [3, 7, 10, 12])
 def test_documents_that_are_kept_are_as_many_as_wanted(wanted):
-    kept = cli._spaced(range(10), 10, wanted)
+    kept = options_module._spaced(range(10), 10, wanted)
     assert len(kept) == len(set(kept)) == min(wanted, 10)
     gaps = np.diff(kept)
     assert gaps.max() - gaps.min() <= 1
@@ -146,6 +189,93 @@ def test_scales_prints_the_partition_and_writes_its_figures(tmp_path, capsys):
     assert "leave out --control" in capsys.readouterr().err
 
 
+def test_a_saved_profile_needs_no_model_and_takes_no_option_of_a_pass(tmp_path, capsys):
+    saved = made_profile(n_layers=10).save(tmp_path / "kept")
+    given = ["scales", "--profile", str(saved), "--out", str(tmp_path / "scales.html")]
+    assert cli.main(given) == 0
+    assert "made/up-1B" in capsys.readouterr().out
+    wrong = ["--device", "cpu", "--dtype", "bfloat16", "--max-length", "64"]
+    assert cli.main([*given, *wrong]) == 2
+    assert "leave out --max-length, --device, --dtype" in capsys.readouterr().err
+
+
+def test_a_model_too_shallow_for_boundaries_is_refused_before_the_pass(
+    tiny_by_name, texts, tmp_path, monkeypatch, capsys
+):
+    for module in (profile_command, scales_command):
+        monkeypatch.setattr(module, "profile_layers", None)
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    files = ["--prompts", str(tmp_path / "texts.txt"), "--no-progress"]
+    for arguments in (["profile", "tiny", "--scales"], ["scales", "tiny"]):
+        assert cli.main([*arguments, *files]) == 2
+        assert "model must have at least 6 blocks, got 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["attention_distance", "published_fusion"])
+def test_a_pass_gathers_what_the_method_reads(method, deep_by_name, texts, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    files = ["--prompts", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "scales.html")]
+    given = [*files, "--max-length", "140", "--no-progress", "--method", method]
+    assert cli.main(["scales", "deep", *given]) == 0
+    assert f"{method:20}" in capsys.readouterr().out
+
+
+def test_what_a_pass_found_is_saved_though_there_is_nothing_to_segment(
+    deep_by_name, texts, tmp_path, monkeypatch, capsys
+):
+    def flat(**given):
+        raise ml.CannotMeasure("no signal changes with depth")
+
+    monkeypatch.setattr(profile_command, "detect_scales", flat)
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    files = ["--prompts", str(tmp_path / "texts.txt"), "--save", str(tmp_path / "kept")]
+    given = [*files, "--max-length", "140", "--no-progress", "--scales"]
+    assert cli.main(["profile", "deep", *given]) == 2
+    assert "no signal changes" in capsys.readouterr().err
+    assert ml.results.LayerProfile.load(tmp_path / "kept").n_layers == 8
+
+
+def test_nothing_is_written_over_what_is_read(tmp_path, capsys):
+    prompts = tmp_path / "texts.txt"
+    prompts.write_text("one\ntwo")
+    same = str(tmp_path / "." / "texts.txt")
+    assert cli.main(["profile", "tiny", "--prompts", str(prompts), "--out", same]) == 2
+    assert "--out would be written over --prompts" in capsys.readouterr().err
+    assert prompts.read_text() == "one\ntwo"
+    saved = made_profile(n_layers=10).save(tmp_path / "kept")
+    kept = str(tmp_path / "kept")
+    assert cli.main(["scales", "--profile", kept, "--save", kept]) == 2
+    assert "--save would be written over --profile" in capsys.readouterr().err
+    assert cli.main(["profile", "tiny", "--save", kept, "--out", str(saved)]) == 2
+    assert "--save would be written over --out" in capsys.readouterr().err
+    assert ml.results.LayerProfile.load(saved).n_layers == 10
+
+
+def test_what_is_no_file_is_seen_before_the_run(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert cli.main(["profile", "tiny", "--prompts", str(tmp_path / "pipe")]) == 2
+    assert "is no file that can be read twice" in capsys.readouterr().err
+    (tmp_path / "kept.safetensors").mkdir()
+    for flag, path in (
+        ("--out", tmp_path / "pipe"),
+        ("--save", tmp_path / "kept"),
+        ("--out", tmp_path / ("x" * 300)),
+        ("--checkpoint", tmp_path / ("x" * 300)),
+    ):
+        assert f"argument {flag}: " in refused(["profile", "tiny", flag, str(path)], capsys)
+
+
+def test_an_error_without_words_is_named(monkeypatch, capsys):
+    for error in (MemoryError(), NotImplementedError()):
+
+        def load(name, error=error):
+            raise error
+
+        monkeypatch.setattr(placing, "load_model", load)
+        assert cli.main(["profile", "tiny"]) == 2
+        assert capsys.readouterr().err == f"mspgt-lens: {type(error).__name__}\n"
+
+
 def test_patch_writes_a_report_with_the_strongest_cells(tiny_by_name, tmp_path, capsys):
     rows = random_tokens(10, 5)
     records = [
@@ -168,8 +298,21 @@ def test_patch_writes_a_report_with_the_strongest_cells(tiny_by_name, tmp_path, 
     assert "Patching one attention head" in out.read_text()
     assert ml.results.PatchSweep.load(saved).place == "z"
     assert cli.main(["patch", "tiny", "--task", "induction", "--no-progress", *files[2:4]]) == 0
-    assert cli.main(["patch", "tiny", "--task", "induction", "--n-pairs", "0"]) == 2
-    assert "n_pairs at least 1" in capsys.readouterr().err
+    assert "--n-pairs: must be a whole number, at least 1" in refused(
+        ["patch", "tiny", "--task", "induction", "--n-pairs", "0"], capsys
+    )
+    assert cli.main(["patch", "tiny", *files, "--n-pairs", "4"]) == 2
+    assert "leave it out with --pairs" in capsys.readouterr().err
+
+
+def test_a_partition_of_another_model_is_seen_before_the_sweep(
+    tiny_by_name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(patch_command, "patch_layers", None)
+    partition = ml.detect_scales(profile=made_profile(n_layers=10))
+    given = ["patch", "tiny", "--task", "induction", "--partition"]
+    assert cli.main([*given, str(partition.save(tmp_path / "kept"))]) == 2
+    assert "partition is of 10 blocks, but the model has 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -260,6 +403,17 @@ def test_brittleness_prints_slopes_and_writes_its_figures(tiny_by_name, texts, t
     kept = ml.results.Brittleness.load(tmp_path / "kept")
     assert (kept.levels, kept.settings["n_groups"]) == ((0.05, 0.1), 5)
     assert kept.settings["n_positions"] == 5 * (12 - 4)
+    # Every sixth document, its first window.
+    own = [
+        [tiny_by_name.tokenizer.bos_token_id, *row[:11].tolist()] for row in random_tokens(30, 140)
+    ]
+    assert kept == ml.measure_brittleness(
+        tiny_by_name,
+        ml.PromptDataset.from_tokens(own[::6]),
+        (1, 3),
+        levels=(0.05, 0.1),
+        progress=False,
+    )
     assert cli.main(["brittleness", "tiny", *files, "--blocks", "3,1", "--no-progress"]) == 2
     assert "rise from 1 to 3" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -305,11 +459,10 @@ def test_rate_distortion_prints_rates_and_writes_its_figure(tiny_by_name, texts,
         (["--n-documents", "11"], "--n-documents: must be a whole number, at least 12"),
         (["--max-length", "51"], "--max-length: must be a whole number, at least 52"),
         (["--n-targets", "0"], "--n-targets: must be a whole number, at least 1"),
-        (["--sites", "a"], "--sites: invalid numbers value: 'a'"),
+        (["--sites", "0,a"], "--sites: must be whole numbers separated by commas, such as 0,10"),
+        (["--distortions", "0.1,"], "--distortions: must be numbers separated by commas, such as"),
     ):
-        with pytest.raises(SystemExit):
-            cli.main(["rate-distortion", "tiny", *files, *wrong])
-        assert message in capsys.readouterr().err
+        assert message in refused(["rate-distortion", "tiny", *files, *wrong], capsys)
 
 
 def test_analyze_takes_models_one_after_the_other_and_compares_them(
@@ -353,3 +506,6 @@ def test_analyze_takes_models_one_after_the_other_and_compares_them(
     assert cli.main(["analyze", "three", *files]) == 2
     assert cli.main(["analyze", "one", "two", *files, "--family", "A"]) == 2
     assert "--family must be given once per model (2)" in capsys.readouterr().err
+    for twice in (["one", "one"], ["a/one", "a-one"]):
+        assert cli.main(["analyze", *twice, *files]) == 2
+        assert "one model given twice is no second witness" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,16 @@ def test_torchrun_gives_what_one_process_gives(folder: Path) -> None:
     assert parts == ["part-0-of-2.safetensors", "part-1-of-2.safetensors"]
 
 
+def test_the_script_of_the_page_runs_as_it_stands(folder: Path) -> None:
+    page = (HERE.parent / "docs" / "clusters.md").read_text("utf-8")
+    (script,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    assert script.count('"gpt2"') == 1
+    (folder / "script.py").write_text(script.replace('"gpt2"', '"./tiny"'))
+    done = torchrun("script.py", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert LayerProfile.load(folder / "profile").n_groups == 30
+
+
 @pytest.fixture(scope="module")
 def launched(
     tmp_path_factory: pytest.TempPathFactory,
@@ -123,8 +134,8 @@ def test_what_stops_one_process_is_said_once_and_ends_all(
         "bug": (1, "mspgt-lens: process 1 of 2: Traceback (most recent call last):"),
         "pass": (2, "mspgt-lens: process 1 of 2: activations at site 1 are NaN or infinite"),
         "writing": (2, "mspgt-lens: process 0 of 2: no place to write"),
-        "alike": (2, "mspgt-lens: --n-documents must be at least 3, got 2"),
-        "shallow": (2, "mspgt-lens: process 0 of 2: "),
+        "alike": (2, "mspgt-lens: scales needs a MODEL, or --curves with a table, or --profile"),
+        "shallow": (2, "mspgt-lens: model must have at least 6 blocks, got 4"),
         "usage": (2, "mspgt-lens profile: error: the following arguments are required: MODEL"),
         "unshared": (2, "mspgt-lens: plan runs in one process, and 2 were started"),
     }
@@ -217,6 +228,22 @@ def test_processes_must_be_able_to_meet(
     assert "RANK, MASTER_ADDR, MASTER_PORT are not set: start them by" in capsys.readouterr().err
 
 
+def test_processes_that_cannot_meet_are_told_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(backend: str) -> None:
+        raise RuntimeError("the client socket has timed out\nException raised from ...")
+
+    given = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", nobody)
+    assert command.main(["profile", "demo"]) == 2
+    error = capsys.readouterr().err
+    assert "could not meet at node0, port 29500 (the client socket has timed out)" in error
+    assert len(error.splitlines()) == 1
+
+
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Launch]:
     """The second of two processes on a machine with so many GPUs."""
@@ -243,6 +270,17 @@ def test_every_process_takes_a_gpu_of_its_own(gpus: Callable[[int], Launch]) -> 
         gpus(2).device("cuda:0", False)
     with pytest.raises(ValueError, match="2 processes were started on this one: start one per"):
         gpus(2).device(None, True)
+
+
+def test_processes_that_no_launcher_numbered_cannot_take_gpus(
+    gpus: Callable[[int], Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = gpus(2)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    with pytest.raises(ValueError, match="LOCAL_RANK and LOCAL_WORLD_SIZE are not set: start the"):
+        launch.device(None, False)
+    assert gpus(0).device("cpu", False) == "cpu"
 
 
 def test_one_process_per_machine_may_spread_its_model(

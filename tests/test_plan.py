@@ -221,10 +221,10 @@ def test_the_command_needs_a_configuration_and_no_weights(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompts", "3", "--length", "100"], "n_prompts must be at least 5"),
-        (["--prompts", "10", "--length", "1"], "length must be at least 2"),
+        (["--prompts", "3", "--length", "100"], "--prompts: must be a whole number, at least 5"),
+        (["--prompts", "10", "--length", "1"], "--length: must be a whole number, at least 2"),
         (["--prompts", "10", "--length", "257"], "the model's context, 256 tokens, got 257"),
-        (["--prompts", "10", "--length", "99", "--devices", "0"], "n_devices must be at least 1"),
+        (["--prompts", "10", "--length", "99", "--devices", "0"], "--devices: must be a whole"),
         (
             ["--prompts", "10", "--length", "99", "--devices", "2", "--device", "cpu"],
             "got 2 of cpu",
@@ -235,7 +235,11 @@ def test_bad_plans_get_one_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_config("llama").save_pretrained(tmp_path)
-    assert main(["plan", str(tmp_path), *arguments]) == 2
+    try:
+        code = main(["plan", str(tmp_path), *arguments])
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
     assert message in capsys.readouterr().err
 
 

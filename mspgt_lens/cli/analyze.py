@@ -6,13 +6,13 @@ import argparse
 import gc
 import re
 import sys
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from mspgt_lens.cli.arguments import new_folder
+from mspgt_lens.cli.arguments import new_folder, whole_number
+from mspgt_lens.cli.options import MODEL_HELP, add_length, add_prompts, add_run, prompts_for
 from mspgt_lens.cli.placing import load_placed
 from mspgt_lens.contract import aligned
-from mspgt_lens.prompts import PromptDataset
 from mspgt_lens.report.tables import verdict_rows
 from mspgt_lens.report.writing import write_report
 from mspgt_lens.studies.analysis import Analysis, analyze
@@ -20,20 +20,8 @@ from mspgt_lens.studies.comparison import compare_models
 from mspgt_lens.theory.evaluation import evaluate_predictions
 
 
-def add_analyze_command(
-    commands: Any,
-    add_prompts: Callable[[argparse.ArgumentParser], None],
-    add_run: Callable[[argparse.ArgumentParser], None],
-    prompts_of: Callable[[argparse.Namespace, Any], PromptDataset],
-) -> None:
-    """Add ``analyze`` to the command's subparsers.
-
-    Args:
-        commands: The subparsers.
-        add_prompts: Adds the prompts.
-        add_run: Adds what every pass takes.
-        prompts_of: Reads the prompts.
-    """
+def add_analyze_command(commands: Any) -> None:
+    """Add ``analyze`` to the command's subparsers."""
     command = commands.add_parser(
         "analyze",
         help="everything about one or many models, and the theory's predictions",
@@ -42,13 +30,9 @@ def add_analyze_command(
         "Models are taken one after the other; an interrupted analysis goes on where it stopped.",
         epilog="example: mspgt-lens analyze gpt2 Qwen/Qwen2.5-0.5B --out analysis",
     )
-    command.add_argument(
-        "models",
-        metavar="MODEL",
-        nargs="+",
-        help="hub names, local folders or GGUF files, or 'demo' (SmolLM2-135M)",
-    )
+    command.add_argument("models", metavar="MODEL", nargs="+", help=f"each {MODEL_HELP}")
     add_prompts(command)
+    add_length(command)
     command.add_argument(
         "--family",
         action="append",
@@ -58,10 +42,10 @@ def add_analyze_command(
     )
     command.add_argument(
         "--n-documents",
-        type=int,
+        type=whole_number(3),
         default=12,
         metavar="N",
-        help="documents that perturbations run on (default: %(default)s)",
+        help="run perturbations on N documents at most, evenly spaced (default: %(default)s)",
     )
     command.add_argument(
         "--out",
@@ -71,23 +55,27 @@ def add_analyze_command(
         help="where results and reports go, one folder per model (default: %(default)s)",
     )
     add_run(command)
-    command.set_defaults(run=lambda options: _analyze(options, prompts_of), shares_work=True)
+    command.set_defaults(run=_analyze, shares_work=True)
 
 
-def _analyze(
-    options: argparse.Namespace, prompts_of: Callable[[argparse.Namespace, Any], PromptDataset]
-) -> int:
+def _analyze(options: argparse.Namespace) -> int:
     families = options.family or [None] * len(options.models)
     if len(families) != len(options.models):
         raise ValueError(
             f"--family must be given once per model ({len(options.models)}), or not at all; got "
             f"{len(families)}"
         )
+    folders = [options.out / _folder_name(name) for name in options.models]
+    if len(set(folders)) < len(folders):
+        raise ValueError(
+            "every MODEL must be given once, and have a folder of its own in --out, got "
+            f"{', '.join(options.models)}: one model given twice is no second witness"
+        )
     done: list[Analysis] = []
     failed = []
-    for name, family in zip(options.models, families, strict=True):
+    for name, family, folder in zip(options.models, families, folders, strict=True):
         try:
-            done.append(_one(options, name, family, prompts_of))
+            done.append(_one(options, name, family, folder))
         except (
             ValueError,
             TypeError,
@@ -117,15 +105,13 @@ def _analyze(
     return 2 if failed else 0
 
 
-def _one(
-    options: argparse.Namespace,
-    name: str,
-    family: str | None,
-    prompts_of: Callable[[argparse.Namespace, Any], PromptDataset],
-) -> Analysis:
-    folder = options.out / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model")
+def _folder_name(model: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", model).strip("-.") or "model"
+
+
+def _one(options: argparse.Namespace, name: str, family: str | None, folder: Path) -> Analysis:
     model = load_placed(options, name)
-    prompts = prompts_of(options, model)
+    prompts = prompts_for(options, model)
     analysis = analyze(
         model,
         prompts,

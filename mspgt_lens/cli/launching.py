@@ -16,6 +16,8 @@ from mspgt_lens.models import as_adapter
 from mspgt_lens.processes import ALONE, PeerError, Processes, joined
 
 _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+# On machines with GPUs, of which each process takes its own.
+_NEEDED_HERE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 class Launch:
@@ -48,9 +50,18 @@ class Launch:
             is_spread: Whether each model goes to several devices.
 
         Raises:
-            ValueError: If the processes of this machine would have to share GPUs.
+            ValueError: If the processes of this machine would have to share GPUs, or the
+                environment does not say how many there are.
         """
-        n_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if self.size > 1 else 1
+        if self.size == 1:
+            return asked
+        missing = [name for name in _NEEDED_HERE if name not in os.environ]
+        if missing and torch.cuda.is_available():
+            raise ValueError(
+                f"each process takes a GPU of its own, and {' and '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} not set: start the processes by torchrun"
+            )
+        n_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         if n_here == 1:
             return asked
         if is_spread:
@@ -137,7 +148,8 @@ def launched() -> Iterator[Launch]:
     All but the first write nothing to their standard output and error.
 
     Raises:
-        ValueError: If the environment says how many there are, but not how they meet.
+        ValueError: If the environment says how many there are, but not how they meet, or they
+            cannot.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
@@ -152,8 +164,15 @@ def launched() -> Iterator[Launch]:
         )
     is_mine = not distributed.is_initialized()
     if is_mine:
-        # For meeting; on GPUs, numbers go through a group of their own.
-        distributed.init_process_group("gloo")
+        try:
+            # For meeting; on GPUs, numbers go through a group of their own.
+            distributed.init_process_group("gloo")
+        except RuntimeError as error:
+            raise ValueError(
+                f"the {size} processes that were started together could not meet at "
+                f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']} "
+                f"({str(error).splitlines()[0]}): start all of them, with an address that all reach"
+            ) from error
     try:
         with joined(distributed.group.WORLD) as processes, ExitStack() as stack:
             launch = Launch(processes)

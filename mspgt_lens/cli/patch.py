@@ -6,20 +6,24 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from mspgt_lens.cli.arguments import add_seed, new_file
-from mspgt_lens.cli.placing import add_placing, load_placed
+from mspgt_lens.cli.arguments import whole_number
+from mspgt_lens.cli.options import add_files, add_model, add_run
+from mspgt_lens.cli.placing import load_placed
 from mspgt_lens.cli.reading import read_records, record_group
 from mspgt_lens.contract import aligned
-from mspgt_lens.models import PatchPlace
+from mspgt_lens.models import PatchPlace, as_adapter
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.patching.layers import PatchMethod, patch_layers
 from mspgt_lens.patching.metrics import DEFAULT_METRIC, MetricName
 from mspgt_lens.patching.pairs import PromptPairs
-from mspgt_lens.patching.scales import patch_scales
+from mspgt_lens.patching.scales import contiguous_segments, patch_scales
 from mspgt_lens.patching.sweeping import Direction
 from mspgt_lens.patching.tasks import TASKS
 from mspgt_lens.report.tables import strongest_cells
 from mspgt_lens.report.writing import write_report
+
+_N_PAIRS = 16
+_FIELDS = ("clean", "corrupted", "answer", "foil")
 
 
 def add_patch_command(commands: Any) -> None:
@@ -32,11 +36,7 @@ def add_patch_command(commands: Any) -> None:
         "report.",
         epilog="example: mspgt-lens patch gpt2 --task indirect_objects --out patch.html",
     )
-    command.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a hub name, a local folder or GGUF file, or 'demo' (SmolLM2-135M)",
-    )
+    add_model(command)
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", choices=TASKS, help="a built-in task")
     what.add_argument(
@@ -47,18 +47,37 @@ def add_patch_command(commands: Any) -> None:
         "answer, foil and, if you like, group",
     )
     command.add_argument(
-        "--n-pairs", type=int, default=16, metavar="N", help="pairs of a task (default: 16)"
+        "--n-pairs",
+        type=whole_number(1),
+        metavar="N",
+        help=f"pairs that a --task draws (default: {_N_PAIRS})",
     )
-    for flag, choices, default in (
-        ("--place", get_args(PatchPlace), "resid_pre"),
-        ("--metric", get_args(MetricName), DEFAULT_METRIC),
-        ("--direction", get_args(Direction), "denoise"),
-        ("--method", get_args(PatchMethod), "exact"),
-        ("--positions", ("all", "last"), "all"),
+    for flag, choices, default, said in (
+        ("--place", get_args(PatchPlace), "resid_pre", "what is patched; z is single heads"),
+        ("--metric", get_args(MetricName), DEFAULT_METRIC, "what is measured of the answer"),
+        (
+            "--direction",
+            get_args(Direction),
+            "denoise",
+            "put clean activations into corrupted runs (denoise), or the reverse (noise)",
+        ),
+        (
+            "--method",
+            get_args(PatchMethod),
+            "exact",
+            "run every patch (exact), or estimate them from gradients (attribution)",
+        ),
+        ("--positions", ("all", "last"), "all", "where to patch"),
     ):
-        command.add_argument(flag, choices=choices, default=default, help=f"default: {default}")
+        command.add_argument(
+            flag, choices=choices, default=default, help=f"{said} (default: %(default)s)"
+        )
     command.add_argument(
-        "--window", type=int, default=1, metavar="N", help="blocks patched together (default: 1)"
+        "--window",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="blocks patched together (default: %(default)s)",
     )
     command.add_argument(
         "--partition",
@@ -66,22 +85,22 @@ def add_patch_command(commands: Any) -> None:
         metavar="PATH",
         help="a saved partition: its segments are marked, and each is patched whole",
     )
-    command.add_argument(
-        "--out", type=new_file, default="patch.html", metavar="HTML", help="default: %(default)s"
-    )
-    command.add_argument("--save", type=new_file, metavar="PATH", help="also save the sweep")
-    add_seed(command)
-    add_placing(command)
-    command.add_argument("--no-progress", action="store_true", help="no progress bar")
+    add_files(command, "patch.html", "sweep")
+    add_run(command)
     command.set_defaults(run=_patch, shares_work=True)
 
 
 def _patch(options: argparse.Namespace) -> int:
     partition = None if options.partition is None else ScalePartition.load(options.partition)
     records = None if options.pairs is None else _records(options.pairs)
+    if records is not None and options.n_pairs is not None:
+        raise ValueError("--n-pairs says how many pairs a --task draws: leave it out with --pairs")
     model = load_placed(options, options.model)
+    if partition is not None:
+        # Before the sweep, which may take long.
+        contiguous_segments(partition, as_adapter(model).n_layers)
     if records is None:
-        pairs = TASKS[options.task](model, options.n_pairs, options.seed)
+        pairs = TASKS[options.task](model, options.n_pairs or _N_PAIRS, options.seed)
     else:
         texts = [[record[name] for record in records] for name in _FIELDS]
         pairs = PromptPairs.from_texts(
@@ -121,9 +140,6 @@ def _patch(options: argparse.Namespace) -> int:
     path = write_report(options.out, *shown)
     print(f"\nreport: {path.resolve()}")
     return 0
-
-
-_FIELDS = ("clean", "corrupted", "answer", "foil")
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

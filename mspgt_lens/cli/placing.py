@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mspgt_lens.cli.arguments import whole_number
 from mspgt_lens.models.loading import load_model
 from mspgt_lens.models.placing import DTYPES
 
@@ -13,7 +14,9 @@ PLACING = ("device", "dtype", "device_map", "n_devices", "max_memory")
 
 def add_placing(command: argparse.ArgumentParser) -> None:
     """Add the device, or the devices, and the precision."""
-    command.add_argument("--device", metavar="NAME", help="such as cuda or cpu")
+    command.add_argument(
+        "--device", metavar="NAME", help="such as cuda or cpu (default: a GPU where there is one)"
+    )
     command.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -25,7 +28,10 @@ def add_placing(command: argparse.ArgumentParser) -> None:
         help="spread a model that is too large for one device: auto, balanced or sequential",
     )
     command.add_argument(
-        "--n-devices", type=int, metavar="N", help="or: spread it over so many CUDA devices"
+        "--n-devices",
+        type=whole_number(1),
+        metavar="N",
+        help="or: spread it over so many CUDA devices",
     )
     command.add_argument(
         "--max-memory",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
+from mspgt_lens.cli.arguments import whole_number
+from mspgt_lens.cli.options import add_model
 from mspgt_lens.models.placing import DTYPES
 from mspgt_lens.profile.planning import PlannedDevice, plan_profile
 
 
-def add_plan_command(commands: Any, model_help: str) -> None:
+def add_plan_command(commands: Any) -> None:
     """Add ``plan`` to the command's subparsers."""
     command = commands.add_parser(
         "plan",
@@ -18,19 +20,21 @@ def add_plan_command(commands: Any, model_help: str) -> None:
         "operations, and bytes on disk, from the model's configuration alone.",
         epilog="example: mspgt-lens plan gpt2 --prompts 1000 --length 512",
     )
-    command.add_argument("model", metavar="MODEL", help=model_help)
+    add_model(command)
     command.add_argument(
         "--prompts",
         dest="n_prompts",
-        type=int,
+        type=whole_number(5),
         required=True,
         metavar="N",
-        help="number of prompts",
+        help="number of prompts: windows of texts, at least 5",
     )
-    command.add_argument("--length", type=int, required=True, metavar="T", help="tokens per prompt")
+    command.add_argument(
+        "--length", type=whole_number(2), required=True, metavar="T", help="tokens per prompt"
+    )
     command.add_argument(
         "--devices",
-        type=int,
+        type=whole_number(1),
         default=1,
         metavar="D",
         help="devices that the model is spread over (default: %(default)s)",

@@ -117,12 +117,14 @@ def check_file(flag: str, path: Path) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is a folder, or cannot be UTF-8.
+        ValueError: If it is a folder or a pipe, or cannot be UTF-8.
     """
     if path.is_dir():
         raise ValueError(f"{flag}: {path} is a folder: give one file")
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{flag}: no file at {path}")
+    if not path.is_file():
+        raise ValueError(f"{flag}: {path} is no file that can be read twice: save it as one first")
     with path.open("rb") as file:
         head = file.read(_PEEK)
     for mark, said in _MARKS.items():

@@ -90,7 +90,7 @@ def patch_scales(
         chosen: MetricName | LogitMetric = DEFAULT_METRIC if metric is None else metric
         check_sweep(adapter, pairs, chosen, direction=direction, batch_size=batch_size)
         pairs = pairs.for_model(adapter)
-        by_name = _contiguous(partition, adapter.n_layers)
+        by_name = contiguous_segments(partition, adapter.n_layers)
         if n_controls < MIN_CONTROLS:
             raise ValueError(f"n_controls must be at least {MIN_CONTROLS}, got {n_controls}")
         segments = list(by_name.values())
@@ -142,8 +142,17 @@ def patch_scales(
     )
 
 
-def _contiguous(partition: Segments, n_layers: int) -> dict[str, tuple[int, ...]]:
-    """At least two segments, each of blocks that follow one another."""
+def contiguous_segments(partition: Segments, n_layers: int) -> dict[str, tuple[int, ...]]:
+    """At least two segments, each of blocks that follow one another.
+
+    Args:
+        partition: As :func:`patch_scales` takes it.
+        n_layers: Blocks of the model.
+
+    Raises:
+        TypeError: If it is no partition.
+        ValueError: If it does not fit the model.
+    """
     by_name = as_segments(partition, n_layers)
     for name, blocks in by_name.items():
         if blocks != tuple(range(blocks[0], blocks[0] + len(blocks))):
