@@ -329,6 +329,11 @@ def as_segments(partition: Segments, n_layers: int) -> dict[str, tuple[int, ...]
 
 def _between(boundaries: list[int], n_layers: int) -> dict[str, range]:
     edges = (0, *boundaries, n_layers)
+    if n_layers == 1 and boundaries:
+        raise ValueError(
+            "partition of a model of 1 block has no boundary: name its one segment, as in "
+            f"{{'all': [0]}}, got {tuple(boundaries)}"
+        )
     if any(a >= b for a, b in itertools.pairwise(edges)):
         raise ValueError(
             f"partition must hold boundaries that rise from 1 to {n_layers - 1}, got "

@@ -201,6 +201,8 @@ def test_partition_as_a_table(partition):
     [
         ({}, "needs a model and prompts, or profile="),
         ({"profile": made_profile(n_layers=4)}, "at least 6 blocks, got 4"),
+        ({"profile": made_profile(n_layers=2)}, "at least 6 blocks, got 2"),
+        ({"profile": made_profile(n_layers=1)}, "at least 6 blocks, got 1"),
         ({"profile": made_profile(), "method": "guess"}, "method must be one of"),
         ({"profile": made_profile(), "method": "thirds", "n_boundaries": 3}, "places two"),
         ({"profile": made_profile(), "span_thresholds": (5, 2)}, "two rising numbers"),
@@ -283,6 +285,45 @@ def test_stability_on_a_tiny_model(tiny):
     assert (table["groups"][:3] == [48, 24, 24]).all()
     figure = ml.plots.plot_stability(found)
     assert len([t for t in figure.data if t.type == "bar"]) == 15
+
+
+def test_conditions_with_other_numbers_of_boundaries_have_no_distance(partition):
+    conditions = {
+        "text": partition,
+        "moved": replace(partition, boundaries=tuple(b + 1 for b in partition.boundaries)),
+        "one": replace(partition, boundaries=partition.boundaries[:1]),
+        "none": replace(partition, boundaries=()),
+    }
+    found = ml.results.Stability(conditions)
+    assert found.table["distance"].tolist()[:2] == [0.0, 1.0]
+    assert found.table["distance"].isna().tolist() == [False, False, True, True]
+    assert found.findings() == [
+        "Against the first, boundaries move by 1 blocks on average, 1 at most.",
+        "2 of 3 other conditions give another number of boundaries.",
+    ]
+
+
+def test_studies_gather_what_their_method_reads(tiny):
+    model = tiny("llama", n_layers=6)
+    prompts = ml.PromptDataset.from_tokens(random_tokens(24, 40))
+    bands = {"local": (1, 1), "intermediate": (2, 4), "global": (5, 8)}
+    settings = {"profile_settings": {"n_folds": 3, "bands": bands}, "progress": False, **FAST}
+    settings["method"] = "published_fusion"
+    stable = ml.studies.stability(model, [prompts], halves=False, **settings)
+    trained = ml.studies.emergence([(0, model)], prompts, **settings)
+    for partition in (*stable.partitions.values(), *trained.partitions):
+        assert partition.method == "published_fusion"
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_signals_of_very_shallow_models_are_refused(n_layers):
+    with pytest.raises(ml.CannotMeasure, match=f"at least 3 blocks, got {n_layers}"):
+        ml.arrays.boundary_signals(made_profile(n_layers=n_layers))
+
+
+def test_a_model_of_one_block_has_no_boundary(tiny):
+    with pytest.raises(ValueError, match=r"of 1 block has no boundary: .*\{'all': \[0\]\}"):
+        ml.measure_brittleness(tiny("llama", n_layers=1), ["w5"], (1,), progress=False)
 
 
 def test_controls_are_told_by_a_field_not_by_a_name(stepped, partition, tmp_path):

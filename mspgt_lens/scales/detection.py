@@ -117,6 +117,7 @@ def detect_scales(
     weights = published.check_weights(fusion_weights)
     if profile is None:
         profile = _profiled(model, prompts, method, seed, progress)
+    _check_blocks(profile.n_layers)
     thresholds = span_thresholds or _default_thresholds(profile)
     signals, notes = _choose_signals(profile)
     replicates = _replicates(profile, n_bootstraps, seed)
@@ -218,7 +219,10 @@ def check_depth(model: Any) -> None:
     Raises:
         CannotMeasure: If it has fewer than 6 blocks.
     """
-    n_layers = as_adapter(model).n_layers
+    _check_blocks(as_adapter(model).n_layers)
+
+
+def _check_blocks(n_layers: int) -> None:
     if n_layers < MIN_BLOCKS:
         raise CannotMeasure(
             f"model must have at least {MIN_BLOCKS} blocks, got {n_layers}: with fewer, two "
@@ -299,7 +303,15 @@ def boundary_signals(profile: LayerProfile) -> pd.DataFrame:
 
     Returns:
         Shape ``[block, signal]``, in nats and the signals' own units.
+
+    Raises:
+        CannotMeasure: If there are fewer than 3 blocks, or nothing changes with depth.
     """
+    if profile.n_layers < 3:
+        raise CannotMeasure(
+            f"profile must be of at least 3 blocks, got {profile.n_layers}: the first and the last "
+            "are set apart"
+        )
     names, _ = _choose_signals(profile)
     return pd.DataFrame(_matrix(profile, names), columns=list(names))
 

@@ -14,7 +14,7 @@ from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.profile.results import LayerProfile
 from mspgt_lens.prompts import PromptDataset
-from mspgt_lens.scales.detection import detect_scales
+from mspgt_lens.scales.detection import detect_scales, signals_for
 from mspgt_lens.scales.segments import MIN_BLOCKS
 
 Step = int | str
@@ -151,6 +151,7 @@ def emergence(
     """
     # Texts may come from an iterator, and every checkpoint reads them.
     data = prompts if isinstance(prompts, PromptDataset) else list(prompts)
+    signals = signals_for(settings.get("method", "fused"))
     steps: list[Step] = []
     profiles: list[LayerProfile] = []
     partitions: list[ScalePartition | None] = []
@@ -158,9 +159,8 @@ def emergence(
         step, model = _loaded(checkpoint, load)
         if step in steps:
             raise ValueError(f"checkpoints must have different names, got {step!r} twice")
-        profile = profile_layers(
-            model, data, seed=seed, progress=progress, **(profile_settings or {})
-        )
+        chosen = {"signals": signals, **(profile_settings or {})}
+        profile = profile_layers(model, data, seed=seed, progress=progress, **chosen)
         enough = profile.n_layers >= MIN_BLOCKS
         steps.append(step)
         profiles.append(profile)

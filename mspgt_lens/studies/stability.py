@@ -16,7 +16,7 @@ from mspgt_lens.models import as_adapter
 from mspgt_lens.partition import ScalePartition
 from mspgt_lens.profile.layers import profile_layers
 from mspgt_lens.prompts import Prompt, PromptDataset, as_dataset
-from mspgt_lens.scales.detection import detect_scales
+from mspgt_lens.scales.detection import check_depth, detect_scales, signals_for
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,10 +56,19 @@ class Stability(Result):
         others = self.table.iloc[1:]
         if others.empty:
             return ["There is nothing to compare the first condition with."]
-        return [
-            f"Against the first, boundaries move by {others['distance'].mean():.2g} blocks on "
-            f"average, {others['distance'].max():.2g} at most."
-        ]
+        alike = others["distance"].dropna()
+        found = []
+        if len(alike):
+            found.append(
+                f"Against the first, boundaries move by {alike.mean():.2g} blocks on average, "
+                f"{alike.max():.2g} at most."
+            )
+        if len(alike) < len(others):
+            found.append(
+                f"{len(others) - len(alike)} of {counted(len(others), 'other condition')} give "
+                "another number of boundaries."
+            )
+        return found
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per condition and boundary, named by the segment that begins there.
@@ -91,7 +100,7 @@ class Stability(Result):
         """One row per condition: boundaries, intervals, K, p, and agreement with the first.
 
         ``agreement`` is the share of blocks in the same segment, ``distance`` the mean distance of
-        the boundaries in blocks.
+        the boundaries in blocks, missing where there is another number of them.
         """
         first = next(iter(self.partitions.values()))
         blocks = np.arange(first.n_layers)
@@ -107,7 +116,7 @@ class Stability(Result):
                     "n_boundaries": one.n_boundaries,
                     "p_value": one.p_value,
                     "agreement": float((mine == other).mean()),
-                    "distance": float(np.abs(np.subtract(one.boundaries, first.boundaries)).mean()),
+                    "distance": _distance(one.boundaries, first.boundaries),
                 }
             )
         return pd.DataFrame(rows)
@@ -156,6 +165,8 @@ def stability(
             "prompts must be a list of prompt data sets; for one set of texts give [texts]"
         )
     adapter = as_adapter(model)
+    check_depth(adapter)
+    gathered = {"signals": signals_for(settings.get("method", "fused"))}
     partitions: dict[str, ScalePartition] = {}
 
     def add(
@@ -164,7 +175,7 @@ def stability(
         seed: int = seeds[0],
         **changed: Any,
     ) -> None:
-        chosen = {**(profile_settings or {}), **changed}
+        chosen = {**gathered, **(profile_settings or {}), **changed}
         profile = profile_layers(adapter, data, seed=seed, progress=progress, **chosen)
         partitions[label] = detect_scales(profile=profile, seed=seed, **settings)
 
@@ -184,6 +195,12 @@ def stability(
     for name, chosen in (bands or {}).items():
         add(f"{first_name}, bands {name}", _dataset(first), bands=chosen)
     return Stability(partitions)
+
+
+def _distance(boundaries: Sequence[int], first: Sequence[int]) -> float:
+    if len(boundaries) != len(first):
+        return float("nan")
+    return float(np.abs(np.subtract(boundaries, first)).mean()) if first else 0.0
 
 
 def _dataset(prompts: list[Prompt]) -> PromptDataset:
