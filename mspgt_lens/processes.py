@@ -41,6 +41,7 @@ class Processes:
         size: How many there are.
 
     Raises:
+        PeerError: If another process ended before it came here.
         TypeError: If ``group`` is no process group.
         ValueError: If this process is none of the group's.
     """
@@ -66,7 +67,13 @@ class Processes:
         on_gpu = dist.get_backend(group) == "nccl"
         self._device = torch.device("cuda" if on_gpu else "cpu")
         name = np.frombuffer(uuid.uuid4().bytes, dtype=np.uint8).copy()
-        self._broadcast(name, 0)
+        try:
+            self._broadcast(name, 0)
+        except RuntimeError as error:
+            raise PeerError(
+                "another process of the group ended before it came to this computation "
+                f"({str(error).splitlines()[0]}); see what it wrote last"
+            ) from error
         # Each computation has names of its own there.
         self._store = PrefixStore(f"mspgt_lens {name.tobytes().hex()}", _get_default_store())
         self._n_meetings = 0

@@ -226,6 +226,17 @@ def unread(rank: int, folder: Path) -> None:
     (folder / f"told-{rank}").write_text(json.dumps(told))
 
 
+def leave(rank: int, folder: Path) -> None:
+    """One process ends before it comes to what the others compute."""
+    if rank == 1:
+        os._exit(4)
+    try:
+        run(tiny_model("gpt2", **SMALL), process_group=distributed.group.WORLD)
+    except RuntimeError as error:
+        (folder / f"told-{rank}").write_text(f"{type(error).__name__}: {error}")
+        os._exit(3)
+
+
 def failing_patches(model: Any, rank: int) -> None:
     """Patches with a metric that fails in one process."""
     tokens = random_tokens(3, 6)

@@ -71,6 +71,7 @@ def test_the_numbering_column_may_stand_anywhere_and_layers_may_be_sites(tmp_pat
         (GOOD.replace("1.5,0", "1.5"), "line 5 .* has 2 cells where the header has 3"),
         (GOOD.replace("1.5,0", "1.5,0,7"), "line 5 .* has 4 cells"),
         ("site\n0\n1", "no curve beside 'site'"),
+        ("loss" + "\n1" * 501, "500 at most, got 501: give one number per layer"),
         ("site,loss\n", "got no row"),
         ("", "got no row"),
         (GOOD.encode("utf-16"), "is UTF-16"),

@@ -117,6 +117,9 @@ def test_folders_go_where_a_device_map_says(tmp_path, monkeypatch):
         {"device_map": "auto", "max_memory": {"cpu": "1GiB"}},
         {"device_map": {"": "meta"}},
     ]
+    offloaded = ml.load_model(place, device_map="auto", max_memory={"cpu": "1KiB"})
+    with pytest.raises(ml.CannotMeasure, match=r"embedding of .* is not in memory .*max_memory="):
+        as_adapter(offloaded).embedding()
     with pytest.raises(ValueError, match="CUDA"):
         ml.load_model(place, n_devices=64)
     with pytest.raises(ValueError, match="the demo model is small"):

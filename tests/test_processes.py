@@ -18,6 +18,7 @@ from sharing import (
     fail,
     in_processes,
     interventions,
+    leave,
     share,
     unread,
 )
@@ -125,6 +126,13 @@ def test_prompts_that_one_process_cannot_read_stop_all(tmp_path: Path) -> None:
     for name, error in second.items():
         assert error == "OSError: this disk is gone", name
         assert first[name] == "PeerError: process 1 of 2 stopped: OSError: this disk is gone", name
+
+
+def test_a_process_that_never_came_is_missed_at_once(tmp_path: Path) -> None:
+    """A wait for it would last an hour here."""
+    assert in_processes(leave, 2, tmp_path) == [3, 4]
+    told = (tmp_path / "told-0").read_text()
+    assert told.startswith("PeerError: another process of the group ended before it came to this")
 
 
 def test_a_process_that_was_killed_is_missed(tmp_path: Path) -> None:

@@ -414,6 +414,8 @@ def test_few_blocks_and_wandering_signals_are_warned_of():
         (lambda s: np.where(s == s[3, 1], np.inf, s), "NaN or infinite in b"),
         (lambda s: np.column_stack([s[:, :1], np.ones(len(s)), s[:, 2:]]), "constant: b"),
         (lambda s: np.column_stack([s[:, 0], np.arange(12) == 0, s[:, 2]]), "constant: b"),
+        (lambda s: s * [1, 1e300, 1], "sizes from 1e-100 to 1e\\+100, .* got others in b"),
+        (lambda s: s * [1, 1, 1e-300], "sizes from 1e-100 to 1e\\+100, .* got others in c"),
         (lambda s: s[:, :2], "names must be 2 different names"),
         (lambda s: s[None], "must have shape"),
         (lambda s: pd.DataFrame(s), "names must be left out for a table"),

@@ -24,6 +24,8 @@ _INDEX: dict[str, Rows | None] = {
     "layers": None,
     "": None,
 }
+# More than any model has; the test would take hours.
+_MOST_ROWS = 500
 
 
 def read_curves(path: Path, rows: Rows | None = None) -> tuple[pd.DataFrame, Rows]:
@@ -41,8 +43,8 @@ def read_curves(path: Path, rows: Rows | None = None) -> tuple[pd.DataFrame, Row
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no such table, rows are not numbered from 0 on, or a cell is no finite
-            number.
+        ValueError: If it is no such table, has more rows than any model, rows are not numbered from
+            0 on, or a cell is no finite number.
     """
     check_file("--curves", path)
     reader = csv.reader(read_lines("--curves", path))
@@ -54,6 +56,11 @@ def read_curves(path: Path, rows: Rows | None = None) -> tuple[pd.DataFrame, Row
         ) from error
     if len(lines) < 2:
         raise ValueError(f"--curves: {path} must hold a header and a line per row, got no row")
+    if len(lines) - 1 > _MOST_ROWS:
+        raise ValueError(
+            f"--curves: {path} must have a row per block or site, {_MOST_ROWS} at most, got "
+            f"{len(lines) - 1:,}: give one number per layer, such as the mean over tokens"
+        )
     header = lines[0][1]
     _check_header(path, header)
     for number, cells in lines[1:]:

@@ -312,9 +312,16 @@ class ModelAdapter:
         """The input embedding (detached).
 
         Raises:
-            CannotMeasure: If it is quantized, and only its module knows what it stands for.
+            CannotMeasure: If it is quantized, and only its module knows what it stands for; or if
+                it was offloaded, and is brought into memory for its own calls only.
         """
         held: Tensor = self.model.W_E.detach()
+        if held.is_meta:
+            raise CannotMeasure(
+                f"model: the input embedding of {self.name} is not in memory (it was offloaded), "
+                "and tokens are told apart by it; let devices take more (max_memory=), so that "
+                "blocks are offloaded at most"
+            )
         weights = unpacked(held)
         if weights is None or weights.shape[-1] != self.d_model:
             raise CannotMeasure(

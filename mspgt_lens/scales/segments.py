@@ -32,6 +32,7 @@ from mspgt_lens.statistics import LEVEL
 
 Rows = Literal["blocks", "sites"]
 MIN_BLOCKS = 6
+_LARGEST = 1e100
 # Against two jumps of twice the noise, power stays low below so many blocks, and below so many
 # blocks times signals (docs/boundaries.md).
 FEW_BLOCKS = 24
@@ -244,6 +245,14 @@ def _checked(
         raise ValueError(
             "signals must change with depth between the first and the last block; constant: "
             f"{_named(labels, flat)}; leave them out"
+        )
+    sizes = np.abs(matrix).max(axis=0)
+    extreme = np.array((sizes > _LARGEST) | (sizes < 1 / _LARGEST))
+    if extreme.any():
+        raise ValueError(
+            f"signals must be of sizes from {1 / _LARGEST:g} to {_LARGEST:g}, since their squares "
+            f"are added up, got others in {_named(labels, extreme)}; give them in other units, "
+            "which change nothing"
         )
     return matrix, labels
 
