@@ -137,7 +137,7 @@ def held(file: Path) -> Iterator[None]:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise BlockingIOError(error.errno, f"{file} is held by another process") from error
+                raise BlockingIOError(f"{file} is held by another process") from error
         try:
             yield
         finally:
