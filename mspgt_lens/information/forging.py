@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mspgt_lens.information.site_reader import Predictions
-from mspgt_lens.information.tilting import AmongDraws, Tilt, best_temperature, channel
+from mspgt_lens.information.tilting import (
+    AmongDraws,
+    Tilt,
+    best_temperature,
+    channel,
+    mean_gain,
+)
 from mspgt_lens.moments import Sample
 
 
@@ -42,7 +50,7 @@ def forged(told: Predictions, sample: Sample, target: int) -> float:
             drawn = about[sample.read & ~np.isin(sample.fold, (fold, neighbor))]
             shown = predicted[known][:, columns] - center
             inner.append(_asked(tilt, shown, about[position[known]], drawn))
-        temperature, _ = best_temperature([part for part in inner if len(part.own)])
+        temperature, _ = best_temperature(partial(mean_gain, [p for p in inner if len(p.own)]))
         mine = np.flatnonzero(sample.read & (sample.fold == fold))
         shown = told.held_out[mine][:, columns] - center
         drawn = about[sample.read & (sample.fold != fold)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 from mspgt_lens.products import product
 
 # Beside 0, which is the prior itself and gains exactly nothing.
-TEMPERATURES = (0.1, 0.2, 0.35, 0.6, 1.0)
+TEMPERATURES = (0.01, 0.03, 0.1, 0.2, 0.35, 0.6, 1.0)
+# Where the search for the best begins if nothing is known.
+FIRST_TRIED = 0.1
 # A logarithm of a share that is taken for no less.
 _NOTHING = -80.0
 
@@ -131,20 +133,20 @@ def mean_gain(asked: Sequence[AmongTokens] | Sequence[AmongDraws], temperature: 
 
 
 def best_temperature(
-    asked: Sequence[AmongTokens] | Sequence[AmongDraws], start: float = TEMPERATURES[0]
+    gain_at: Callable[[float], float], start: float = FIRST_TRIED
 ) -> tuple[float, float]:
-    """The temperature of the largest mean gain, which is concave in it; and that gain.
+    """The temperature of the largest gain, which is concave in it; and that gain.
 
     Args:
-        asked: Positions.
+        gain_at: The mean gain at a temperature; not asked for that at 0, which is 0.
         start: Where to begin: the nearer to the best, the sooner it is found.
     """
     grid = (0.0, *TEMPERATURES)
     best = grid.index(start)
-    most = mean_gain(asked, start) if best else 0.0
+    most = gain_at(start) if best else 0.0
     rises = True
     while rises and best + 1 < len(grid):
-        gain = mean_gain(asked, grid[best + 1])
+        gain = gain_at(grid[best + 1])
         rises = gain > most
         if rises:
             best, most = best + 1, gain
@@ -152,7 +154,7 @@ def best_temperature(
         return grid[best], most
     falls = True
     while falls and best:
-        gain = mean_gain(asked, grid[best - 1]) if best > 1 else 0.0
+        gain = gain_at(grid[best - 1]) if best > 1 else 0.0
         falls = gain >= most
         if falls:
             best, most = best - 1, gain

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from mspgt_lens.information.lens import TokenRelevance
 from mspgt_lens.information.site_reader import Predictions
 from mspgt_lens.information.tilting import (
-    TEMPERATURES,
+    FIRST_TRIED,
     AmongTokens,
     Tilt,
     best_temperature,
@@ -29,6 +30,8 @@ from mspgt_lens.targets import single_targets
 # Of the null reader's variance: the least that a reader of a token leaves in any direction. Tokens
 # are told apart far above it, and float32 still resolves their scores.
 LEAST_LEFT = 1e-3
+# Of the tokens that the other folds do not hold, so many stand for all while a reader is chosen.
+UNSEEN = 1024
 _LOGITS_PER_CHUNK = 7_500_000
 
 
@@ -123,12 +126,13 @@ class TokenReader:
         own = self._moments.sample.fold[tokens.position] == fold
         tried = [self._try(target, reader, fold, told) for reader in self._readers[target]]
         best = max(tried, key=lambda trial: trial.most)
+        most, lens = best.most, None
         if target == self._next:
             lens = self._relevance.gain[tokens.position, site]
-            if lens[~own].mean() >= best.most:
-                gain[own] = lens[own]
-                return 0.0
-        if best.temperature:
+            most = max(most, float(lens[~own].mean()))
+        if lens is not None and lens[~own].mean() >= best.most:
+            gain[own] = lens[own]
+        elif best.temperature:
             size = max(1, _LOGITS_PER_CHUNK // len(best.scorer.features))
             mine = np.flatnonzero(own)
             for part in (mine[i : i + size] for i in range(0, len(mine), size)):
@@ -137,45 +141,45 @@ class TokenReader:
                     held_out, self._priors[fold].every, tokens.wanted[part], best.temperature
                 )
                 gain[part] = gained.cpu().double().numpy()
-        return float(own.mean()) * self._try_beyond(target, best, fold, told)
+        at_best = max(self._at_best(target, trial, fold, told) for trial in tried)
+        return float(own.mean()) * max(0.0, at_best - most)
 
     def _try(self, target: int, reader: _Reader, fold: int, told: Predictions) -> _Trial:
-        """One reader on the inner folds, among the tokens that the other folds hold."""
+        """One reader on the inner folds."""
         tokens, prior = self._tokens[target], self._priors[fold]
         either = prior.covariance(reader.features) if tokens.two_sided else None
         scorer = reader.scorer(told, fold, either)
-        asked = self._asked(target, scorer, fold, told, fitted=False)
-        start = self._latest.get((reader.target, fold), TEMPERATURES[0])
-        temperature, most = best_temperature(asked, start)
+        gain_at = cache(partial(mean_gain, self._asked(target, scorer, fold, told, fitted=False)))
+        start = self._latest.get((reader.target, fold), FIRST_TRIED)
+        temperature, most = best_temperature(gain_at, start)
         self._latest[reader.target, fold] = temperature
-        return _Trial(scorer, asked, temperature, most)
+        return _Trial(scorer, gain_at, temperature, most)
 
-    def _try_beyond(self, target: int, trial: _Trial, fold: int, told: Predictions) -> float:
-        """How much more than a trial the best reader of its kind may gain.
+    def _at_best(self, target: int, trial: _Trial, fold: int, told: Predictions) -> float:
+        """What a reader of a trial's kind may gain, were it fitted on any amount of text.
 
-        It lies about as far above what is held out as below what was fitted.
+        That lies about as far above what is held out as below what was fitted, at whatever
+        temperature: with more text, another may be the best.
         """
-        temperature, apart = trial.temperature, trial.most
-        if not temperature:
-            temperature = TEMPERATURES[0]
-            apart = mean_gain(trial.asked, temperature)
         fitted = self._asked(target, trial.scorer, fold, told, fitted=True)
-        middle = (apart + mean_gain(fitted, temperature)) / 2
-        return max(0.0, middle - trial.most)
+        _, middle = best_temperature(
+            lambda t: (trial.gain_at(t) + mean_gain(fitted, t)) / 2, trial.temperature
+        )
+        return middle
 
     def _asked(
         self, target: int, scorer: _Scorer, fold: int, told: Predictions, *, fitted: bool
     ) -> list[AmongTokens]:
         """The neighbors' tokens, from readers that left the neighbor out, or were fitted on it."""
         tokens, prior = self._tokens[target], self._priors[fold]
-        frequent = scorer.among(prior.seen)
+        among = scorer.among(prior.among)
         asked = []
         for (neighbor, position, apart), seen in zip(
             told.inner[fold], told.fitted[fold], strict=True
         ):
             row, token = tokens.among(position)
             if len(row):
-                scores = frequent.scores((seen if fitted else apart)[row])
+                scores = among.scores((seen if fitted else apart)[row])
                 place = prior.place[torch.from_numpy(token)]
                 asked.append(AmongTokens(scores, prior.without(neighbor), place))
         return asked
@@ -295,13 +299,13 @@ class _Trial:
 
     Attributes:
         scorer: It.
-        asked: The tokens of the inner folds.
+        gain_at: Its mean gain at a temperature.
         temperature: The best.
         most: The mean gain at that.
     """
 
     scorer: _Scorer
-    asked: Sequence[AmongTokens]
+    gain_at: Callable[[float], float]
     temperature: float
     most: float
 
@@ -324,7 +328,13 @@ class _Tokens:
 
 
 class _Prior:
-    """The unigram model of all folds but one, over the vocabulary and over the tokens it saw."""
+    """The unigram model of all folds but one, over the vocabulary, whole or by a part of it.
+
+    The part is every token that these folds hold, and some of the others. A token that nobody wrote
+    may lie between those that were written and win, which what is chosen must know. All of them are
+    equally likely, so that some, evenly spread over the vocabulary, stand for all: the total of any
+    function of tokens is estimated without bias, and that of the prior itself is exactly 1.
+    """
 
     def __init__(self, moments: Moments, fold: int) -> None:
         self._moments, self._fold = moments, fold
@@ -332,17 +342,22 @@ class _Prior:
         every = unigram_log_probability(moments, [fold])
         counts = moments.token_counts.sum(axis=0) - moments.token_counts[fold]
         self.every = torch.from_numpy(every).to(device, torch.float32)
-        self.seen = torch.from_numpy(np.flatnonzero(counts)).to(device)
+        seen, unseen = np.flatnonzero(counts), np.flatnonzero(counts == 0)
+        n_some = min(len(unseen), UNSEEN)
+        some = unseen[((np.arange(n_some) + 0.5) * len(unseen) / max(n_some, 1)).astype(int)]
+        self.among = torch.from_numpy(np.concatenate([seen, some])).to(device)
+        self._stand_for = torch.zeros(len(self.among), device=device)
+        self._stand_for[len(seen) :] = np.log(len(unseen) / max(n_some, 1))
         self.place = torch.zeros(len(counts), dtype=torch.long, device=device)
-        self.place[self.seen] = torch.arange(len(self.seen), device=device)
+        self.place[self.among] = torch.arange(len(self.among), device=device)
         self._without: dict[int, Tensor] = {}
 
-    def without(self, other: int) -> Float[Tensor, " seen"]:
-        """Log-probabilities among the tokens seen, from the counts without another fold's too."""
+    def without(self, other: int) -> Float[Tensor, " token"]:
+        """Log-probabilities of the part, from the counts without another fold's too."""
         if other not in self._without:
             every = unigram_log_probability(self._moments, [self._fold, other])
-            among = torch.from_numpy(every).to(self.every)[self.seen]
-            self._without[other] = among.log_softmax(dim=0)
+            among = torch.from_numpy(every).to(self.every)[self.among]
+            self._without[other] = among + self._stand_for
         return self._without[other]
 
     def covariance(

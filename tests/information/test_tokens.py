@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from token_processes import AHEAD, BACK, PROCESSES, fits, read, truths
+from token_processes import AHEAD, BACK, PROCESSES, Faint, fits, read, read_made, truths
 
 from mspgt_lens.information.forging import forged
 from mspgt_lens.information.site_reader import Predictions, Residuals
@@ -16,6 +18,7 @@ from mspgt_lens.information.tilting import (
     best_temperature,
     channel,
     log_total,
+    mean_gain,
 )
 from mspgt_lens.moments import Sample
 
@@ -37,6 +40,12 @@ def test_values_lie_below_the_truth_and_intervals_hold_it_where_the_reader_fits(
             held += [reading.low[site] <= truth <= reading.high[site] for reading in of]
     assert len(held) == 4 * len(readings)
     assert np.mean(held) >= 0.9
+
+
+def test_tokens_that_nobody_wrote_do_not_win_between_those_that_were():
+    made = Faint(0)
+    current = read_made(made, made.draw(300), {"next": (1, 1)}, 0)[0]
+    assert (current.values > 0.8 * np.log(made.N_WRITTEN)).all()
 
 
 def test_a_tilt_is_bayes_rule_for_a_linear_gaussian_channel_of_any_tokens():
@@ -77,7 +86,8 @@ def test_the_best_temperature_is_found_from_wherever_the_search_begins():
         gains = {0.0: 0.0} | {t: float(asked[0].gain(t).mean()) for t in TEMPERATURES}
         best = max(gains, key=gains.__getitem__)
         for start in gains:
-            assert best_temperature(asked, start) == (best, pytest.approx(gains[best]))
+            found_from = best_temperature(partial(mean_gain, asked), start)
+            assert found_from == (best, pytest.approx(gains[best]))
         found.add(best)
     assert len(found) > 2
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mspgt_lens import gathering
+from mspgt_lens import moments as sums
 from mspgt_lens.gathering import add_batch, make_batches
 from mspgt_lens.information.lens import ridge_lens_relevance
 from mspgt_lens.information.readers import read_targets
@@ -154,6 +157,46 @@ class Made(ModelAdapter):
             on_pattern(block, pattern / pattern.sum(dim=-1, keepdim=True))
 
 
+class Faint(Made):
+    """Both sites show the token's embedding under noise, now and then at less than half its length.
+
+    Tokens that are written come in pairs of much alike ones, which only a confident reader tells
+    apart. The vocabulary is full of tokens that nobody writes, at less than half the length.
+    """
+
+    N_WRITTEN, N_COPIES, WIDTH, FAINT = 24, 50, 8, 0.45
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng([6, seed])
+        pairs = np.repeat(self.rng.standard_normal((self.N_WRITTEN // 2, self.WIDTH)), 2, axis=0)
+        written = pairs + 0.1 * self.rng.standard_normal(pairs.shape)
+        never = self.FAINT * np.repeat(written, self.N_COPIES, axis=0)
+        never += 0.02 * self.rng.standard_normal(never.shape)
+        self.table = np.concatenate([written, never])
+        self.model = torch.nn.Module()
+        self.d_model, self.d_vocab, self.n_layers = self.WIDTH, len(self.table), 1
+        self.cfg = SimpleNamespace(
+            n_layers=1, d_model=self.d_model, d_vocab=self.d_vocab, n_heads=1
+        )
+        self.mask_id = None
+
+    def decode(self, normalized: Tensor) -> Tensor:
+        return torch.zeros(len(normalized), self.d_vocab)
+
+    def draw(self, n_prompts: int) -> np.ndarray:
+        """Tokens ``[sequence, pos]``, independent of one another."""
+        return self.rng.integers(self.N_WRITTEN, size=(n_prompts, N_POS))
+
+    def run(self, tokens, mask, on_site, on_pattern, on_part=None):
+        ids = tokens.numpy()
+        length = np.where(self.rng.random(ids.shape) < 0.05, self.FAINT, 1.0)
+        rows = length[..., None] * self.table[ids]
+        rows += 0.1 * self.rng.standard_normal(rows.shape)
+        for site in range(2):
+            on_site(site, torch.from_numpy(rows).float())
+        on_pattern(0, torch.eye(ids.shape[1]).repeat(len(ids), 1, 1, 1))
+
+
 def truths(
     process: Process, steps: tuple[int, ...], n: int = 100_000
 ) -> dict[tuple[str, int, int], float]:
@@ -198,26 +241,73 @@ def fits(steps: tuple[int, ...], side: str, offset: int, site: int) -> bool:
 
 
 def read(
-    process: Process, steps: tuple[int, ...], n_prompts: int, seed: int
+    process: Process,
+    steps: tuple[int, ...],
+    n_prompts: int,
+    seed: int,
+    n_sampled: int = sums.SAMPLE_CAPACITY,
 ) -> dict[tuple[str, int], TokenReading]:
-    """What the package's readers find, by side and offset; the seed draws text and noise."""
+    """What the package's readers find, by side and offset; the seed draws text and noise.
+
+    They are tested at ``n_sampled`` positions.
+    """
     made = Made(process, steps, seed)
     tokens, beliefs = process.draw(np.random.default_rng([5, seed]), n_prompts, N_POS)
     made.beliefs = {row.tobytes(): belief for row, belief in zip(tokens, beliefs, strict=True)}
-    counts = np.bincount(tokens.ravel(), minlength=N_TOKENS)
-    plan = plan_moments(made, counts, bands=BANDS, n_folds=N_FOLDS, skip_first=4, seed=seed)
-    moments = Moments(plan, made)
-    prompts = [(Prompt(row, str(i)), i % N_FOLDS) for i, row in enumerate(tokens)]
-    for batch in make_batches(prompts, None, 2048):
-        add_batch(moments, made, batch)
-    relevance = ridge_lens_relevance(moments, made, "standardized")
-    sampled = SampledReadings(moments, made, "standardized", relevance)
-    read_targets(moments, "standardized", sampled)
+    found = read_made(made, tokens, BANDS, seed, n_sampled)
     n = len(OFFSETS)
     return {
         ("past" if target < n else "future", OFFSETS[target % n]): reading
-        for target, reading in sampled.tokens().items()
+        for target, reading in found.items()
     }
+
+
+def read_made(
+    made: ModelAdapter,
+    tokens: np.ndarray,
+    bands: dict[str, tuple[int, int]],
+    seed: int,
+    n_sampled: int = sums.SAMPLE_CAPACITY,
+) -> dict[int, TokenReading]:
+    """What readers of made activations find, by target; every sequence is a group of its own."""
+    counts = np.bincount(tokens.ravel(), minlength=made.d_vocab)
+    plan = plan_moments(made, counts, bands=bands, n_folds=N_FOLDS, skip_first=4, seed=seed)
+    moments = Moments(plan, made)
+    prompts = [(Prompt(row, str(i)), i % N_FOLDS) for i, row in enumerate(tokens)]
+    with (
+        mock.patch.object(sums, "SAMPLE_CAPACITY", n_sampled),
+        mock.patch.object(gathering, "SAMPLE_CAPACITY", n_sampled),
+    ):
+        for batch in make_batches(prompts, None, max(2048, tokens.size // 8)):
+            add_batch(moments, made, batch)
+    relevance = ridge_lens_relevance(moments, made, "standardized")
+    sampled = SampledReadings(moments, made, "standardized", relevance)
+    read_targets(moments, "standardized", sampled)
+    return sampled.tokens()
+
+
+def limits(
+    process: Process, steps: tuple[int, ...], n_prompts: int = 8000, n_seeds: int = 4
+) -> dict[tuple[str, int, int], tuple[float, float]]:
+    """What the package's readers find in endless text, by side, offset and site.
+
+    It is what such readers can use (Xu et al. 2020), by the same code on other and much more text,
+    tested at 16 times as many positions: a value's bias falls with the text, its error with the
+    positions.
+
+    Returns:
+        The mean over seeds, and its standard error.
+    """
+    # Other seeds than those of the readings that are held against it.
+    seeds = range(1000, 1000 + n_seeds)
+    found = [read(process, steps, n_prompts, seed, 16 * sums.SAMPLE_CAPACITY) for seed in seeds]
+    known = {}
+    for side, offset in found[0]:
+        values = np.stack([reading[side, offset].values for reading in found])
+        error = values.std(axis=0, ddof=1) / np.sqrt(n_seeds)
+        for site, (value, off) in enumerate(zip(values.mean(axis=0), error, strict=True)):
+            known[side, offset, site] = float(value), float(off)
+    return known
 
 
 def _draw(rng: np.random.Generator, probabilities: np.ndarray) -> np.ndarray:
