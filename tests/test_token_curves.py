@@ -12,11 +12,12 @@ from tiny import random_tokens, tiny_model, tiny_tokenizer
 import mspgt_lens as ml
 from mspgt_lens import products
 from mspgt_lens.gathering import add_batch, make_batch
+from mspgt_lens.information import tokens as readings
 from mspgt_lens.information.lens import ridge_lens_relevance
 from mspgt_lens.information.readers import read_targets
 from mspgt_lens.information.sampled import SampledReadings
 from mspgt_lens.information.tilting import TEMPERATURES
-from mspgt_lens.information.tokens import LEAST_LEFT
+from mspgt_lens.information.tokens import LEAST_LEFT, _Prior
 from mspgt_lens.information.unigram import unigram_log_probability
 from mspgt_lens.models import as_adapter
 from mspgt_lens.moments import Moments, plan_moments
@@ -162,6 +163,17 @@ def test_a_token_s_reading_equals_a_direct_computation():
     value = relevance.unigram * gain.sum() / surprise.sum()
     assert value > 0.5
     assert reading.values[site] == pytest.approx(value, abs=2e-3)
+
+
+def test_some_of_the_tokens_that_nobody_wrote_stand_for_all(monkeypatch):
+    monkeypatch.setattr(readings, "UNSEEN", 2)
+    moments = gather(tiny_model("llama", n_layers=2, d_model=16), TOKENS)
+    prior, whole = _Prior(moments, 0), unigram_log_probability(moments, [0, 1])
+    part = prior.without(1).double()
+    seen = np.flatnonzero(moments.token_counts[1:].sum(axis=0))
+    assert len(part) == len(seen) + 2 < len(whole)
+    assert float(part.exp().sum()) == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(part[prior.place[torch.from_numpy(seen)]], whole[seen], rtol=1e-6)
 
 
 @pytest.mark.parametrize("skip_first", [0, 4])
