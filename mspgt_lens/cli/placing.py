@@ -15,7 +15,7 @@ PLACING = ("device", "dtype", "device_map", "n_devices", "max_memory")
 def add_placing(command: argparse.ArgumentParser) -> None:
     """Add the device, or the devices, and the precision."""
     command.add_argument(
-        "--device", metavar="NAME", help="such as cuda or cpu (default: a GPU where there is one)"
+        "--device", metavar="NAME", help="such as cuda or cpu (default: as TransformerLens chooses)"
     )
     command.add_argument(
         "--dtype",
