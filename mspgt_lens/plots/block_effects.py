@@ -94,7 +94,7 @@ def plot_block_effects(effects: BlockEffects) -> go.Figure:
         920,
     )
     legend = {"x": 0, "xanchor": "left", "y": 1.07, "yanchor": "bottom", "yref": "paper"}
-    figure.update_layout(margin={"t": 150}, legend=legend)
+    figure.update_layout(margin={"t": figure.layout.margin.t + 45}, legend=legend)
     return figure
 
 

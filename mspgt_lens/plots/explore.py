@@ -27,7 +27,7 @@ from mspgt_lens.plots.wording import (
 from mspgt_lens.profile.results import LayerProfile
 
 _HEIGHT = 860
-_TOP, _BOTTOM = 160, 130
+_ABOVE, _BOTTOM = 55, 130
 _PATTERNS = ("", "/", "x", "-")
 _BETAS = np.geomspace(1.0, 1000.0, 31)
 # Further settings that tell profiles of one model apart.
@@ -74,8 +74,8 @@ def explore(profile: LayerProfile | Sequence[LayerProfile], *, unit: Unit = "nat
         subplot_titles=[
             "",
             "",
-            "Share of the best site's, by scale; faint: retained, full: predicted",
-            "What a bottleneck of each beta keeps of this site's predicted information",
+            "Share of the best site's, by scale;<br>faint: retained, full: predicted",
+            "What a bottleneck of each beta keeps<br>of this site's predicted information",
         ],
         vertical_spacing=0.16,
         horizontal_spacing=0.085,
@@ -112,7 +112,10 @@ def explore(profile: LayerProfile | Sequence[LayerProfile], *, unit: Unit = "nat
         sliders=[slider],
         barmode="group",
         legend={"x": 0, "xanchor": "left", "y": 1.09, "yanchor": "bottom", "yref": "paper"},
-        margin={"t": _TOP if len(shown) > 1 else _TOP - 45, "b": _BOTTOM},
+        margin={
+            "t": figure.layout.margin.t + (_ABOVE if len(shown) > 1 else _ABOVE - 45),
+            "b": _BOTTOM,
+        },
     )
     for control in (*menus, slider):
         _press(figure, control)

@@ -79,7 +79,7 @@ def plot_effects(
         height=175 + _ROW_HEIGHT * len(names),
     )
     figure.update_layout(
-        margin={"l": 150, "t": 120},
+        margin={"l": 150, "t": figure.layout.margin.t + 15},
         legend={"yref": "paper", "yanchor": "bottom", "y": 1 + 12 / (_ROW_HEIGHT * len(names))},
     )
     return figure

@@ -37,11 +37,11 @@ def digits(value: float) -> str:
 def style_figure(figure: go.Figure, title: str, subtitle: str, height: int) -> None:
     """One look for all figures: no background of their own, ink that reads on light and dark.
 
-    A subtitle whose parts (between semicolons) are long goes over several lines, for which the
-    figure grows.
+    A subtitle whose parts (between semicolons) are long goes over several lines, for which margin
+    and height grow; one that is in lines already stays as it is.
     """
-    lines_below = in_lines(subtitle)
-    more = _LINE * lines_below.count("<br>")
+    lines_below = subtitle if "<br>" in subtitle else in_lines(subtitle)
+    more = _LINE * (lines_below.count("<br>") - subtitle.count("<br>"))
     height += more
     figure.update_layout(
         title={

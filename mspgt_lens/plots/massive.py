@@ -71,5 +71,5 @@ def plot_massive_ablation(ablation: MassiveAblation) -> go.Figure:
         420,
     )
     legend = {"x": 0, "xanchor": "left", "y": 1.13, "yanchor": "bottom", "yref": "paper"}
-    figure.update_layout(margin={"t": 130}, legend=legend)
+    figure.update_layout(margin={"t": figure.layout.margin.t + 25}, legend=legend)
     return figure

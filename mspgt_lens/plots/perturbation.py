@@ -123,7 +123,7 @@ def plot_brittleness(brittleness: Brittleness, *, mode: Mode = "equal_energy") -
     title = f"Brittleness: {escape(brittleness.model_name)}"
     style_figure(figure, title, _MODES[mode], 960)
     legend = {"x": 0, "xanchor": "left", "y": 1.04, "yanchor": "bottom", "yref": "paper"}
-    figure.update_layout(margin={"t": 125}, legend=legend)
+    figure.update_layout(margin={"t": figure.layout.margin.t + 20}, legend=legend)
     return figure
 
 

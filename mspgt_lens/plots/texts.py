@@ -98,7 +98,7 @@ def plot_texts(effects: GenerationEffects) -> go.Figure:
     )
     # Above the panels' titles, clear of the buttons.
     figure.update_layout(
-        margin={"l": 220, "r": 20, "t": 130, "b": 55},
+        margin={"l": 220, "r": 20, "t": figure.layout.margin.t + 25, "b": 55},
         legend={"yref": "paper", "yanchor": "bottom", "y": 1 + 30 / (_ROW_HEIGHT * len(metrics))},
     )
     return figure
