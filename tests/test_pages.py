@@ -72,6 +72,7 @@ def scope(model, monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     texts = [passage.text for passage in passages]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), "utf-8")
     prompts = ml.PromptDataset.from_texts(model, texts, max_length=384)
     tokens = torch.stack([torch.from_numpy(prompt.tokens) for prompt in prompts])
     z = np.random.default_rng(0).standard_normal((200, 2))
