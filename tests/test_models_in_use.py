@@ -66,10 +66,10 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_models_that_read_both_ways_are_refused(call):
-    flagged = tiny_model("llama")
+    flagged = tiny_model("llama", n_layers=6)
     flagged.tokenizer = tiny_tokenizer()
     flagged.cfg.attention_dir = "bidirectional"
-    unflagged = native(attention_dir="bidirectional")
+    unflagged = native(attention_dir="bidirectional", n_layers=6)
     unflagged.cfg.attention_dir = "causal"
     for model in (flagged, unflagged):
         with pytest.raises(ml.CannotMeasure, match="attends in both directions"):
@@ -79,7 +79,7 @@ def test_models_that_read_both_ways_are_refused(call):
 @pytest.mark.parametrize("call", sorted(set(CALLS) - {"patching", "segments"}))
 def test_models_with_fewer_logits_than_tokens_are_refused(call):
     with pytest.raises(ml.CannotMeasure, match=r"101 tokens and has logits of 50"):
-        CALLS[call](native(d_vocab_out=50))
+        CALLS[call](native(d_vocab_out=50, n_layers=6))
 
 
 def test_patching_asks_only_for_logits_that_there_are():
