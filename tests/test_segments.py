@@ -342,6 +342,18 @@ def test_deciding_early_decides_the_same():
         assert (early.first.p_value < 0.05) == (full.first.p_value < 0.05)
 
 
+def test_numbers_that_no_test_was_made_of_have_no_small_p_value():
+    """Of two jumps in seven blocks, nothing is left that a third could be told by."""
+    rng = np.random.default_rng(0)
+    signals = rng.standard_normal((7, 3))
+    for row in (2, 3):
+        signals[row:] += 1e4 * rng.standard_normal(3)
+    found = ml.segment_blocks(signals, n_boundaries=1, min_size=1, **FAST)
+    assert found.n_boundaries == 1
+    assert found.p_values[1] < 0.05
+    assert found.p_values[2] == found.p_values[3] == 1
+
+
 def test_smooth_curves_without_noise_hold_no_boundary():
     """A network without any sharp change has curves that are exact to many digits."""
     depth = np.linspace(0, 1, 30)[:, None]

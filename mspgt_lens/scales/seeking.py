@@ -97,7 +97,7 @@ class Search:
         places: Where changes are, by row.
         changes: All changes.
         first: The test of any change against none.
-        last: p-value of one more change than were found.
+        last: p-value of one more change than were found; 1 where curves leave no room to test it.
         like: What series with these changes and no more may be.
     """
 
@@ -139,9 +139,8 @@ def seek_changes(
         draws = n_draws if first is None else max(n_draws // _PART_OF_DRAWS, _FEWEST_DRAWS)
         test = _test(series, given, draws, rng, decide_only)
         first = first or test
-        last = test.p_value
         if test.p_value >= SIGNIFICANCE:
-            apart = test.own
+            last, apart = test.p_value, test.own
             break
         found = _settled(series, found | {test.best: test.p_value})
     assert first is not None
