@@ -97,7 +97,8 @@ class Search:
         places: Where changes are, by row.
         changes: All changes.
         first: The test of any change against none.
-        last: p-value of one more change than were found; 1 where curves leave no room to test it.
+        last: p-value of one more change than were found; 1 where it was not tested, since curves
+            leave no room or enough changes are found.
         like: What series with these changes and no more may be.
     """
 
