@@ -74,9 +74,7 @@ def compare() -> Iterator[Comparison]:
     what = "segment_blocks, 30 blocks, 14 signals, later calls"
     yield Comparison(what, later, "first call, plans made", first, "s")
     for name in ("white", "ramp", "random walk", "t(3)"):
-        found = ml.synthetic.power(
-            16, 5, n_boundaries=0, n_simulations=400, n_draws=99, **NULLS[name]
-        )
+        found = ml.synthetic.power(16, 5, n_boundaries=0, n_simulations=400, **NULLS[name])
         what = f"false positives, 16 blocks, 5 signals, {name}"
         yield Comparison(what, found.rejected, "level", 0.05, "share", "at most 1.6")
 
@@ -87,7 +85,7 @@ def seconds() -> tuple[float, float]:
     spent = []
     for _ in range(2):
         start = time.perf_counter()
-        ml.segment_blocks(signals, n_draws=1000, n_bootstraps=200)
+        ml.segment_blocks(signals, n_bootstraps=200)
         spent.append(time.perf_counter() - start)
     return spent[0], spent[1]
 
@@ -97,7 +95,7 @@ def null_row(name: str, n_draws: int) -> str:
     for n_layers, n_signals in SHAPES:
         draws = n_draws if n_layers < 48 else max(n_draws // 2, 1)
         seen = ml.synthetic.power(
-            n_layers, n_signals, n_boundaries=0, n_simulations=draws, n_draws=99, **NULLS[name]
+            n_layers, n_signals, n_boundaries=0, n_simulations=draws, **NULLS[name]
         )
         shares.append(f"{seen.rejected:.3f}")
     return f"| {name} | {' | '.join(shares)} |"
@@ -106,7 +104,7 @@ def null_row(name: str, n_draws: int) -> str:
 def planted_row(name: str, n_draws: int) -> str:
     case = PLANTED[name]
     draws = n_draws if int(str(case["n_layers"])) < 48 else max(n_draws // 2, 1)
-    seen = [ml.synthetic.power(effect=e, n_simulations=draws, n_draws=99, **case) for e in EFFECTS]
+    seen = [ml.synthetic.power(effect=e, n_simulations=draws, **case) for e in EFFECTS]
     found = " | ".join(f"{one.rejected:.2f}, {one.located:.2f}" for one in seen)
     return f"| {name} | {found} |"
 

@@ -106,7 +106,7 @@ def evidence_pool(effect: float) -> list[dict[str, Any]]:
             drift="flat" if effect else "quadratic",
             seed=seed,
         )
-        found = ml.segment_blocks(made.signals, n_draws=99, n_bootstraps=20, seed=seed)
+        found = ml.segment_blocks(made.signals, n_bootstraps=20, seed=seed)
         pool.append(
             {name: getattr(found, name) for name in ("p_values", "n_boundaries", "sharpness")}
         )

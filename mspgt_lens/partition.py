@@ -22,7 +22,8 @@ class Support(NamedTuple):
 
     Attributes:
         weight: The signal's share of the evidence for the boundaries; all shares add up to 1.
-        p_value: p-value of any boundary without this signal; None if it is the only one.
+        p_value: p-value of any boundary without this signal; None if it is the only one, or one of
+            more than 40, of which none decides.
         boundaries: The best boundaries without it; None if it is the only one.
     """
 

@@ -119,7 +119,7 @@ def made_ablation(rng: np.random.Generator) -> ml.results.MassiveAblation:
 def made_partition() -> ml.results.ScalePartition:
     """Of 12 blocks, in a deviation of 1."""
     signals = ml.synthetic.synthetic_signals(12, 3, seed=1).signals
-    found = ml.segment_blocks(signals, names=["a", "b", HOSTILE], n_draws=99, n_bootstraps=20)
+    found = ml.segment_blocks(signals, names=["a", "b", HOSTILE], n_bootstraps=20)
     assert len(found.boundaries) == 2
     return replace(found, model_name=HOSTILE, warnings=NOTES)
 

@@ -164,7 +164,7 @@ def ablated(things):
         return ml.studies.ablate_massive(things.model, things.few, **QUIET)
 
 
-DRAWS = {"n_draws": 99, "n_bootstraps": 20}
+DRAWS = {"n_bootstraps": 20}
 UNIQUE = re.compile("[0-9a-f]{8}-[0-9a-f-]{27}")  # Plotly's names of figures.
 TASKS = ("indirect_objects", "subject_verb_agreement", "capitals", "topic_cue", "induction")
 # These need a vocabulary of English.
@@ -258,7 +258,7 @@ CALLS = {
     "plot_scale_patch": lambda t: ml.plots.plot_scale_patch(t["patch_scales"]),
     "plot_stability": lambda t: ml.plots.plot_stability(t["stability"]),
     "plot_dissociation": lambda t: ml.plots.plot_dissociation(t["measure_dissociation"]),
-    "power": lambda t: ml.synthetic.power(8, 3, n_simulations=2, n_draws=99),
+    "power": lambda t: ml.synthetic.power(8, 3, n_simulations=2),
     "profile_cache": lambda t: ml.profile_cache(t.model, t.cache, t.tokens, **QUICK),
     "profile_layers": lambda t: ml.profile_layers(t.model, t.prompts, **QUICK, **QUIET),
     "profile_layers random": lambda t: ml.profile_layers(

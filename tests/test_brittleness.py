@@ -130,7 +130,7 @@ def test_slopes_join_the_boundary_signals():
     assert list(signals) == ["brittleness_covariance", "brittleness_isotropic"]
     assert all(len(c) == 12 and c.by_fold.shape == (5, 12) for c in signals.values())
     joined = replace(profile, signals={**profile.signals, **signals})
-    found = ml.detect_scales(profile=joined, n_draws=99, n_bootstraps=20)
+    found = ml.detect_scales(profile=joined, n_bootstraps=20)
     assert "brittleness covariance" in found.by_signal
     with pytest.raises(ValueError, match="n_folds must be 2 to the number of groups"):
         one.signals(n_folds=17)

@@ -186,7 +186,7 @@ def test_results_say_what_was_read(profile):
     assert "the hidden token" in figure
     assert "visible tokens 2 to 16 away" in figure
     assert "hidden tokens" in ml.plots.plot_information_plane(profile).to_json()
-    partition = ml.detect_scales(profile=profile, n_draws=99, n_bootstraps=20)
+    partition = ml.detect_scales(profile=profile, n_bootstraps=20)
     assert partition.n_layers == 6
 
 

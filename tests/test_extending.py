@@ -231,7 +231,7 @@ def largest_jumps(signals):
     return sorted(1 + np.argsort(jumps)[-2:])
 
 
-DRAWS = {"n_draws": 99, "n_bootstraps": 20}
+DRAWS = {"n_bootstraps": 20}
 
 
 def profile_of_folds():

@@ -313,7 +313,7 @@ def test_a_model_is_fitted_at_every_site(tiny, tmp_path):
 def test_a_partition_gives_one_tap_per_segment(tiny, monkeypatch):
     model = tiny("gpt2")
     signals = np.random.default_rng(0).standard_normal((12, 4))
-    partition = ml.segment_blocks(signals, n_draws=99, n_bootstraps=20)
+    partition = ml.segment_blocks(signals, n_bootstraps=20)
     with pytest.raises(ValueError, match="12 blocks"):
         ml.fit_hvib(model, tiny_prompts(), partition, bands=BANDS, **QUICK)
     fitting = dataclasses.replace(

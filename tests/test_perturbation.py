@@ -481,7 +481,7 @@ def test_partitions_come_as_results_names_or_boundaries():
     thirds = {"local": (0, 1), "intermediate": (2, 3), "global": (4, 5)}
     assert as_segments([2, 4], 6) == thirds
     assert as_segments(thirds, 6) == thirds
-    made = ml.segment_blocks(np.random.default_rng(0).standard_normal((6, 2)), n_draws=99)
+    made = ml.segment_blocks(np.random.default_rng(0).standard_normal((6, 2)))
     assert as_segments(made, 6) == {n: tuple(b) for n, b in made.segments.items()}
     with pytest.raises(ValueError, match="of 6 blocks, but the model has 4"):
         as_segments(made, 4)

@@ -11,7 +11,7 @@ from mspgt_lens.estimates import Curve
 from mspgt_lens.scales import published
 from mspgt_lens.scales.detection import PUBLISHED_METHODS
 
-FAST = {"n_draws": 99, "n_bootstraps": 20}
+FAST = {"n_bootstraps": 20}
 BLOCKS = np.arange(24)
 SITES = np.arange(25)
 STEPS = np.select([BLOCKS < 8, BLOCKS < 17], [0.0, 1.0], 2.0)

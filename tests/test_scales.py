@@ -10,7 +10,7 @@ from tiny import random_tokens
 import mspgt_lens as ml
 from mspgt_lens.scales.detection import METHODS
 
-FAST = {"n_draws": 99, "n_bootstraps": 20}
+FAST = {"n_bootstraps": 20}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_disagreeing_folds_widen_the_intervals(stepped):
         compression=loud(stepped.compression),
         relevance=loud(stepped.relevance),
     )
-    settings = {"n_draws": 99, "n_bootstraps": 60}
+    settings = {"n_bootstraps": 60}
     calm = ml.detect_scales(profile=stepped, **settings)
     found = ml.detect_scales(profile=changed, **settings)
     assert found.boundaries == calm.boundaries
@@ -336,9 +336,7 @@ def test_controls_are_told_by_a_field_not_by_a_name(stepped, partition, tmp_path
     # A control by itself is what the report is about.
     assert "about the twin" in ml.write_report(tmp_path / "r.html", twin).read_text()
     profile = replace(stepped, control="shuffled_tokens")
-    assert ml.detect_scales(profile=profile, n_draws=99, n_bootstraps=20).control == (
-        "shuffled_tokens"
-    )
+    assert ml.detect_scales(profile=profile, n_bootstraps=20).control == ("shuffled_tokens")
     assert ml.results.LayerProfile.load(profile.save(tmp_path / "p")).control == "shuffled_tokens"
 
 
@@ -349,4 +347,4 @@ def test_a_signal_of_sites_of_one_s_own_is_sought_in_after_each_block(stepped):
     wider = replace(stepped, signals={**stepped.signals, "mine": own})
     table = ml.arrays.boundary_signals(wider)
     np.testing.assert_array_equal(table["mine"], values[1:])
-    assert "mine" in ml.detect_scales(profile=wider, n_draws=99, n_bootstraps=20).by_signal
+    assert "mine" in ml.detect_scales(profile=wider, n_bootstraps=20).by_signal

@@ -210,13 +210,13 @@ def test_boundaries_are_found_in_signals_of_ones_own(prompts):  # noqa: F811
     chosen = [SHRINKING, SELF]
     short = ml.profile_layers(model, prompts, signals=chosen, progress=False, **QUICK)
     assert "self attention" in ml.arrays.boundary_signals(short)
-    found = ml.detect_scales(profile=short, n_draws=99, n_bootstraps=20)
+    found = ml.detect_scales(profile=short, n_bootstraps=20)
     assert {"shrinking", "self attention"} <= set(found.by_signal)
     assert found.by_method["attention_span"] is None
     assert found.by_method["mi_peaks"] is None
     for method in ("attention_span", "mi_peaks"):
         with pytest.raises(ml.CannotMeasure, match="was not profiled"):
-            ml.detect_scales(profile=short, method=method, n_draws=99, n_bootstraps=20)
+            ml.detect_scales(profile=short, method=method, n_bootstraps=20)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import mspgt_lens as ml
 pytestmark = pytest.mark.simulation
 
 BANDS = {"local": (1, 1), "intermediate": (2, 6), "global": (7, 16)}
-QUICK = {"profile_settings": {"bands": BANDS, "n_folds": 3}, "n_draws": 99, "n_bootstraps": 20}
+QUICK = {"profile_settings": {"bands": BANDS, "n_folds": 3}, "n_bootstraps": 20}
 STEPS = (0, 15, 80)
 
 

@@ -128,7 +128,7 @@ print("largest difference:", abs(from_caches.relevance.values - profile.relevanc
 # %%
 table = pd.DataFrame({name: curve.values for name, curve in profile.signals.items()})
 table["size of W_out"] = [float(weight.norm()) for weight in model.W_out]
-found = ml.segment_blocks(table, n_draws=199, n_bootstraps=50)
+found = ml.segment_blocks(table, n_bootstraps=50)
 print(*found.changes_in_words(), sep="\n")
 ml.plot_boundaries(found)
 

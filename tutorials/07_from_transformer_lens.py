@@ -110,7 +110,7 @@ for block in np.linspace(0, model.cfg.n_layers - 1, 5).round().astype(int):
 # is the null for any profile.
 
 # %%
-partition = ml.detect_scales(profile=profile, n_draws=199, n_bootstraps=50)
+partition = ml.detect_scales(profile=profile, n_bootstraps=50)
 print(partition.summary())
 ml.plot_boundaries(partition)
 

@@ -81,7 +81,7 @@ def plot_boundaries(
 
     Example:
         >>> made = ml.synthetic.synthetic_signals(12, effect=4.0)
-        >>> partition = ml.segment_blocks(made.signals, n_draws=99, n_bootstraps=20)
+        >>> partition = ml.segment_blocks(made.signals, n_bootstraps=20)
         >>> ml.plot_boundaries(partition).write_html("boundaries.html")
     """
     if not isinstance(partition, ScalePartition):

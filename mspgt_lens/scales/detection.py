@@ -47,7 +47,6 @@ def detect_scales(
     n_boundaries: int | None = None,
     span_thresholds: tuple[float, float] | None = None,
     fusion_weights: tuple[float, float, float] = published.EQUAL_WEIGHTS,
-    n_draws: int = 1000,
     n_bootstraps: int = 200,
     min_size: int = 2,
     seed: int = 0,
@@ -90,7 +89,6 @@ def detect_scales(
             default where the intermediate and the global band begin (2 and 17 tokens).
         fusion_weights: Of probes, attention and information in ``"published_fusion"``; they add up
             to 1. The source does not give its own; equal by default.
-        n_draws: Series regenerated for each test.
         n_bootstraps: Draws for intervals and probabilities.
         min_size: Fewest blocks of a segment.
         seed: Decides every draw.
@@ -124,7 +122,6 @@ def detect_scales(
     fused = segment_blocks(
         _matrix(profile, signals),
         n_boundaries=n_boundaries,
-        n_draws=n_draws,
         n_bootstraps=n_bootstraps,
         min_size=min_size,
         names=list(signals),

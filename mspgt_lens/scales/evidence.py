@@ -29,15 +29,14 @@ _MUCH = 2.5
 # A bend needs so many changes from row to row on either side.
 _RATES_BESIDE = 2
 # How likely a signal is of some other kind than most.
-_OTHER_KIND = 0.2
-# A second change is sought beside so many first ones.
-_FIRSTS = 2
+OTHER_KIND = 0.2
 # Rows beyond the fitted curves without which nothing can be told.
 LEAST_FREEDOM = 2
 _VALUES_PER_CHUNK = 400
 _LEAST_LEFT = 1e-6
-# Two changes are told apart if what they share is less than this part of each.
-_SAME = 0.9999
+_ALL = (-1,)
+# Evidence for what cannot be, in nats.
+_NEVER = -1e4
 
 
 class Change(NamedTuple):
@@ -47,25 +46,22 @@ class Change(NamedTuple):
     row: int
 
 
-class Weighed(NamedTuple):
-    """Evidence of several series, each of several signals.
-
-    Attributes:
-        gains: Of every signal for every change, in nats.
-        own: The same where every signal is of its own likeliest kind, whatever the others are: what
-            it says by itself.
-        pair: All signals' votes for the likeliest two changes together.
-    """
-
-    gains: Float[np.ndarray, "candidate signal draw"]
-    own: Float[np.ndarray, "candidate signal draw"]
-    pair: Float[np.ndarray, " draw"]
-
-
 def change_curves(n_rows: int, changes: Sequence[Change]) -> Float[np.ndarray, "row change"]:
     """What each change of size 1 adds to every row."""
     columns = [(steps if c.kind == "jump" else hinges)(n_rows, [c.row]) for c in changes]
     return np.hstack([np.zeros((n_rows, 0)), *columns])
+
+
+class Curves(NamedTuple):
+    """Changes of size 1, as whiteners make them.
+
+    Attributes:
+        units: Each of length 1, or 0 where given changes add up to it.
+        length: Their squared lengths before.
+    """
+
+    units: Float[np.ndarray, "kind candidate row"]
+    length: Float[np.ndarray, "kind candidate"]
 
 
 class Evidence:
@@ -89,14 +85,16 @@ class Evidence:
         line = np.column_stack([np.ones(n_rows), np.arange(n_rows) - (n_rows - 1) / 2])
         fitted = np.column_stack([line, change_curves(n_rows, given)])
         self.freedom = n_rows - fitted.shape[1]
+        kinds = gradual_kinds(n_rows)
+        # Row by row, what the rows before do not foretell, so that a large one stays one row's.
+        innovations = np.linalg.inv(kinds.roots)
+        axes, _ = np.linalg.qr(innovations @ fitted)
+        self.whiteners = innovations - axes @ (axes.transpose(0, 2, 1) @ innovations)
         beyond = np.linalg.svd(fitted)[0][:, fitted.shape[1] :]
-        roots = np.linalg.cholesky(beyond.T @ gradual_kinds(n_rows).covariances @ beyond)
-        self.whiteners = np.linalg.solve(
-            roots, np.broadcast_to(beyond.T, roots.shape[:1] + beyond.T.shape)
-        )
-        # Of the kinds that were asked for last.
-        self._made: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        roots = np.linalg.cholesky(beyond.T @ kinds.covariances @ beyond)
         self._base = -np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
+        # Of all kinds, and of those that were asked for last.
+        self._made: dict[tuple[int, ...], Curves] = {}
 
     def likelihoods(
         self, series: Float[np.ndarray, "row signal"]
@@ -123,13 +121,22 @@ class Evidence:
             series: Independent draws of some signals.
             kinds: The gradual kinds that they may be of.
         """
-        return self._weigh(series, kinds, pairs=False).gains
-
-    def weigh(
-        self, series: Float[np.ndarray, "draw row signal"], kinds: Int[np.ndarray, " kind"]
-    ) -> Weighed:
-        """The same, with the evidence for two changes together."""
-        return self._weigh(series, kinds, pairs=True)
+        n_draws, n_rows, n_signals = series.shape
+        flat = series.transpose(1, 2, 0).reshape(n_rows, n_signals * n_draws)
+        white = self.whiteners[kinds] @ flat
+        without = self.log_likelihood(white, kinds)
+        without -= without.max(axis=0)
+        base = without.astype(np.float32).reshape(len(kinds), n_signals, n_draws)
+        plain = _under_common_kind(base)
+        white /= np.maximum(np.linalg.norm(white, axis=1), np.finfo(float).tiny)[:, None]
+        units, length = self.curves(kinds)
+        along = (units @ white.astype(np.float32)).reshape(len(kinds), -1, n_signals, n_draws)
+        fitted = np.log(np.maximum(1 - along * along, np.float32(_LEAST_LEFT)))
+        fitted *= np.float32(-self.freedom / 2)
+        price = np.where(length > 0, -0.5 * np.log1p(_SIZE_VARIANCE * length), _NEVER)
+        with_it = fitted + price.astype(np.float32)[:, :, None, None] + base[:, None]
+        gains: np.ndarray = _under_common_kind(with_it.transpose(1, 0, 2, 3)) - plain
+        return gains
 
     def chunks(
         self, series: Float[np.ndarray, "draw row signal"]
@@ -138,88 +145,47 @@ class Evidence:
         together = max(1, _VALUES_PER_CHUNK // series.shape[2])
         return np.array_split(series, -(-len(series) // together))
 
-    def _weigh(self, series: np.ndarray, kinds: np.ndarray, pairs: bool) -> Weighed:
-        n_draws, n_rows, n_signals = series.shape
-        flat = series.transpose(1, 2, 0).reshape(n_rows, n_signals * n_draws)
-        white = self.whiteners[kinds] @ flat
-        without = self.log_likelihood(white, kinds)
-        without -= without.max(axis=0)
-        shape = (len(kinds), n_signals, n_draws)
-        base = without.astype(np.float32).reshape(shape)
-        plain = _under_common_kind(base)
-        white /= np.maximum(np.linalg.norm(white, axis=1), np.finfo(float).tiny)[:, None]
-        units, price, length = self._curves(tuple(kinds.tolist()))
-        along = (units @ white.astype(np.float32)).reshape(len(kinds), -1, n_signals, n_draws)
-        with_it = self._fitted(along * along) + price[:, :, None, None] + base[:, None]
-        gains = _under_common_kind(with_it.transpose(1, 0, 2, 3)) - plain
-        own = with_it.max(axis=0) - base.max(axis=0)
-        if not pairs:
-            return Weighed(gains, own, np.zeros(n_draws))
-        first = np.argsort(-votes(gains).sum(axis=1), axis=0)[:_FIRSTS]
-        two = [self._beside(row, along, base, kinds, units, length) - plain for row in first]
-        return Weighed(gains, own, np.max([votes(g).sum(axis=1).max(axis=0) for g in two], axis=0))
-
-    def _beside(
-        self,
-        first: Int[np.ndarray, " draw"],
-        along: Float[np.ndarray, "kind candidate signal draw"],
-        base: Float[np.ndarray, "kind signal draw"],
-        kinds: Int[np.ndarray, " kind"],
-        units: Float[np.ndarray, "kind candidate row"],
-        length: Float[np.ndarray, "kind candidate"],
-    ) -> Float[np.ndarray, "candidate signal draw"]:
-        """Log-likelihood of every signal with every candidate beside each draw's first change."""
-        draws = np.arange(len(first))
-        chosen, which = np.unique(first, return_inverse=True)
-        shared = (units @ units[:, chosen].transpose(0, 2, 1))[:, :, which][:, :, None]
-        one = along[:, first, :, draws].transpose(1, 2, 0)[:, None]
-        rest = np.maximum(1 - shared**2, 1 - _SAME)
-        taken = (one**2 + along**2 - 2 * shared * one * along) / rest
-        mine, other = length[:, first][:, None, None], length[:, :, None, None]
-        apart_by = (1 + _SIZE_VARIANCE * mine) * (1 + _SIZE_VARIANCE * other)
-        apart_by -= _SIZE_VARIANCE**2 * shared**2 * mine * other
-        # What single precision leaves of two large numbers may be less than it can be.
-        price = -0.5 * np.log(np.maximum(apart_by, 1))
-        apart = (shared**2 < _SAME) & (other > 0)
-        with_both = np.where(apart, self._fitted(taken) + price, -np.inf) + base[:, None]
-        return _under_common_kind(with_both.transpose(1, 0, 2, 3))
-
-    def _curves(self, kinds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every kind and candidate: its whitened unit curve, its price, and squared length."""
-        if kinds in self._made:
-            return self._made[kinds]
-        curves = self.whiteners[list(kinds)] @ change_curves(self.n_rows, self.candidates)
-        length = np.linalg.norm(curves, axis=1)
-        # Given changes can add up to a candidate, of which nothing is left then.
-        new = length > 1e-4
-        units = (curves / np.where(new, length, np.inf)[:, None]).transpose(0, 2, 1)
-        price = np.where(new, -0.5 * np.log1p(_SIZE_VARIANCE * length**2), -np.inf)
-        squared = np.where(new, length**2, 0.0)
-        made = units.astype(np.float32), price.astype(np.float32), squared.astype(np.float32)
-        self._made = {kinds: made}
-        return made
-
-    def _fitted(self, taken: np.ndarray) -> np.ndarray:
-        """What is gained where so large a part of a series is taken."""
-        value: np.ndarray = np.log(np.maximum(1 - taken, np.float32(_LEAST_LEFT)))
-        value *= np.float32(-self.freedom / 2)
-        return value
+    def curves(self, kinds: Int[np.ndarray, " kind"] | None = None) -> Curves:
+        """Every candidate under some kinds, or all of them."""
+        key = _ALL if kinds is None else tuple(kinds.tolist())
+        if key not in self._made:
+            whiteners = self.whiteners if kinds is None else self.whiteners[kinds]
+            curves = whiteners @ change_curves(self.n_rows, self.candidates)
+            length = np.linalg.norm(curves, axis=1)
+            # Given changes can add up to a candidate, of which nothing is left then.
+            new = length > 1e-4
+            units = (curves / np.where(new, length, np.inf)[:, None]).transpose(0, 2, 1)
+            squares = np.where(new, length**2, 0.0)
+            self._made = {k: made for k, made in self._made.items() if k == _ALL}
+            self._made[key] = Curves(units.astype(np.float32), squares.astype(np.float32))
+        return self._made[key]
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=32)
 def evidence_for_change(n_rows: int, given: tuple[Change, ...] = ()) -> Evidence:
     """What weighs one more change in series of so many rows that may hold the given ones."""
     return Evidence(n_rows, given)
 
 
 def votes(gains: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
-    """What one signal's evidence counts: it may share the change or not, one as likely as other.
+    """What one signal's evidence counts: it may share the change or not, one as likely as other."""
+    return capped(either(gains, np.float32(0)))
 
-    Beyond a few nats it counts by its logarithm, so that what many signals share outweighs one.
+
+def either(one: np.ndarray, other: np.ndarray | np.float32) -> np.ndarray:
+    """Log-likelihood of what may be one or the other, as likely as not; shapes are broadcast."""
+    # As numpy.logaddexp, several times faster.
+    value: np.ndarray = np.maximum(one, other) + np.log(1 + np.exp(-np.abs(one - other)))
+    return value - np.float32(np.log(2))
+
+
+def capped(evidence: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+    """One signal's evidence among several: beyond a few nats it counts by its logarithm.
+
+    So what many signals share outweighs one.
     """
-    shared = np.logaddexp(np.float32(0), gains) - np.float32(np.log(2))
-    beyond = np.maximum(shared - np.float32(_MUCH), 0)
-    value: np.ndarray = np.minimum(shared, np.float32(_MUCH)) + np.log1p(beyond)
+    beyond = np.maximum(evidence - np.float32(_MUCH), 0)
+    value: np.ndarray = np.minimum(evidence, np.float32(_MUCH)) + np.log(1 + beyond)
     return value
 
 
@@ -232,7 +198,7 @@ def _under_common_kind(
     relative = np.exp(likelihoods - top)
     any_kind = relative.mean(axis=-3, keepdims=True)
     with np.errstate(divide="ignore"):
-        each = np.log((1 - _OTHER_KIND) * relative + _OTHER_KIND * any_kind) + top
+        each = np.log((1 - OTHER_KIND) * relative + OTHER_KIND * any_kind) + top
     best = each.sum(axis=-2).argmax(axis=-2)
     value: np.ndarray = np.take_along_axis(each, best[..., None, None, :], -3)[..., 0, :, :]
     return value

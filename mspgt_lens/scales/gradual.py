@@ -10,11 +10,13 @@ be chosen.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 # Shares of noise, of its random walk, and of a walk of its slope.
 _WANDERING = {
@@ -41,7 +43,7 @@ _WIDTHS = (0.06, 0.12)
 _SHAPE_VARIANCES = (1.0, 30.0, 1e3, 1e8)
 # How the size of noise goes over depth: rates of growth, the rows at both ends and the parts of the
 # depth where it is larger, and by how much.
-_GROWTHS = (0.0, 1.5, -1.5, 3.0, -3.0, 5.0, -5.0)
+_GROWTHS = (1.5, -1.5, 3.0, -3.0, 5.0, -5.0)
 _ENDS = (1, 2, 3)
 _PARTS = (0.25, 0.33, 0.5)
 _MIDDLE = 0.3
@@ -51,8 +53,21 @@ _LARGER = (4.0, 16.0)
 _POWERS = (1.0, 2.0, 3.0)
 # The variance of a walk of the curvature, whose noise is the least.
 _SMOOTHEST = 1e5
+_EVEN = ("even", "smooth", "exponential", "logistic", "polynomial")
 # Keeps covariances of walks regular.
 _LEAST = 1e-6
+# How likely a series is of each family beforehand, its members alike.
+_CHANCES = {
+    "even": 0.3,
+    "smooth": 0.12,
+    "exponential": 0.06,
+    "logistic": 0.06,
+    "polynomial": 0.06,
+    "growing": 0.08,
+    "settling": 0.08,
+    "ends": 0.14,
+    "part": 0.1,
+}
 
 
 @dataclass(frozen=True)
@@ -63,13 +78,17 @@ class Gradual:
         covariances: Of each kind, shape ``[kind, row, row]``.
         roots: Lower triangles that turn independent draws into them.
         words: What each kind is.
-        n_even: The first so many have noise and steps as large at every depth.
+        chances: How likely a series is of each kind beforehand.
+        jagged: Kinds whose tails may be heavy: noise and walks whose sizes are even over depth, and
+            curves of known shape on these. A single large step of what is smooth would be a sharp
+            change, and sizes that vary over depth account for some large ones.
     """
 
     covariances: Float[np.ndarray, "kind row row"]
     roots: Float[np.ndarray, "kind row row"]
     words: tuple[str, ...]
-    n_even: int
+    chances: Float[np.ndarray, " kind"]
+    jagged: Int[np.ndarray, " jagged"]
 
     def autocorrelation(self, kind: int) -> float:
         """Lag-one autocorrelation about a straight line, between neighboring rows."""
@@ -80,52 +99,86 @@ class Gradual:
         return float(np.diag(left, 1).sum() / (n - 1) / (np.trace(left) / n))
 
 
+class _Kind(NamedTuple):
+    family: str
+    word: str
+    covariance: Float[np.ndarray, "row row"]
+
+
 @lru_cache(maxsize=64)
 def gradual_kinds(n_rows: int) -> Gradual:
     """All kinds for series of ``n_rows`` rows; see the module."""
-    rows = np.arange(n_rows)
+    kinds = [*_even(n_rows), *_uneven(n_rows)]
+    covariances = np.stack([kind.covariance for kind in kinds]) + _LEAST * np.eye(n_rows)
+    families = [kind.family for kind in kinds]
+    chances = np.array([_CHANCES[family] / families.count(family) for family in families])
+    smooth = [kind.word in ("smooth", "smoothly wandering") for kind in kinds]
+    even = [kind.family in _EVEN for kind in kinds]
+    return Gradual(
+        covariances=covariances,
+        roots=np.linalg.cholesky(covariances),
+        words=tuple(kind.word for kind in kinds),
+        chances=chances / chances.sum(),
+        jagged=np.flatnonzero(np.array(even) & ~np.array(smooth)),
+    )
+
+
+def _even(n_rows: int) -> Iterator[_Kind]:
+    """Kinds with noise and steps as large at every depth."""
+    rows, white = np.arange(n_rows), np.eye(n_rows)
     summed = np.tril(np.ones((n_rows, n_rows)))
-    even: list[tuple[str, np.ndarray]] = []
-    uneven: list[tuple[str, np.ndarray]] = []
-    for size in _sizes(n_rows):
-        made = even if np.ptp(size) == 0 else uneven
-        noise = np.diag(size**2)
-        for word, shares in _WANDERING.items():
-            for level, walk, slope in shares:
-                covariance = level * noise + walk * summed @ noise @ summed.T
-                covariance += slope * summed @ summed @ noise @ summed.T @ summed.T
-                made.append((word, covariance))
-        persistent = _PERSISTENCE ** np.abs(np.subtract.outer(rows, rows))
-        steps = np.outer(size, size) * persistent
-        made.append(("smoothly wandering", summed @ steps @ summed.T))
-        thrice = summed @ summed @ summed
-        bent = thrice @ noise @ thrice.T
-        made.append(("smooth", bent * (_SMOOTHEST / bent.max())))
     apart = np.abs(np.subtract.outer(rows, rows))
-    even += [("wandering", np.eye(n_rows) + walk * summed @ summed.T) for walk in _WALKS]
-    even += [("wandering", memory**apart) for memory in _MEMORIES]
+    yield from _varying("even", np.ones(n_rows))
+    for walk in _WALKS:
+        yield _Kind("even", "wandering", white + walk * summed @ summed.T)
+    for memory in _MEMORIES:
+        yield _Kind("even", "wandering", memory**apart)
     # Noise beneath curves is new at every block, remembers the last one's, or is a walk.
-    beneath = (np.eye(n_rows), _REMEMBERED**apart, summed @ summed.T)
+    beneath = (white, _REMEMBERED**apart, summed @ summed.T)
     # Depth itself, and its logarithm: what settles early is smooth in that.
     for depth in (rows, n_rows * np.log1p(rows) / np.log1p(n_rows)):
         between = np.subtract.outer(depth, depth)
         for part in _LENGTHS:
             smooth = np.exp(-(between**2) / 2 / (n_rows / part) ** 2)
-            even += [_on("smooth", v * smooth, noise) for noise in beneath for v in _VARIANCES]
+            for noise in beneath:
+                for variance in _VARIANCES:
+                    yield _Kind("smooth", *_on("smooth", variance * smooth, noise))
     for word, shape in _shapes(n_rows):
-        outer = np.outer(shape, shape)
-        even += [_on(word, v * outer, noise) for noise in beneath for v in _SHAPE_VARIANCES]
+        for noise in beneath:
+            for variance in _SHAPE_VARIANCES:
+                yield _Kind(word, *_on(word, variance * np.outer(shape, shape), noise))
+
+
+def _uneven(n_rows: int) -> Iterator[_Kind]:
+    """Kinds with noise and steps that are larger at some depths."""
+    for family, size in _sizes(n_rows):
+        yield from _varying(family, size)
     # Curves whose noise and course grow or shrink together.
-    smooth = np.exp(-(apart**2) / 2 / (n_rows / _LENGTHS[0]) ** 2)
-    for rate in _GROWTHS[1:]:
+    rows = np.arange(n_rows)
+    smooth = np.exp(-(np.subtract.outer(rows, rows) ** 2) / 2 / (n_rows / _LENGTHS[0]) ** 2)
+    for rate in _GROWTHS:
         size = np.exp(rate * np.linspace(-0.5, 0.5, n_rows))
-        uneven += [
-            ("smooth", np.outer(size, size) * (np.eye(n_rows) + v * smooth)) for v in _VARIANCES
-        ]
-    kinds = [*even, *uneven]
-    covariances = np.stack([c for _, c in kinds]) + _LEAST * np.eye(n_rows)
-    words = tuple(word for word, _ in kinds)
-    return Gradual(covariances, np.linalg.cholesky(covariances), words, len(even))
+        for variance in _VARIANCES:
+            covariance = np.outer(size, size) * (np.eye(n_rows) + variance * smooth)
+            yield _Kind("growing", "smooth", covariance)
+
+
+def _varying(family: str, size: Float[np.ndarray, " row"]) -> Iterator[_Kind]:
+    """Noise and walks with such standard deviations over depth."""
+    n_rows = len(size)
+    noise, rows = np.diag(size**2), np.arange(n_rows)
+    summed = np.tril(np.ones((n_rows, n_rows)))
+    for word, shares in _WANDERING.items():
+        for level, walk, slope in shares:
+            covariance = level * noise + walk * summed @ noise @ summed.T
+            covariance += slope * summed @ summed @ noise @ summed.T @ summed.T
+            yield _Kind(family, word, covariance)
+    persistent = _PERSISTENCE ** np.abs(np.subtract.outer(rows, rows))
+    steps = np.outer(size, size) * persistent
+    yield _Kind(family, "smoothly wandering", summed @ steps @ summed.T)
+    thrice = summed @ summed @ summed
+    bent = thrice @ noise @ thrice.T
+    yield _Kind(family, "smooth", bent * (_SMOOTHEST / bent.max()))
 
 
 def _on(word: str, curve: np.ndarray, noise: np.ndarray) -> tuple[str, np.ndarray]:
@@ -136,18 +189,26 @@ def _on(word: str, curve: np.ndarray, noise: np.ndarray) -> tuple[str, np.ndarra
     return "wandering" if wanders else word, noise + curve
 
 
-def _sizes(n_rows: int) -> list[np.ndarray]:
-    """Standard deviations over depth: even, growing or shrinking, larger in some part."""
+def _sizes(n_rows: int) -> Iterator[tuple[str, Float[np.ndarray, " row"]]]:
+    """Standard deviations over depth: growing or shrinking, larger in some part; with families."""
     depth = np.linspace(-0.5, 0.5, n_rows)
-    sizes = [np.exp(rate * depth) for rate in _GROWTHS]
-    sizes += [(1.0 + np.arange(n_rows)) ** -power for power in _POWERS]
+    sizes = [("growing", np.exp(rate * depth)) for rate in _GROWTHS]
+    sizes += [("settling", (1.0 + np.arange(n_rows)) ** -power) for power in _POWERS]
     at_end = np.minimum(np.arange(n_rows), np.arange(n_rows)[::-1])
-    sizes += [np.where(at_end < width, _LARGER[0], 1.0) for width in _ENDS]
+    sizes += [("ends", np.where(at_end < width, _LARGER[0], 1.0)) for width in _ENDS]
     for part in _PARTS:
         for larger in _LARGER:
-            sizes += [np.where(side <= part - 0.5, larger, 1.0) for side in (depth, -depth)]
-    sizes += [np.where(np.abs(depth - c) < _MIDDLE / 2, _LARGER[0], 1.0) for c in _MIDDLES]
-    return list({size.tobytes(): size for size in sizes}.values())
+            for side in (depth, -depth):
+                sizes.append(("part", np.where(side <= part - 0.5, larger, 1.0)))
+    for center in _MIDDLES:
+        middle = np.abs(depth - center) < _MIDDLE / 2
+        sizes.append(("part", np.where(middle, _LARGER[0], 1.0)))
+    seen = set()
+    for family, size in sizes:
+        # Few rows leave some no different from others, or even.
+        if np.ptp(size) > 0 and size.tobytes() not in seen:
+            seen.add(size.tobytes())
+            yield family, size
 
 
 def _shapes(n_rows: int) -> list[tuple[str, np.ndarray]]:

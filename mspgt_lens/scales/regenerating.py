@@ -7,15 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtri
-from scipy.stats import norm, rankdata, t
+from scipy.stats import rankdata
 
 from mspgt_lens.scales.evidence import Evidence
 from mspgt_lens.scales.gradual import gradual_kinds
 
-# Degrees of freedom of heavy tails.
-_HEAVY = 3
-# Its scales that are tried, in units of the deviation.
-_HEAVY_SCALES = (0.3, 0.45, 0.6, 0.8, 1.0)
 _ITERATIONS = 100
 
 
@@ -37,22 +33,17 @@ class Regenerator:
     correlation: Float[np.ndarray, "signal signal"]
     common: int
 
-    def draw(
-        self, n_draws: int, rng: np.random.Generator, *, heavy: bool = False
-    ) -> Float[np.ndarray, "draw row signal"]:
+    def draw(self, n_draws: int, rng: np.random.Generator) -> Float[np.ndarray, "draw row signal"]:
         """New series; the size of every draw's noise is that of its signal.
 
         Args:
             n_draws: How many.
             rng: Decides every draw.
-            heavy: Noise of Student's t with 3 degrees of freedom instead of normal noise.
         """
         n_kinds, n_signals = self.weights.shape
         n_rows, roots = self.n_rows, gradual_kinds(self.n_rows).roots
         root = np.linalg.cholesky(self.correlation + 1e-9 * np.eye(n_signals))
         noise = rng.standard_normal((n_rows, n_draws, n_signals)) @ root.T
-        if heavy:
-            noise /= np.sqrt(rng.chisquare(_HEAVY, noise.shape) / _HEAVY)
         kinds = np.stack(
             [rng.choice(n_kinds, size=n_draws, p=self.weights[:, i]) for i in range(n_signals)], 1
         )
@@ -65,11 +56,7 @@ class Regenerator:
         return drawn
 
 
-def regenerator(
-    evidence: Evidence,
-    series: Float[np.ndarray, "row signal"],
-    correlated: Evidence | None = None,
-) -> Regenerator:
+def regenerator(evidence: Evidence, series: Float[np.ndarray, "row signal"]) -> Regenerator:
     """What series without a further change may be, besides the changes that ``evidence`` is given.
 
     How often each kind occurs among the signals is fitted (by expectation and maximization), so
@@ -78,19 +65,16 @@ def regenerator(
     Args:
         evidence: Given the changes that the series may hold.
         series: The series.
-        correlated: Given fewer changes, for the correlation between signals: what is left without
-            the likeliest changes is correlated too little. None takes ``evidence``.
     """
     likelihoods = evidence.likelihoods(series)
     squares = ((evidence.whiteners @ series) ** 2).sum(axis=1)
-    held = correlated or evidence
-    common = int(held.likelihoods(series).sum(axis=1).argmax())
+    common = int(likelihoods.sum(axis=1).argmax())
     return Regenerator(
         n_rows=evidence.n_rows,
         weights=kind_weights(likelihoods),
         sizes=np.sqrt(squares / max(evidence.freedom, 1)),
-        correlation=_correlation(held.whiteners[common] @ series, held.freedom),
-        common=int(likelihoods.sum(axis=1).argmax()),
+        correlation=_correlation(evidence.whiteners[common] @ series, evidence.freedom),
+        common=common,
     )
 
 
@@ -106,27 +90,6 @@ def kind_weights(
     weights: np.ndarray = share[:, None] * relative
     weights /= weights.sum(axis=0)
     return weights
-
-
-def lightness(
-    evidence: Evidence, series: Float[np.ndarray, "draw row signal"]
-) -> Float[np.ndarray, " draw"]:
-    """How much better normal noise describes series than Student's t with 3 degrees of freedom.
-
-    The log-likelihood ratio per row, each signal of its likeliest kind whose size is even over
-    depth: one that is larger where steps are large would account for heavy tails.
-    """
-    n_draws, n_rows, n_signals = series.shape
-    even = np.arange(gradual_kinds(evidence.n_rows).n_even)
-    flat = series.transpose(1, 2, 0).reshape(n_rows, -1)
-    white = evidence.whiteners[even] @ flat
-    likeliest = evidence.log_likelihood(white, even).argmax(axis=0)
-    own = white[likeliest, :, np.arange(flat.shape[1])]
-    own /= np.maximum(np.sqrt((own**2).mean(axis=1, keepdims=True)), np.finfo(float).tiny)
-    heavy = [t.logpdf(own, _HEAVY, scale=scale).mean(axis=1) for scale in _HEAVY_SCALES]
-    ratio = norm.logpdf(own).mean(axis=1) - np.max(heavy, axis=0)
-    value: np.ndarray = ratio.reshape(n_signals, n_draws).mean(axis=0)
-    return value
 
 
 def _correlation(

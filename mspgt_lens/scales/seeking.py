@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from mspgt_lens.scales.chance import chance_for
 from mspgt_lens.scales.evidence import (
     LEAST_FREEDOM,
     Change,
     Evidence,
-    Weighed,
     change_curves,
     evidence_for_change,
     votes,
 )
 from mspgt_lens.scales.gradual import gradual_kinds
-from mspgt_lens.scales.regenerating import Regenerator, kind_weights, lightness, regenerator
+from mspgt_lens.scales.odds import own_evidence, weigh_changes
+from mspgt_lens.scales.regenerating import Regenerator, kind_weights, regenerator
 from mspgt_lens.statistics import SIGNIFICANCE
 
 # More changes than these are not told apart in a few dozen rows.
 MAX_CHANGES = 6
-# Later tests take this part of the draws, but no fewer than a p-value of 0.05 needs.
-_PART_OF_DRAWS = 4
-_FEWEST_DRAWS = 99
-# What is taken out of the series that regenerated ones are like leaves so many rows on either side:
-# what happens in the outermost rows may be noise that is larger there.
-_ROWS_BESIDE = 2
 # Gradual kinds that are less likely than this for every signal are not weighed.
 _LIKELY = 0.01
-# Odds for heavy tails beforehand: to miss them makes more of chance than to miss normal ones.
-_HEAVY_ODDS = 8.0
-# Variance of how light tails are, in which any two can be told apart.
-_LEAST_SPREAD = 1e-12
-# What single precision cannot tell apart.
-_EQUAL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -45,19 +33,16 @@ class ChangeTest:
     """Is there one more change?
 
     Attributes:
-        p_value: Share of regenerated series with as much evidence; normal and heavy-tailed ones are
-            weighed by how likely the signals' tails are either.
-        without: The same with each signal left out.
+        p_value: Share of series without it that tell as much of one or two changes.
         best: The likeliest change.
-        alone: Evidence that a single signal reaches in 5% of regenerated series.
-        shares: Evidence that a signal has at a given change in 5% of regenerated series.
+        alone: Evidence that a single signal reaches somewhere in 5% of series without a change.
+        shares: Evidence that a signal has at a given change in 5% of them.
         more_share: What any signal but one has there in 5% of them.
-        own: Changes for which one signal has more than ``alone``, with the share of regenerated
-            series where a single signal has as much.
+        own: Changes for which one signal has more than ``alone``, with the share of series where a
+            single signal has as much.
     """
 
     p_value: float
-    without: Float[np.ndarray, " signal"]
     best: Change
     alone: float
     shares: float
@@ -114,19 +99,11 @@ class Search:
         return tuple(place for place in self.places if place.alone is None)
 
 
-def seek_changes(
-    series: Float[np.ndarray, "row signal"],
-    n_draws: int,
-    rng: np.random.Generator,
-    *,
-    decide_only: bool = False,
-) -> Search:
+def seek_changes(series: Float[np.ndarray, "row signal"]) -> Search:
     """Find sharp changes, the likeliest first, until one more is no likelier than by chance.
 
-    Each test compares the evidence for the likeliest change, and for the likeliest two together,
-    given those found before, with the same in series regenerated without them, with normal and with
-    heavy-tailed noise. With ``decide_only``, heavy tails are not drawn once normal ones show that a
-    test cannot be significant; its p-value is then a lower bound.
+    Each test compares the odds for one or two changes, given those found before, with those of
+    series that have none.
     """
     n_rows = len(series)
     found: dict[Change, float] = {}
@@ -137,8 +114,7 @@ def seek_changes(
         given = tuple(sorted(found))
         if first is not None and evidence_for_change(n_rows, given).freedom < LEAST_FREEDOM:
             break
-        draws = n_draws if first is None else max(n_draws // _PART_OF_DRAWS, _FEWEST_DRAWS)
-        test = _test(series, given, draws, rng, decide_only)
+        test = _test(series, given)
         first = first or test
         if test.p_value >= SIGNIFICANCE:
             last, apart = test.p_value, test.own
@@ -150,6 +126,14 @@ def seek_changes(
     places = _places(series, found, set(apart), first)
     like = regenerator(evidence_for_change(n_rows, changes), series)
     return Search(places, changes, first, last, like)
+
+
+def p_without(series: Float[np.ndarray, "row signal"]) -> list[float]:
+    """p-value of any change with each signal left out; there have to be two or more."""
+    n_rows, n_signals = series.shape
+    evidence, chance = evidence_for_change(n_rows), chance_for(n_rows, n_signals - 1)
+    rests = (np.delete(series, signal, axis=1) for signal in range(n_signals))
+    return [chance.p_value(weigh_changes(evidence, rest)) for rest in rests]
 
 
 def likely_kinds(
@@ -173,10 +157,8 @@ def gains_of(
     series: Float[np.ndarray, "row signal"], change: Change, others: tuple[Change, ...]
 ) -> Float[np.ndarray, " signal"]:
     """Evidence of every signal by itself for one change beside others."""
-    kinds = likely_kinds(series, (), others, tuple(sorted({change, *others})))
     evidence = evidence_for_change(len(series), others)
-    at = evidence.candidates.index(change)
-    own: np.ndarray = evidence.weigh(series[None], kinds).own[at, :, 0]
+    own: np.ndarray = own_evidence(evidence, series)[evidence.candidates.index(change)]
     return own
 
 
@@ -211,144 +193,24 @@ def sizes(
     return fitted
 
 
-def _test(
-    series: Float[np.ndarray, "row signal"],
-    given: tuple[Change, ...],
-    n_draws: int,
-    rng: np.random.Generator,
-    decide_only: bool,
-) -> ChangeTest:
-    evidence = evidence_for_change(len(series), given)
-    changes = _and_likeliest(series, given)
-    without = evidence_for_change(len(series), _and_likeliest(series, given, _ROWS_BESIDE))
-    kinds = likely_kinds(series, given, changes, without.given)
-    # Heavy tails account for the likeliest change themselves.
-    likes = regenerator(without, series, correlated=evidence), regenerator(evidence, series)
-    seen = evidence.weigh(series[None], kinds)
-    drawn, tails = [], []
-    for heavy, like in zip((False, True), likes, strict=True):
-        parts = evidence.chunks(like.draw(n_draws, rng, heavy=heavy))
-        drawn.append(_Reference([evidence.weigh(part, kinds) for part in parts]))
-        if decide_only and drawn[0].p_value(seen) >= SIGNIFICANCE:
-            break
-        tails.append(np.concatenate([lightness(evidence, part) for part in parts]))
-    heavy_share = _heavier(float(lightness(evidence, series[None])[0]), tails)
-    total = votes(seen.gains[..., 0]).sum(axis=1)
-    gains = seen.own[..., 0]
-    alone = max(reference.highest(SIGNIFICANCE) for reference in drawn)
+def _test(series: Float[np.ndarray, "row signal"], given: tuple[Change, ...]) -> ChangeTest:
+    n_rows, n_signals = series.shape
+    evidence = evidence_for_change(n_rows, given)
+    told = weigh_changes(evidence, series)
+    chance = chance_for(n_rows - len(given), n_signals)
+    alone = chance.alone(SIGNIFICANCE)
     own = {}
-    for signal in np.flatnonzero(gains.max(axis=0) > alone):
-        at = int(gains[:, signal].argmax())
-        most = float(gains[at, signal])
-        own[evidence.candidates[at]] = max(reference.p_alone(most) for reference in drawn)
-    others = max(series.shape[1] - 1, 1)
+    for signal in np.flatnonzero(told.own.max(axis=0) > alone):
+        at = int(told.own[:, signal].argmax())
+        own[evidence.candidates[at]] = chance.p_alone(float(told.own[at, signal]))
     return ChangeTest(
-        p_value=float(_mixed([reference.p_value(seen) for reference in drawn], heavy_share)),
-        without=_mixed([reference.p_without(seen) for reference in drawn], heavy_share),
-        best=evidence.candidates[int(total.argmax())],
+        p_value=chance.p_value(told),
+        best=told.best,
         alone=alone,
-        shares=max(reference.anywhere(SIGNIFICANCE) for reference in drawn),
-        more_share=max(reference.anywhere(SIGNIFICANCE / others) for reference in drawn),
+        shares=chance.anywhere(SIGNIFICANCE),
+        more_share=chance.anywhere(SIGNIFICANCE / max(n_signals - 1, 1)),
         own=own,
     )
-
-
-class _Reference:
-    """What regenerated series reach."""
-
-    def __init__(self, weighed: list[Weighed]) -> None:
-        gains = np.concatenate([part.gains for part in weighed], axis=2)
-        each = votes(gains)
-        total = each.sum(axis=1)
-        self._one = total.max(axis=0)
-        self._two = np.concatenate([part.pair for part in weighed])
-        self._rest = (total[:, None] - each).max(axis=0)
-        self._own = np.concatenate([part.own for part in weighed], axis=2)
-        self._single = self._own.max(axis=(0, 1))
-
-    def p_value(self, seen: Weighed) -> float:
-        """Share with as much evidence for one change, or for two, whichever is rarer.
-
-        Each is measured in units of its own spread among regenerated series.
-        """
-        one = np.append(self._one, votes(seen.gains).sum(axis=1).max())
-        two = np.append(self._two, seen.pair)
-        rarest = np.maximum(_spread(one), _spread(two))
-        return self._share(rarest[:-1] >= rarest[-1] - _EQUAL)
-
-    def p_without(self, seen: Weighed) -> Float[np.ndarray, " signal"]:
-        """Share with as much evidence for one change in all signals but each."""
-        each = votes(seen.gains[..., 0])
-        rest = (each.sum(axis=1)[:, None] - each).max(axis=0)
-        reached = (self._rest >= rest[:, None] - _EQUAL).sum(axis=1)
-        share: np.ndarray = (1 + reached) / (1 + len(self._one))
-        return share
-
-    def p_alone(self, gain: float) -> float:
-        """Share in which a single signal has so much evidence somewhere."""
-        return self._share(self._single >= gain - _EQUAL)
-
-    def highest(self, share: float) -> float:
-        """Evidence that a single signal has somewhere in such a share."""
-        return float(np.quantile(self._single, 1 - share))
-
-    def anywhere(self, share: float) -> float:
-        """Evidence that a given signal has at a given change in such a share."""
-        return float(np.quantile(self._own, 1 - share))
-
-    def _share(self, reached: np.ndarray) -> float:
-        return float((1 + reached.sum()) / (1 + len(reached)))
-
-
-def _heavier(light: float, tails: list[Float[np.ndarray, " draw"]]) -> float:
-    """How likely tails are heavy.
-
-    Args:
-        light: How light the signals' tails are.
-        tails: The same of series with normal noise, and of some with heavy noise.
-    """
-    if len(tails) < 2:
-        return 0.0
-    normal, heavy = (float(part.mean()) for part in tails)
-    spread = float(np.mean([part.var() for part in tails]))
-    apart = (light - (normal + heavy) / 2) * (normal - heavy) / max(spread, _LEAST_SPREAD)
-    return float(1 / (1 + np.exp(np.clip(apart, -700, 700)) / _HEAVY_ODDS))
-
-
-def _mixed(p_values: Sequence[Any], heavy_share: float) -> Any:
-    """p-values over normal and heavy tails, of which the heavy never make a change likelier."""
-    normal, heavy = p_values[0], np.maximum(p_values[0], p_values[-1])
-    return (1 - heavy_share) * normal + heavy_share * heavy
-
-
-def _spread(evidence: Float[np.ndarray, " draw"]) -> Float[np.ndarray, " draw"]:
-    """Evidence in units of how far the first draws' upper tenth lies above their middle."""
-    middle, high = np.quantile(evidence[:-1], [0.5, 0.9])
-    units: np.ndarray = (evidence - middle) / max(high - middle, _EQUAL)
-    return units
-
-
-def _and_likeliest(
-    series: Float[np.ndarray, "row signal"], given: tuple[Change, ...], beside: int = 1
-) -> tuple[Change, ...]:
-    """The given changes and the likeliest further one, whose noise shows what is left without it.
-
-    Were it left in, a change would be taken for wandering, and its evidence held against itself.
-
-    Args:
-        series: The series.
-        given: Changes that they hold.
-        beside: Fewest rows on either side of the further one.
-    """
-    n_rows = len(series)
-    evidence = evidence_for_change(n_rows, given)
-    if evidence.freedom <= max(2 * LEAST_FREEDOM, n_rows // 2):
-        return given
-    every_kind = np.arange(len(evidence.whiteners))
-    total = votes(evidence.gains(series[None], every_kind)[..., 0]).sum(axis=1)
-    within = [beside <= c.row <= n_rows - beside for c in evidence.candidates]
-    best = evidence.candidates[int(np.where(within, total, -np.inf).argmax())]
-    return tuple(sorted((*given, best)))
 
 
 def _settled(

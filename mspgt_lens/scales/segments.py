@@ -23,6 +23,7 @@ from mspgt_lens.scales.seeking import (
     gains_beside,
     gains_of,
     likely_kinds,
+    p_without,
     seek_changes,
     sizes,
     standardized,
@@ -39,6 +40,8 @@ FEW_BLOCKS = 24
 FEW_VALUES = 140
 HIGH_CORRELATION = 0.35
 _MAX_PLACED = 3
+# Every signal is left out once, unless there are so many that each takes long and tells little.
+_MOST_LEFT_OUT = 40
 
 
 @in_own_state
@@ -47,7 +50,6 @@ def segment_blocks(
     *,
     rows: Rows = "blocks",
     n_boundaries: int | None = None,
-    n_draws: int = 1000,
     n_bootstraps: int = 200,
     min_size: int = 2,
     names: Sequence[str] | None = None,
@@ -57,11 +59,11 @@ def segment_blocks(
     """Sharp changes that curves over depth share, tested against everything gradual.
 
     A change is a jump (one block, or a few in a row, move the level) or a bend (the rate of change
-    is new from a block on). Its evidence is, for every signal, the log-likelihood of the likeliest
-    gradual kind with it less that without it (:mod:`mspgt_lens.scales.gradual` lists the kinds);
-    signals are added up, none of which decides alone. Changes are sought one after another, each
-    tested against series regenerated without it, with the signals' own kinds of noise, their
-    correlations, and normal or heavy tails.
+    is new from a block on). The evidence is the Bayes factor of one or two changes against none,
+    averaged over all kinds of gradual change on both sides (:mod:`mspgt_lens.scales.gradual` lists
+    them); signals are added up, none of which decides alone. Its p-value is the share of gradual
+    series that reach as much, by tables drawn beforehand (:mod:`mspgt_lens.scales.chance`). Changes
+    are sought one after another, each tested beside those found before.
 
     A boundary bears the index of the block that makes the change: of the first block whose value is
     new, and for curves over sites the block from whose output on the curve is new. What the first
@@ -74,14 +76,12 @@ def segment_blocks(
             every block, then after the last one).
         n_boundaries: How many boundaries to place, 1 to 3. None places the theory's two, whatever
             number the test chooses: ``result.n_boundaries`` is the finding.
-        n_draws: Series regenerated for each test with either kind of tails; a quarter of them for
-            all tests but the first.
         n_bootstraps: Series regenerated for intervals and probabilities.
         min_size: Fewest blocks of a segment that is placed without support, at least 1.
         names: One name per column, for arrays.
         replicates: The same rows from resampled groups of prompts; their spread is added to that of
             the noise in intervals and probabilities.
-        seed: Decides every draw.
+        seed: Decides what is drawn for intervals and probabilities; no p-value depends on it.
 
     Returns:
         The partition. ``found`` are the boundaries that the data support, with their kinds, the
@@ -104,10 +104,10 @@ def segment_blocks(
     n_layers = len(matrix) - (rows == "sites")
     if min_size < 1:
         raise ValueError(f"min_size must be at least 1 block, got {min_size}")
-    if n_draws < 99 or n_bootstraps < 20:
+    if n_bootstraps < 20:
         raise ValueError(
-            "n_draws must be at least 99 and n_bootstraps at least 20 for a p-value of 0.05 and a "
-            f"95% interval to mean anything, got {n_draws} and {n_bootstraps}"
+            f"n_bootstraps must be at least 20 for a 95% interval to mean anything, got "
+            f"{n_bootstraps}"
         )
     place = 2 if n_boundaries is None else n_boundaries
     most = min(_MAX_PLACED, n_layers // min_size - 1)
@@ -120,7 +120,7 @@ def segment_blocks(
     scale = matrix[1:-1].std(axis=0)
     inner = standardized(matrix[1:-1])
     rng = np.random.default_rng(seed)
-    search = seek_changes(inner, n_draws, rng)
+    search = seek_changes(inner)
     placed = _placed(inner, search, place, min_size, n_layers - first_block)
     drawn = _bootstrap(inner, search, placed, spread / scale, n_bootstraps, rng) + first_block
     boundaries = tuple(change.row + first_block for change in placed)
@@ -156,7 +156,6 @@ def segment_blocks(
         edges=edge_changes(matrix, labels, n_layers, search.changes),
         settings={
             "rows": rows,
-            "n_draws": n_draws,
             "n_bootstraps": n_bootstraps,
             "min_size": min_size,
             "seed": seed,
@@ -371,10 +370,12 @@ def _support(
     weights = weights / total if total > 0 else np.full(len(labels), 1 / len(labels))
     if len(labels) == 1:
         return {labels[0]: Support(1.0, None, None)}
+    few = len(labels) <= _MOST_LEFT_OUT
+    without = p_without(inner) if few else [None] * len(labels)
     return {
         label: Support(
             float(weights[i]),
-            float(search.first.without[i]),
+            without[i],
             _places_without(inner, everything, placed, i, first_block),
         )
         for i, label in enumerate(labels)

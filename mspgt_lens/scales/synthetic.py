@@ -280,7 +280,6 @@ def power(
     kind: Planted = "jumps",
     share: float = 1.0,
     n_simulations: int = 100,
-    n_draws: int = 199,
     seed: int = 0,
 ) -> Power:
     """How often the boundary test finds what is planted at this depth; with no boundary, errs.
@@ -300,7 +299,6 @@ def power(
         kind: Jumps, bends or both.
         share: The share of signals that show a boundary.
         n_simulations: Draws.
-        n_draws: Series regenerated for each test, fewer where it is decided before.
         seed: Decides every draw.
 
     Returns:
@@ -328,9 +326,8 @@ def power(
             autocorrelation=autocorrelation,
             seed=seed + number,
         )
-        rng = np.random.default_rng([seed, number])
         # The first and the last block are set apart.
-        search = seek_changes(standardized(made.signals[1:-1]), n_draws, rng, decide_only=True)
+        search = seek_changes(standardized(made.signals[1:-1]))
         places = search.places if one_signal else search.shared
         found = np.array([place.lead.row + 1 for place in places])
         rejected += search.first.p_value < SIGNIFICANCE

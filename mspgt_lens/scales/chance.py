@@ -1,0 +1,196 @@
+"""What chance makes of the odds for changes: tables drawn beforehand, for any curves.
+
+The odds' distribution without a change hardly depends on what the noise is like, but on the numbers
+of rows and signals, and on how far signals say the same thing. It was drawn once over all gradual
+kinds (``python -m benchmarks.chance``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import expit
+
+from mspgt_lens.scales.evidence import OTHER_KIND, evidence_for_change
+from mspgt_lens.scales.gradual import gradual_kinds
+from mspgt_lens.scales.odds import Told, weigh_changes
+
+# Rows and signals that tables are drawn for; between them, shares are interpolated.
+ROWS = (4, 6, 8, 10, 14, 22, 30, 46, 78)
+SIGNALS = (1, 2, 4, 8, 16)
+_HEAVY = 3
+# Odds for heavy tails beforehand: to miss them makes more of chance than to miss normal ones.
+_HEAVY_ODDS = 8.0
+# Heavy-tailed walks reach high odds about twice as often as the mean of all heavy-tailed kinds.
+_HEAVY_WORST = 2.0
+# Series are held against those whose signals are about as much alike: whose mean squared
+# correlation lies so far below or above, more above, since alike ones reach more; but against no
+# fewer than so many.
+_LESS_ALIKE, _MORE_ALIKE = -0.03, 0.07
+_FEWEST = 40
+# How likely signals are each of its own kind, or correlated, in a draw.
+_APART = 1 / 3
+_CORRELATED = 0.5
+_GROUPS = 2
+# Single signals' evidence that is kept of every draw.
+_KEPT = 4
+
+
+class Table:
+    """What series without a change told, of so many rows and signals.
+
+    Args:
+        drawn: Of normal and of heavy-tailed series: the odds, how far signals say the same thing,
+            the most evidence of a single signal anywhere, and some single signals' at changes by
+            chance.
+    """
+
+    def __init__(self, drawn: Float[np.ndarray, "tails draw value"]) -> None:
+        drawn = drawn.astype(np.float64)
+        self._odds, self._together, self._alone = np.moveaxis(drawn[..., :3], 2, 0)
+        self._anywhere = drawn[..., 3:].reshape(2, -1)
+
+    def p_value(self, told: Told, together: float) -> float:
+        """Share of series with as high odds, among those whose signals are as much alike."""
+        normal, heavy = (
+            self._share(odds, alike - together, told.odds)
+            for odds, alike in zip(self._odds, self._together, strict=True)
+        )
+        heavier = float(expit(told.heavy + np.log(_HEAVY_ODDS)))
+        # Heavy tails never make a change likelier.
+        heavy = min(1.0, _HEAVY_WORST * max(normal, heavy))
+        return (1 - heavier) * normal + heavier * heavy
+
+    @staticmethod
+    def _share(
+        odds: Float[np.ndarray, " draw"], more: Float[np.ndarray, " draw"], reached: float
+    ) -> float:
+        near = (more > _LESS_ALIKE) & (more < _MORE_ALIKE)
+        if near.sum() < _FEWEST:
+            near[np.argsort(np.abs(more))[:_FEWEST]] = True
+        return float(((odds[near] >= reached).sum() + 1) / (near.sum() + 1))
+
+    def p_alone(self, evidence: float) -> float:
+        """Share of series in which a single signal has so much evidence somewhere."""
+        return float(((self._alone >= evidence).sum(axis=1).max() + 1) / (self._alone.shape[1] + 1))
+
+    def alone(self, share: float) -> float:
+        """Evidence that a single signal has somewhere in such a share of series."""
+        return float(np.quantile(self._alone, 1 - share, axis=1).max())
+
+    def anywhere(self, share: float) -> float:
+        """Evidence that a given signal has for a given change in such a share of series."""
+        return float(np.quantile(self._anywhere, 1 - share, axis=1).max())
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What chance makes of series of so many rows and signals.
+
+    Attributes:
+        n_signals: Number of signals.
+        parts: Tables of as many rows and signals, or of fewer and more, with their numbers of
+            signals and their weights.
+    """
+
+    n_signals: int
+    parts: tuple[tuple[Table, int, float], ...]
+
+    def p_value(self, told: Told) -> float:
+        """Share of series without a change that have as much evidence for some."""
+        # Signals repeat one another as often in tables of fewer or more.
+        repeated = (self.n_signals - 1) * told.together
+        return sum(
+            w * table.p_value(told, min(repeated / max(n - 1, 1), 1.0))
+            for table, n, w in self.parts
+        )
+
+    def p_alone(self, evidence: float) -> float:
+        """Share of series in which a single signal has so much evidence somewhere."""
+        return sum(w * table.p_alone(evidence) for table, _, w in self.parts)
+
+    def alone(self, share: float) -> float:
+        """Evidence that a single signal has somewhere in such a share of series."""
+        return sum(w * table.alone(share) for table, _, w in self.parts)
+
+    def anywhere(self, share: float) -> float:
+        """Evidence that a given signal has for a given change in such a share of series."""
+        return sum(w * table.anywhere(share) for table, _, w in self.parts)
+
+
+@lru_cache(maxsize=64)
+def chance_for(n_rows: int, n_signals: int) -> Chance:
+    """Of so many rows and signals; beyond the tables, as at their ends."""
+    rows, signals = list(_between(n_rows, ROWS)), list(_between(n_signals, SIGNALS))
+    parts = tuple((_table(n, m), m, a * b) for n, a in rows for m, b in signals)
+    return Chance(n_signals, parts)
+
+
+def draw_table(
+    n_rows: int, n_signals: int, n_draws: int, seed: int = 0
+) -> Float[np.ndarray, "tails draw value"]:
+    """Draw series without a change and weigh them; see :class:`Table`."""
+    evidence = evidence_for_change(n_rows)
+    table = np.empty((2, n_draws, 3 + _KEPT))
+    for heavy, draw in np.ndindex(2, n_draws):
+        rng = np.random.default_rng([seed, n_rows, n_signals, heavy, draw])
+        told = weigh_changes(evidence, _drawn(n_rows, n_signals, bool(heavy), rng))
+        kept = rng.choice(told.own.ravel(), _KEPT)
+        table[heavy, draw] = (told.odds, told.together, told.own.max(), *kept)
+    return table
+
+
+def _drawn(
+    n_rows: int, n_signals: int, heavy: bool, rng: np.random.Generator
+) -> Float[np.ndarray, "row signal"]:
+    """Most signals of one gradual kind, or each of its own; apart, or correlated in some way."""
+    kinds = gradual_kinds(n_rows)
+    chances = kinds.chances
+    if heavy:
+        chances = np.where(np.isin(np.arange(len(chances)), kinds.jagged), chances, 0.0)
+    each = rng.choice(len(chances), size=n_signals, p=chances / chances.sum())
+    if rng.random() >= _APART:
+        each = np.where(rng.random(n_signals) < OTHER_KIND, each, each[0])
+    noise = rng.standard_normal((n_rows, n_signals))
+    if rng.random() < _CORRELATED:
+        share = 1 - rng.random() ** 2
+        groups = rng.integers(rng.integers(1, _GROUPS + 1), size=n_signals)
+        common = rng.standard_normal((n_rows, _GROUPS))[:, groups]
+        noise = np.sqrt(share) * common + np.sqrt(1 - share) * noise
+    if heavy:
+        noise /= np.sqrt(rng.chisquare(_HEAVY, noise.shape) / _HEAVY)
+    series = np.einsum("srt,ts->rs", kinds.roots[each], noise)
+    drawn: np.ndarray = (series - series.mean(axis=0)) / series.std(axis=0)
+    return drawn
+
+
+def _between(number: int, grid: tuple[int, ...]) -> Iterator[tuple[int, float]]:
+    """The neighbors of a number in a grid, with weights by their logarithms."""
+    within = min(max(number, grid[0]), grid[-1])
+    low = max(g for g in grid if g <= within)
+    high = min(g for g in grid if g >= within)
+    part = 0.0 if low == high else np.log(within / low) / np.log(high / low)
+    yield low, float(1 - part)
+    if part:
+        yield high, float(part)
+
+
+@lru_cache(maxsize=1)
+def _stored() -> dict[str, np.ndarray]:
+    with (files("mspgt_lens") / "data" / "chance.npz").open("rb") as file:
+        return dict(np.load(file))
+
+
+@lru_cache(maxsize=len(ROWS) * len(SIGNALS))
+def _table(n_rows: int, n_signals: int) -> Table:
+    return Table(_stored()[table_name(n_rows, n_signals)])
+
+
+def table_name(n_rows: int, n_signals: int) -> str:
+    """Under which a table is stored."""
+    return f"{n_rows}x{n_signals}"

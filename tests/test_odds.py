@@ -1,0 +1,271 @@
+"""The odds for changes: against the long way, and what chance makes of them."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import logsumexp
+from scipy.stats import norm, t
+
+from mspgt_lens.scales import chance, odds
+from mspgt_lens.scales.chance import ROWS, SIGNALS, Table, chance_for, draw_table
+from mspgt_lens.scales.evidence import Change, capped, change_curves, evidence_for_change
+from mspgt_lens.scales.gradual import gradual_kinds
+from mspgt_lens.scales.odds import Told, own_evidence, weigh_changes
+from mspgt_lens.scales.seeking import standardized
+from mspgt_lens.synthetic import synthetic_signals
+
+pytestmark = pytest.mark.simulation
+
+SIZES = ((4.0, 0.5), (64.0, 0.25), (4096.0, 0.25))
+
+
+def told(series, *given_changes):
+    return weigh_changes(evidence_for_change(len(series), given_changes), standardized(series))
+
+
+def straight(n_rows):
+    return np.column_stack([np.ones(n_rows), np.arange(n_rows)])
+
+
+def scale_free(series, covariance, fitted):
+    """Restricted log-likelihoods of normal series whose size of noise is fitted."""
+    beyond = np.linalg.svd(fitted)[0][:, fitted.shape[1] :]
+    inside = beyond.T @ covariance @ beyond
+    left = beyond.T @ series
+    squares = (left * np.linalg.solve(inside, left)).sum(axis=0)
+    return -0.5 * np.linalg.slogdet(inside)[1] - len(inside) / 2 * np.log(squares)
+
+
+def heavier(series, root, fitted):
+    """How much likelier rows are under t(3) than under normal noise, the likeliest of scales."""
+    axes, white = np.linalg.inv(root) @ fitted, np.linalg.inv(root) @ series
+    left = white - axes @ np.linalg.lstsq(axes, white, rcond=None)[0]
+    left /= np.sqrt((left**2).mean(axis=0))
+    scales = (0.3, 0.45, 0.65, 1.0)
+    tails = np.max([t.logpdf(left, 3, scale=s).mean(axis=0) for s in scales], axis=0)
+    return (tails - norm.logpdf(left).mean(axis=0)) * (len(series) - 2)
+
+
+def long_way(series):
+    """The odds from covariances, every kind and pair of changes in turn."""
+    n_rows, n_signals = series.shape
+    kinds, line = gradual_kinds(n_rows), straight(n_rows)
+    candidates = evidence_for_change(n_rows).candidates
+    jumps = np.array([c.kind == "jump" for c in candidates])
+    place = -np.log(2 * np.where(jumps, jumps.sum(), (~jumps).sum()))
+    heavy_chances = np.where(np.isin(np.arange(len(kinds.words)), kinds.jagged), kinds.chances, 0)
+    chances = np.concatenate([kinds.chances, heavy_chances / heavy_chances.sum()]) / 2
+    allowed = chances > 0
+    prior = np.log(chances[allowed])
+
+    def likelihoods(changes, variance):
+        curves = change_curves(n_rows, changes)
+        each = np.zeros((2, len(kinds.words), n_signals))
+        for kind, covariance in enumerate(kinds.covariances):
+            wider = covariance + variance * curves @ curves.T
+            each[:, kind] = scale_free(series, wider, line)
+            fitted = np.column_stack([line, curves])
+            each[1, kind] += heavier(series, kinds.roots[kind], fitted)
+        return each.reshape(-1, n_signals)[allowed]
+
+    def mixed(each):
+        spread = logsumexp(each + prior[:, None], axis=0)
+        return np.logaddexp(np.log(0.8) + each, np.log(0.2) + spread), spread
+
+    none, apart = mixed(likelihoods((), 0.0))
+    totals = none.sum(axis=1) + prior
+    whole = np.logaddexp(logsumexp(totals), apart.sum()) - np.log(2)
+    best = none[totals.argmax()]
+    part = best + (whole - best.sum()) / n_signals
+
+    def evidence(changes, variance):
+        one, one_apart = mixed(likelihoods(changes, variance))
+        alike = capped(np.logaddexp(one, none) - np.log(2) - part).sum(axis=1)
+        each = capped(np.logaddexp(one_apart, apart) - np.log(2) - part).sum()
+        return np.logaddexp(logsumexp(alike + prior), each) - np.log(2)
+
+    numbers = range(len(candidates))
+    values = []
+    for variance, share in SIZES:
+        for i in numbers:
+            values.append(place[i] + np.log(share) + evidence([candidates[i]], variance))
+        for i, j in itertools.combinations(numbers, 2):
+            pair = evidence([candidates[i], candidates[j]], variance)
+            values.append(place[i] + place[j] + np.log(2 * share) + pair)
+    return logsumexp(values) - np.log(2)
+
+
+@pytest.mark.parametrize("given_changes", [(), (Change("jump", 4),)])
+@pytest.mark.parametrize("variance", [4.0, 4096.0])
+def test_gains_are_those_of_normal_sizes(given_changes, variance):
+    """A change of normal size adds to the covariance; the long way."""
+    n = 9
+    series = np.random.default_rng(0).standard_normal((n, 2))
+    evidence = evidence_for_change(n, given_changes)
+    line = np.column_stack([straight(n), change_curves(n, given_changes)])
+    weighing = odds._Weighing(evidence, series)
+    one = weighing.rows.one(variance)
+    two = weighing.rows.two(np.full(len(one), 2), variance)
+    first = evidence.candidates[2]
+    for kind in range(0, len(one), 23):
+        covariance = gradual_kinds(n).covariances[kind]
+        plain = scale_free(series, covariance, line)
+        for at, change in enumerate(evidence.candidates):
+            for gains, changes in ((one, [change]), (two, [first, change])):
+                if len(set(changes)) < len(changes):
+                    assert (gains[kind, at] < -1e3).all()
+                    continue
+                curves = change_curves(n, changes)
+                wider = scale_free(series, covariance + variance * curves @ curves.T, line)
+                expected = wider - plain
+                if np.linalg.matrix_rank(np.column_stack([line, curves])) < 2 + len(
+                    [*given_changes, *changes]
+                ):
+                    continue
+                assert gains[kind, at] == pytest.approx(expected, abs=0.02)
+
+
+def test_odds_are_those_of_the_long_way():
+    """But for kinds that are not likely and pairs of two unlikely changes, which are left out."""
+    series = np.random.default_rng(4).standard_normal((6, 2))
+    series[3:] += 3.0
+    assert told(series).odds == pytest.approx(long_way(standardized(series)), abs=0.3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000), st.integers(4, 24), st.integers(1, 5))
+def test_order_units_and_straight_drift_change_no_odds(seed, n_rows, n_signals):
+    rng = np.random.default_rng(seed)
+    series = rng.standard_normal((n_rows, n_signals))
+    order = rng.permutation(n_signals)
+    changed = 5 - 1e3 * series[:, order] + 70 * np.arange(n_rows)[:, None]
+    first, second = told(series), told(changed)
+    assert first.odds == pytest.approx(second.odds, abs=0.05)
+    assert np.allclose(first.own[:, order], second.own, atol=0.05)
+
+
+def test_what_is_given_changes_no_odds():
+    series = np.random.default_rng(3).standard_normal((20, 4))
+    for change in (Change("jump", 8), Change("bend", 8)):
+        larger = series + 50 * change_curves(20, [change])
+        assert told(larger, change).odds == pytest.approx(told(series, change).odds, abs=0.05)
+        assert told(larger).odds > 8
+        assert told(larger).best.row == 8
+
+
+@pytest.mark.parametrize("noise", ["white", "random_walk"])
+@pytest.mark.parametrize("kind", ["jump", "bend"])
+def test_odds_never_fall_as_a_change_grows(kind, noise):
+    change = Change(kind, 7)
+    curve = change_curves(16, [change])
+    found = []
+    for size in (0, 2, 4, 8, 16, 64, 1000):
+        made = (synthetic_signals(16, 4, n_boundaries=0, noise=noise, seed=s) for s in range(12))
+        found.append(np.mean([told(one.signals + size * curve).odds for one in made]))
+    assert (np.diff(found) > -0.3).all()
+    assert found[-1] > found[0] + 8
+
+
+def test_one_signal_does_not_decide_for_all():
+    series = np.random.default_rng(5).standard_normal((20, 6))
+    one, three = series.copy(), series.copy()
+    one[9:, 2] += 1e4
+    three[9:, :3] += 6.0
+    assert told(three).odds > told(one).odds + 3
+    at = [c == Change("jump", 9) for c in evidence_for_change(20).candidates].index(True)
+    own = own_evidence(evidence_for_change(20), standardized(one))[at]
+    assert own[2] > 40
+    assert np.delete(own, 2).max() < 2
+
+
+def test_heavy_tails_and_likeness_are_told():
+    rng = np.random.default_rng(6)
+    normal = [told(rng.standard_normal((22, 6))) for _ in range(10)]
+    heavy = [told(rng.standard_t(3, (22, 6))) for _ in range(10)]
+    assert np.mean([one.heavy for one in heavy]) > np.mean([one.heavy for one in normal]) + 4
+    shared = rng.standard_normal((22, 1)) + 0.2 * rng.standard_normal((22, 6))
+    assert told(shared).together > 0.7
+    assert normal[0].together < 0.15
+    assert told(shared[:, :1]).together == 0
+
+
+def test_no_number_is_lost_where_nothing_is_left():
+    """Exact lines, steps and curves, few rows, and changes that given ones add up to."""
+    rows = np.arange(22.0)[:, None]
+    step = (rows > 10) * [1.0, 2.0, 3.0]
+    rng = np.random.default_rng(7)
+    given_changes = (Change("jump", 3), Change("jump", 4), Change("bend", 5))
+    for found in (
+        told(1 / (1 + rows) * [1.0, 2.0]),
+        told(step),
+        told(1e10 * step + rng.standard_normal((22, 3))),
+        told(rng.standard_normal((4, 5))),
+        told(rng.standard_normal((9, 3)), *given_changes),
+        told(np.repeat(np.cumsum(rng.standard_normal((22, 1)), axis=0), 8, axis=1)),
+    ):
+        assert np.isfinite([found.odds, found.heavy, found.together]).all()
+        assert not np.isnan(found.own).any()
+
+
+def made_table():
+    drawn = np.zeros((2, 400, 7))
+    drawn[..., 0] = np.arange(400)
+    drawn[1, :, 0] += 200
+    drawn[..., 1] = np.where(np.arange(400) % 2, 0.0, 0.8)
+    drawn[..., 2:] = np.arange(400)[:, None]
+    return Table(drawn)
+
+
+def test_p_values_are_shares_of_alike_series():
+    """Odd ones are those of signals that have nothing in common."""
+    table, change = made_table(), Change("jump", 1)
+    own = np.zeros((1, 1))
+
+    def p_value(value, heavy, together):
+        return table.p_value(Told(value, heavy, together, change, own), together)
+
+    assert p_value(300.5, -50.0, 0.0) == pytest.approx(51 / 201)
+    assert p_value(500, -50.0, 0.0) == pytest.approx(1 / 201)
+    # Heavy tails account for more, and those of walks for twice as much.
+    assert p_value(550.5, 50.0, 0.0) == pytest.approx(2 * 26 / 201)
+    # As likely as normal ones, but for the odds of 8 beforehand.
+    assert p_value(550.5, 0.0, 0.0) == pytest.approx((1 + 8 * 2 * 26) / 9 / 201)
+    assert p_value(300.5, 50.0, 0.0) == pytest.approx(1)
+    assert p_value(500, -50.0, 0.8) == pytest.approx(1 / 201)
+    # Between, against those that are nearest, of which there are as many on either side.
+    assert p_value(500, -50.0, 0.4) == pytest.approx(1 / 41)
+    assert table.p_alone(389.5) == pytest.approx(11 / 401)
+    assert table.alone(0.05) == pytest.approx(np.quantile(np.arange(400), 0.95))
+    assert table.anywhere(0.5) == pytest.approx(199.5)
+
+
+def test_tables_between_are_weighed_by_how_near_they_are():
+    assert [w for *_, w in chance_for(22, 8).parts] == [1.0]
+    between = chance_for(26, 5)
+    assert sum(w for *_, w in between.parts) == pytest.approx(1)
+    assert [n for _, n, _ in between.parts] == [4, 8, 4, 8]
+    # Beyond the tables, as at their ends.
+    assert chance_for(500, 300).parts == chance_for(ROWS[-1], SIGNALS[-1]).parts
+    assert len(chance_for(3, 1).parts) == 1
+
+
+@pytest.mark.parametrize(("n_rows", "n_signals"), [(4, 1), (10, 4), (22, 8), (30, 16)])
+def test_stored_tables_are_those_of_the_evidence_as_it_is(n_rows, n_signals):
+    """Whoever changes the evidence draws them anew: python -m benchmarks.chance."""
+    stored = chance._stored()[chance.table_name(n_rows, n_signals)][:, :3]
+    drawn = draw_table(n_rows, n_signals, 3)
+    assert np.allclose(stored, drawn, rtol=2e-3, atol=0.03)
+
+
+def test_p_values_hold_between_tables_too():
+    """150 new series of 12 rows and 5 signals; more than 15 below .05 have a chance of 1%."""
+    evidence = evidence_for_change(12)
+    p_values = []
+    for draw in range(150):
+        series = chance._drawn(12, 5, False, np.random.default_rng([99, draw]))
+        p_values.append(chance_for(12, 5).p_value(weigh_changes(evidence, series)))
+    assert np.mean(np.array(p_values) < 0.05) <= 15 / 150
+    assert 0.35 < np.mean(p_values) < 0.75
