@@ -1,6 +1,6 @@
 """Draw the tables that the boundary test's p-values come from.
 
-    python -m benchmarks.chance                # into mspgt_lens/data/chance.npz
+    python -m benchmarks.chance                # into mspgt_lens/data/chance.safetensors
 
 Every table is kept in build/chance when it is drawn, and not drawn again while it lies there.
 Tables hold for the evidence as it is: whoever changes that, empties the folder and draws anew.
@@ -16,11 +16,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from mspgt_lens.scales.chance import ROWS, SIGNALS, draw_table, table_name
 
 KEPT = Path("build/chance")
-STORED = Path("mspgt_lens/data/chance.npz")
+STORED = Path("mspgt_lens/data/chance.safetensors")
 # Fewer draws where each takes long.
 DRAWS = {30: 500, 46: 400, 78: 200}
 MOST_DRAWS = 800
@@ -55,7 +56,7 @@ def main() -> None:
         for kept in pool.map(draw, cells):
             tables[kept.stem] = np.load(kept)
             print(kept.stem, flush=True)
-    np.savez_compressed(STORED, **tables)
+    save_file(tables, STORED)
 
 
 if __name__ == "__main__":

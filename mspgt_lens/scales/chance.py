@@ -14,6 +14,7 @@ from importlib.resources import files
 
 import numpy as np
 from jaxtyping import Float
+from safetensors.numpy import load as load_tables
 from scipy.special import expit
 
 from mspgt_lens.scales.evidence import OTHER_KIND, evidence_for_change
@@ -182,8 +183,7 @@ def _between(number: int, grid: tuple[int, ...]) -> Iterator[tuple[int, float]]:
 
 @lru_cache(maxsize=1)
 def _stored() -> dict[str, np.ndarray]:
-    with (files("mspgt_lens") / "data" / "chance.npz").open("rb") as file:
-        return dict(np.load(file))
+    return load_tables((files("mspgt_lens") / "data" / "chance.safetensors").read_bytes())
 
 
 @lru_cache(maxsize=len(ROWS) * len(SIGNALS))
