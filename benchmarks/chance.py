@@ -23,7 +23,7 @@ from mspgt_lens.scales.chance import ROWS, SIGNALS, draw_table, table_name
 KEPT = Path("build/chance")
 STORED = Path("mspgt_lens/data/chance.safetensors")
 # Fewer draws where each takes long.
-DRAWS = {30: 500, 46: 400, 78: 200}
+DRAWS = {30: 600, 46: 400, 78: 250}
 MOST_DRAWS = 800
 
 

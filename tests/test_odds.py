@@ -227,19 +227,51 @@ def test_p_values_are_shares_of_alike_series():
     def p_value(value, heavy, together):
         return table.p_value(Told(value, heavy, together, change, own), together)
 
-    assert p_value(300.5, -50.0, 0.0) == pytest.approx(51 / 201)
-    assert p_value(500, -50.0, 0.0) == pytest.approx(1 / 201)
+    # What every draw that is as much alike weighs: a little more likeness weighs most.
+    each = np.exp(-((0.2 / 0.25) ** 2) / 2)
+
+    def share(above):
+        return (above * each + 1) / (200 * each + 1)
+
+    assert p_value(300.5, -50.0, 0.0) == pytest.approx(share(50))
+    # Thirty of 200 are above 340, by 30 in the mean; beyond, shares fall as an exponential does.
+    assert p_value(380.5, -50.0, 0.0) == pytest.approx(share(30) * np.exp(-40.5 / 30))
+    assert p_value(2000, -50.0, 0.0) == pytest.approx(1 / 401)
     # Heavy tails account for more, and those of walks for twice as much.
-    assert p_value(550.5, 50.0, 0.0) == pytest.approx(2 * 26 / 201)
+    assert p_value(500.5, 50.0, 0.0) == pytest.approx(2 * share(50))
     # As likely as normal ones, but for the odds of 8 beforehand.
-    assert p_value(550.5, 0.0, 0.0) == pytest.approx((1 + 8 * 2 * 26) / 9 / 201)
+    assert p_value(500.5, 0.0, 0.0) == pytest.approx((1 / 401 + 8 * 2 * share(50)) / 9)
     assert p_value(300.5, 50.0, 0.0) == pytest.approx(1)
-    assert p_value(500, -50.0, 0.8) == pytest.approx(1 / 201)
-    # Between, against those that are nearest, of which there are as many on either side.
-    assert p_value(500, -50.0, 0.4) == pytest.approx(1 / 41)
+    # Between, those that are nearer by their logarithms are taken, as if they were near.
+    each = np.exp(-1 / 2)
+    assert p_value(300, -50.0, 0.4) == pytest.approx(share(50))
     assert table.p_alone(389.5) == pytest.approx(11 / 401)
     assert table.alone(0.05) == pytest.approx(np.quantile(np.arange(400), 0.95))
     assert table.anywhere(0.5) == pytest.approx(199.5)
+
+
+def test_small_p_values_are_those_of_exponential_tails():
+    rng, change, own = np.random.default_rng(8), Change("jump", 1), np.zeros((1, 1))
+    found = []
+    for _ in range(40):
+        drawn = np.zeros((2, 300, 7))
+        drawn[..., 0] = rng.exponential(2.0, (2, 300))
+        reached = Told(2 * np.log(100), -50.0, 0.0, change, own)
+        found.append(Table(drawn).p_value(reached, 0.0))
+    assert np.exp(np.mean(np.log(found))) == pytest.approx(0.01, rel=0.3)
+    assert max(found) < 0.025
+
+
+def test_rows_that_signals_share_make_them_hardly_more_alike():
+    """What a transition over several blocks leaves beside two changes."""
+    rng = np.random.default_rng(9)
+    apart = [told(rng.standard_normal((22, 6))).together for _ in range(20)]
+    series = rng.standard_normal((20, 22, 6))
+    for row, size in ((5, 30.0), (10, -30.0), (15, 30.0)):
+        series[:, row] += size
+    shared = [told(one).together for one in series]
+    # By the values themselves it would be 0.8 and more.
+    assert np.mean(shared) < np.mean(apart) + 0.3
 
 
 def test_tables_between_are_weighed_by_how_near_they_are():

@@ -29,14 +29,18 @@ _HEAVY = 3
 _HEAVY_ODDS = 8.0
 # Heavy-tailed walks reach high odds about twice as often as the mean of all heavy-tailed kinds.
 _HEAVY_WORST = 2.0
-# Series are held against those whose signals are about as much alike: whose mean squared
-# correlation lies so far below or above, more above, since alike ones reach more; but against no
-# fewer than so many.
-_LESS_ALIKE, _MORE_ALIKE = -0.03, 0.07
-_FEWEST = 40
-# How likely signals are each of its own kind, or correlated, in a draw.
+# Series are held against those whose signals are about as much alike: by the logarithm of the mean
+# squared correlation, from so much of it on, within such a deviation, or the distance of so many
+# draws where these are few. A little more alike, since changes that fit take likeness away.
+_FROM = 0.03
+_NEAR = 0.25
+_MORE_ALIKE = 0.2
+_FEWEST = 60
+# The highest odds have an exponential tail; this share of series reaches it.
+_TAIL = 0.15
+# How likely signals are each of its own kind in a draw, or else correlated.
 _APART = 1 / 3
-_CORRELATED = 0.5
+_CORRELATED = 0.7
 _GROUPS = 2
 # Single signals' evidence that is kept of every draw.
 _KEPT = 4
@@ -57,10 +61,11 @@ class Table:
         self._anywhere = drawn[..., 3:].reshape(2, -1)
 
     def p_value(self, told: Told, together: float) -> float:
-        """Share of series with as high odds, among those whose signals are as much alike."""
+        """Share of series with as high odds, those whose signals are as much alike first."""
+        distance = np.log((self._together + _FROM) / (together + _FROM)) - _MORE_ALIKE
         normal, heavy = (
-            self._share(odds, alike - together, told.odds)
-            for odds, alike in zip(self._odds, self._together, strict=True)
+            self._share(odds, np.abs(away) / _NEAR, told.odds)
+            for odds, away in zip(self._odds, distance, strict=True)
         )
         heavier = float(expit(told.heavy + np.log(_HEAVY_ODDS)))
         # Heavy tails never make a change likelier.
@@ -69,12 +74,21 @@ class Table:
 
     @staticmethod
     def _share(
-        odds: Float[np.ndarray, " draw"], more: Float[np.ndarray, " draw"], reached: float
+        odds: Float[np.ndarray, " draw"], distance: Float[np.ndarray, " draw"], reached: float
     ) -> float:
-        near = (more > _LESS_ALIKE) & (more < _MORE_ALIKE)
-        if near.sum() < _FEWEST:
-            near[np.argsort(np.abs(more))[:_FEWEST]] = True
-        return float(((odds[near] >= reached).sum() + 1) / (near.sum() + 1))
+        """Share of draws with as high odds, the nearer ones counting more; no less than one."""
+        distance = distance / max(1.0, np.sort(distance)[_FEWEST])
+        weights = np.exp(-(distance**2) / 2)
+        order = np.argsort(-odds)
+        above = np.cumsum(weights[order])
+        tail = int(np.searchsorted(above, _TAIL * above[-1])) + 1
+        begins = odds[order[tail]]
+        if reached <= begins:
+            return float((weights[odds >= reached].sum() + 1) / (above[-1] + 1))
+        beyond = weights[order[:tail]] / above[tail - 1]
+        mean_excess = beyond @ odds[order[:tail]] - begins
+        share = (above[tail - 1] + 1) / (above[-1] + 1) * np.exp(-(reached - begins) / mean_excess)
+        return float(max(share, 1 / (len(odds) + 1)))
 
     def p_alone(self, evidence: float) -> float:
         """Share of series in which a single signal has so much evidence somewhere."""
@@ -149,17 +163,18 @@ def draw_table(
 def _drawn(
     n_rows: int, n_signals: int, heavy: bool, rng: np.random.Generator
 ) -> Float[np.ndarray, "row signal"]:
-    """Most signals of one gradual kind, or each of its own; apart, or correlated in some way."""
+    """Each signal of its own gradual kind, or most of one kind, and correlated then or not."""
     kinds = gradual_kinds(n_rows)
     chances = kinds.chances
     if heavy:
         chances = np.where(np.isin(np.arange(len(chances)), kinds.jagged), chances, 0.0)
     each = rng.choice(len(chances), size=n_signals, p=chances / chances.sum())
-    if rng.random() >= _APART:
+    alike = rng.random() >= _APART
+    if alike:
         each = np.where(rng.random(n_signals) < OTHER_KIND, each, each[0])
     noise = rng.standard_normal((n_rows, n_signals))
-    if rng.random() < _CORRELATED:
-        share = 1 - rng.random() ** 2
+    if alike and rng.random() < _CORRELATED:
+        share = rng.random()
         groups = rng.integers(rng.integers(1, _GROUPS + 1), size=n_signals)
         common = rng.standard_normal((n_rows, _GROUPS))[:, groups]
         noise = np.sqrt(share) * common + np.sqrt(1 - share) * noise

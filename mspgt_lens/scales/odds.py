@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import logsumexp
+from scipy.special import logsumexp, ndtri
+from scipy.stats import rankdata
 
 from mspgt_lens.scales.evidence import OTHER_KIND, Change, Evidence, capped, either
 from mspgt_lens.scales.gradual import gradual_kinds
@@ -50,8 +51,8 @@ class Told(NamedTuple):
     Attributes:
         odds: Logarithm of the Bayes factor against none.
         heavy: The same of heavy tails against normal ones, without a change.
-        together: Mean squared correlation between signals of what the likeliest two changes leave;
-            0 for a single signal.
+        together: Mean squared correlation between signals, by normal scores of their ranks, of
+            what the likeliest two changes leave; 0 for a single signal.
         best: The likeliest change.
         own: Of every signal, whatever the others do, for every change that is weighed: the
             logarithm of its Bayes factor.
@@ -234,7 +235,10 @@ class _Weighing:
         return firsts, logsumexp(values, axis=0) + self.places + self.places[firsts][:, None]
 
     def together(self, first: int, second: int) -> float:
-        """Mean squared correlation between signals beside two changes, of their likeliest kind."""
+        """Mean squared correlation between signals beside two changes, of their likeliest kind.
+
+        By ranks, or one row that all signals share would make them alike.
+        """
         n_signals = self.white.shape[2]
         if n_signals == 1:
             return 0.0
@@ -243,9 +247,11 @@ class _Weighing:
         kind = int((_summed(gains + self.normal) + self.prior[: self.n_kinds]).argmax())
         pair = np.array([[first], [second]])
         left = _beside(self.white[kind, None], self.units[kind, None], *pair)[0]
-        left = left / np.maximum(np.linalg.norm(left, axis=0), _TINY)
-        squares = float(((left.T @ left) ** 2).sum())
-        return float((squares - n_signals) / (n_signals * (n_signals - 1)))
+        left = ndtri((rankdata(left, axis=0) - 0.5) / len(left))
+        left /= np.maximum(np.linalg.norm(left, axis=0), _TINY)
+        between = left.T @ left
+        np.fill_diagonal(between, 0.0)
+        return float((between**2).sum() / (n_signals * (n_signals - 1)))
 
     def _best(self, gains: np.ndarray) -> Int[np.ndarray, " kind"]:
         """The likeliest change under every kind with normal tails."""
