@@ -14,7 +14,8 @@ from mspgt_lens.scales.chance import ROWS, SIGNALS, Table, chance_for, draw_tabl
 from mspgt_lens.scales.evidence import Change, capped, change_curves, evidence_for_change
 from mspgt_lens.scales.gradual import gradual_kinds
 from mspgt_lens.scales.odds import Told, own_evidence, weigh_changes
-from mspgt_lens.scales.seeking import standardized
+from mspgt_lens.scales.seeking import seek_changes, standardized
+from mspgt_lens.scales.segments import segment_blocks
 from mspgt_lens.synthetic import synthetic_signals
 
 pytestmark = pytest.mark.simulation
@@ -192,6 +193,23 @@ def test_heavy_tails_and_likeness_are_told():
     assert told(shared[:, :1]).together == 0
 
 
+@pytest.mark.parametrize("jump", [0.0, 8.0])
+def test_signals_that_repeat_another_count_once(jump):
+    rng = np.random.default_rng(10)
+    one, other = np.cumsum(rng.standard_normal((2, 22)), axis=1)
+    one[12:] += jump
+    copies = np.column_stack([one, -3 * one, other, 2 * other + 5, one])
+    assert told(copies).distinct == (0, 2)
+    both = np.column_stack([one, other])
+    assert seek_changes(standardized(copies)).first.p_value == pytest.approx(
+        seek_changes(standardized(both)).first.p_value, rel=0.02
+    )
+    found = segment_blocks(np.vstack([copies[:1], copies, copies[-1:]]), n_bootstraps=20)
+    assert "signal 1, signal 3, signal 4 say nearly the same" in found.warnings[-1]
+    # Few rows cannot tell.
+    assert told(copies[:9]).distinct == (0, 1, 2, 3, 4)
+
+
 def test_no_number_is_lost_where_nothing_is_left():
     """Exact lines, steps and curves, few rows, and changes that given ones add up to."""
     rows = np.arange(22.0)[:, None]
@@ -225,7 +243,7 @@ def test_p_values_are_shares_of_alike_series():
     own = np.zeros((1, 1))
 
     def p_value(value, heavy, together):
-        return table.p_value(Told(value, heavy, together, change, own), together)
+        return table.p_value(Told(value, heavy, together, (0,), change, own), together)
 
     # What every draw that is as much alike weighs: a little more likeness weighs most.
     each = np.exp(-((0.2 / 0.25) ** 2) / 2)
@@ -256,7 +274,7 @@ def test_small_p_values_are_those_of_exponential_tails():
     for _ in range(40):
         drawn = np.zeros((2, 300, 7))
         drawn[..., 0] = rng.exponential(2.0, (2, 300))
-        reached = Told(2 * np.log(100), -50.0, 0.0, change, own)
+        reached = Told(2 * np.log(100), -50.0, 0.0, (0,), change, own)
         found.append(Table(drawn).p_value(reached, 0.0))
     assert np.exp(np.mean(np.log(found))) == pytest.approx(0.01, rel=0.3)
     assert max(found) < 0.025

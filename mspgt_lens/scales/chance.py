@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.numpy import load as load_tables
 from scipy.special import expit
 
@@ -42,6 +42,8 @@ _TAIL = 0.15
 _APART = 1 / 3
 _CORRELATED = 0.7
 _GROUPS = 2
+# The least that correlated signals share of their variance where they say nearly the same thing.
+_LEAST_SHARED = 0.4
 # Single signals' evidence that is kept of every draw.
 _KEPT = 4
 
@@ -147,14 +149,23 @@ def chance_for(n_rows: int, n_signals: int) -> Chance:
 
 
 def draw_table(
-    n_rows: int, n_signals: int, n_draws: int, seed: int = 0
+    n_rows: int, n_signals: int, n_draws: int, n_alike: int = 0, seed: int = 0
 ) -> Float[np.ndarray, "tails draw value"]:
-    """Draw series without a change and weigh them; see :class:`Table`."""
+    """Draw series without a change and weigh them; see :class:`Table`.
+
+    Args:
+        n_rows: Rows of every series.
+        n_signals: Signals of every series.
+        n_draws: Draws with normal tails, and as many with heavy ones.
+        n_alike: More draws of either, of signals that say nearly the same thing.
+        seed: Decides every draw.
+    """
     evidence = evidence_for_change(n_rows)
-    table = np.empty((2, n_draws, 3 + _KEPT))
-    for heavy, draw in np.ndindex(2, n_draws):
+    table = np.empty((2, n_draws + n_alike, 3 + _KEPT))
+    for heavy, draw in np.ndindex(2, n_draws + n_alike):
         rng = np.random.default_rng([seed, n_rows, n_signals, heavy, draw])
-        told = weigh_changes(evidence, _drawn(n_rows, n_signals, bool(heavy), rng))
+        make = _drawn if draw < n_draws else _drawn_alike
+        told = weigh_changes(evidence, make(n_rows, n_signals, bool(heavy), rng))
         kept = rng.choice(told.own.ravel(), _KEPT)
         table[heavy, draw] = (told.odds, told.together, told.own.max(), *kept)
     return table
@@ -164,23 +175,58 @@ def _drawn(
     n_rows: int, n_signals: int, heavy: bool, rng: np.random.Generator
 ) -> Float[np.ndarray, "row signal"]:
     """Each signal of its own gradual kind, or most of one kind, and correlated then or not."""
-    kinds = gradual_kinds(n_rows)
-    chances = kinds.chances
-    if heavy:
-        chances = np.where(np.isin(np.arange(len(chances)), kinds.jagged), chances, 0.0)
-    each = rng.choice(len(chances), size=n_signals, p=chances / chances.sum())
+    each = _kinds_of(n_rows, n_signals, heavy, rng)
     alike = rng.random() >= _APART
     if alike:
         each = np.where(rng.random(n_signals) < OTHER_KIND, each, each[0])
     noise = rng.standard_normal((n_rows, n_signals))
     if alike and rng.random() < _CORRELATED:
-        share = rng.random()
-        groups = rng.integers(rng.integers(1, _GROUPS + 1), size=n_signals)
-        common = rng.standard_normal((n_rows, _GROUPS))[:, groups]
-        noise = np.sqrt(share) * common + np.sqrt(1 - share) * noise
+        noise = _correlated(noise, rng.random(), rng)
+    return _made(noise, each, heavy, rng)
+
+
+def _drawn_alike(
+    n_rows: int, n_signals: int, heavy: bool, rng: np.random.Generator
+) -> Float[np.ndarray, "row signal"]:
+    """Most signals of one gradual kind, and much correlated."""
+    each = _kinds_of(n_rows, n_signals, heavy, rng)
+    each = np.where(rng.random(n_signals) < OTHER_KIND, each, each[0])
+    noise = rng.standard_normal((n_rows, n_signals))
+    noise = _correlated(noise, 1 - (1 - _LEAST_SHARED) * rng.random() ** 2, rng)
+    return _made(noise, each, heavy, rng)
+
+
+def _kinds_of(
+    n_rows: int, n_signals: int, heavy: bool, rng: np.random.Generator
+) -> Int[np.ndarray, " signal"]:
+    kinds = gradual_kinds(n_rows)
+    chances = kinds.chances
     if heavy:
-        noise /= np.sqrt(rng.chisquare(_HEAVY, noise.shape) / _HEAVY)
-    series = np.einsum("srt,ts->rs", kinds.roots[each], noise)
+        chances = np.where(np.isin(np.arange(len(chances)), kinds.jagged), chances, 0.0)
+    return rng.choice(len(chances), size=n_signals, p=chances / chances.sum())
+
+
+def _correlated(
+    noise: Float[np.ndarray, "row signal"], share: float, rng: np.random.Generator
+) -> Float[np.ndarray, "row signal"]:
+    """Noise of which such a share of the variance belongs to all signals of a group."""
+    n_rows, n_signals = noise.shape
+    groups = rng.integers(rng.integers(1, _GROUPS + 1), size=n_signals)
+    common = rng.standard_normal((n_rows, _GROUPS))[:, groups]
+    value: np.ndarray = np.sqrt(share) * common + np.sqrt(1 - share) * noise
+    return value
+
+
+def _made(
+    noise: Float[np.ndarray, "row signal"],
+    each: Int[np.ndarray, " signal"],
+    heavy: bool,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "row signal"]:
+    """Series of such kinds from independent draws for every row, with heavy tails or not."""
+    if heavy:
+        noise = noise / np.sqrt(rng.chisquare(_HEAVY, noise.shape) / _HEAVY)
+    series = np.einsum("srt,ts->rs", gradual_kinds(len(noise)).roots[each], noise)
     drawn: np.ndarray = (series - series.mean(axis=0)) / series.std(axis=0)
     return drawn
 

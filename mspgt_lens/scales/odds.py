@@ -42,6 +42,9 @@ _SAME = 1e-4
 _LEAST_LEFT = np.float32(1e-6)
 # Squares of rows that single precision cannot tell from 0, beside 1.
 _NOTHING = 1e-12
+# Signals repeat one another from such a correlation on, if as many rows tell.
+_REPEATS = 0.9
+_FEW_ROWS = 6
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -53,6 +56,7 @@ class Told(NamedTuple):
         heavy: The same of heavy tails against normal ones, without a change.
         together: Mean squared correlation between signals, by normal scores of their ranks, of
             what the likeliest two changes leave; 0 for a single signal.
+        distinct: Signals but those whose correlation with an earlier one is at least 0.9 there.
         best: The likeliest change.
         own: Of every signal, whatever the others do, for every change that is weighed: the
             logarithm of its Bayes factor.
@@ -61,6 +65,7 @@ class Told(NamedTuple):
     odds: float
     heavy: float
     together: float
+    distinct: tuple[int, ...]
     best: Change
     own: Float[np.ndarray, "candidate signal"]
 
@@ -234,14 +239,11 @@ class _Weighing:
                 values[size, number] = self._shared(with_both, chosen) + np.log(2 * chance)
         return firsts, logsumexp(values, axis=0) + self.places + self.places[firsts][:, None]
 
-    def together(self, first: int, second: int) -> float:
-        """Mean squared correlation between signals beside two changes, of their likeliest kind.
+    def between(self, first: int, second: int) -> Float[np.ndarray, "signal signal"]:
+        """Correlations between signals beside two changes, of their likeliest kind; 0 with itself.
 
         By ranks, or one row that all signals share would make them alike.
         """
-        n_signals = self.white.shape[2]
-        if n_signals == 1:
-            return 0.0
         every = np.full(self.n_kinds, first)
         gains = self.rows.two(every, _SIZES[_MIDDLE][0])[:, second]
         kind = int((_summed(gains + self.normal) + self.prior[: self.n_kinds]).argmax())
@@ -249,9 +251,9 @@ class _Weighing:
         left = _beside(self.white[kind, None], self.units[kind, None], *pair)[0]
         left = ndtri((rankdata(left, axis=0) - 0.5) / len(left))
         left /= np.maximum(np.linalg.norm(left, axis=0), _TINY)
-        between = left.T @ left
-        np.fill_diagonal(between, 0.0)
-        return float((between**2).sum() / (n_signals * (n_signals - 1)))
+        value: np.ndarray = left.T @ left
+        np.fill_diagonal(value, 0.0)
+        return value
 
     def _best(self, gains: np.ndarray) -> Int[np.ndarray, " kind"]:
         """The likeliest change under every kind with normal tails."""
@@ -317,10 +319,13 @@ def weigh_changes(evidence: Evidence, series: Float[np.ndarray, "row signal"]) -
     one, own = weighing.one()
     firsts, two = weighing.two()
     number, second = np.unravel_index(int(two.argmax()), two.shape)
+    between = weighing.between(int(firsts[number]), int(second))
+    n_signals = len(between)
     return Told(
         odds=float(np.logaddexp(logsumexp(one), logsumexp(two)) - np.log(2)),
         heavy=weighing.heavy,
-        together=weighing.together(int(firsts[number]), int(second)),
+        together=float((between**2).sum() / max(n_signals * (n_signals - 1), 1)),
+        distinct=_distinct(between, evidence.freedom - 2),
         best=evidence.candidates[_likeliest(one, firsts, two)],
         own=own,
     )
@@ -332,6 +337,15 @@ def own_evidence(
     """What every signal says of every change by itself, as in :class:`Told`."""
     _, own = _Weighing(evidence, series).one()
     return own
+
+
+def _distinct(between: Float[np.ndarray, "signal signal"], freedom: int) -> tuple[int, ...]:
+    """Signals that repeat no earlier one; few rows cannot tell."""
+    kept: list[int] = []
+    for signal, correlations in enumerate(np.abs(between)):
+        if freedom < _FEW_ROWS or not (correlations[kept] >= _REPEATS).any():
+            kept.append(signal)
+    return tuple(kept)
 
 
 def _likeliest(one: np.ndarray, firsts: np.ndarray, two: np.ndarray) -> int:

@@ -18,7 +18,7 @@ from mspgt_lens.scales.evidence import (
     votes,
 )
 from mspgt_lens.scales.gradual import gradual_kinds
-from mspgt_lens.scales.odds import own_evidence, weigh_changes
+from mspgt_lens.scales.odds import Told, own_evidence, weigh_changes
 from mspgt_lens.scales.regenerating import Regenerator, kind_weights, regenerator
 from mspgt_lens.statistics import SIGNIFICANCE
 
@@ -40,6 +40,8 @@ class ChangeTest:
         more_share: What any signal but one has there in 5% of them.
         own: Changes for which one signal has more than ``alone``, with the share of series where a
             single signal has as much.
+        repeats: Signals that repeat an earlier one beside the likeliest changes; the p-value is
+            that of the others.
     """
 
     p_value: float
@@ -48,6 +50,7 @@ class ChangeTest:
     shares: float
     more_share: float
     own: dict[Change, float]
+    repeats: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,9 @@ def seek_changes(series: Float[np.ndarray, "row signal"]) -> Search:
 def p_without(series: Float[np.ndarray, "row signal"]) -> list[float]:
     """p-value of any change with each signal left out; there have to be two or more."""
     n_rows, n_signals = series.shape
-    evidence, chance = evidence_for_change(n_rows), chance_for(n_rows, n_signals - 1)
+    evidence = evidence_for_change(n_rows)
     rests = (np.delete(series, signal, axis=1) for signal in range(n_signals))
-    return [chance.p_value(weigh_changes(evidence, rest)) for rest in rests]
+    return [_judged(evidence, rest)[1] for rest in rests]
 
 
 def likely_kinds(
@@ -196,7 +199,7 @@ def sizes(
 def _test(series: Float[np.ndarray, "row signal"], given: tuple[Change, ...]) -> ChangeTest:
     n_rows, n_signals = series.shape
     evidence = evidence_for_change(n_rows, given)
-    told = weigh_changes(evidence, series)
+    told, p_value = _judged(evidence, series)
     chance = chance_for(n_rows - len(given), n_signals)
     alone = chance.alone(SIGNIFICANCE)
     own = {}
@@ -204,13 +207,24 @@ def _test(series: Float[np.ndarray, "row signal"], given: tuple[Change, ...]) ->
         at = int(told.own[:, signal].argmax())
         own[evidence.candidates[at]] = chance.p_alone(float(told.own[at, signal]))
     return ChangeTest(
-        p_value=chance.p_value(told),
+        p_value=p_value,
         best=told.best,
         alone=alone,
         shares=chance.anywhere(SIGNIFICANCE),
         more_share=chance.anywhere(SIGNIFICANCE / max(n_signals - 1, 1)),
         own=own,
+        repeats=tuple(sorted({*range(n_signals)} - {*told.distinct})),
     )
+
+
+def _judged(evidence: Evidence, series: Float[np.ndarray, "row signal"]) -> tuple[Told, float]:
+    """What series tell of one more change, and its p-value, for which repetitions count once."""
+    told = weigh_changes(evidence, series)
+    distinct = list(told.distinct)
+    repeated = len(distinct) < series.shape[1]
+    judged = weigh_changes(evidence, series[:, distinct]) if repeated else told
+    chance = chance_for(evidence.n_rows - len(evidence.given), len(distinct))
+    return told, chance.p_value(judged)
 
 
 def _settled(

@@ -161,7 +161,10 @@ def segment_blocks(
             "seed": seed,
             "placed": place,
         },
-        warnings=tuple(_cautions(n_layers, len(labels), kinds.autocorrelation(like.common))),
+        warnings=(
+            *_cautions(n_layers, len(labels), kinds.autocorrelation(like.common)),
+            *_repetitions(labels, search.first.repeats),
+        ),
     )
 
 
@@ -442,6 +445,16 @@ def _typical(
     typical: np.ndarray = np.where(median > 0, median, mean)
     # A signal that only jumps has no other change: its jump is one of its own units.
     return np.where(typical > 0, typical, np.ptp(inner, axis=0))
+
+
+def _repetitions(labels: Sequence[str], repeats: tuple[int, ...]) -> list[str]:
+    if not repeats:
+        return []
+    names, say = ", ".join(labels[s] for s in repeats), "says" if len(repeats) == 1 else "say"
+    return [
+        f"beside the likeliest changes {names} {say} nearly the same as another signal ("
+        "correlation of ranks 0.9 or more); p-values count such signals once"
+    ]
 
 
 def _cautions(n_layers: int, n_signals: int, correlation: float) -> list[str]:
