@@ -44,7 +44,7 @@ _LEAST_LEFT = np.float32(1e-6)
 _NOTHING = 1e-12
 # Signals repeat one another from such a correlation on, if as many rows tell.
 _REPEATS = 0.9
-_FEW_ROWS = 6
+_FEW_ROWS = 8
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -56,7 +56,7 @@ class Told(NamedTuple):
         heavy: The same of heavy tails against normal ones, without a change.
         together: Mean squared correlation between signals, by normal scores of their ranks, of
             what the likeliest two changes leave; 0 for a single signal.
-        distinct: Signals but those whose correlation with an earlier one is at least 0.9 there.
+        distinct: Signals whose correlation with one another is below 0.9 there.
         best: The likeliest change.
         own: Of every signal, whatever the others do, for every change that is weighed: the
             logarithm of its Bayes factor.
@@ -325,7 +325,7 @@ def weigh_changes(evidence: Evidence, series: Float[np.ndarray, "row signal"]) -
         odds=float(np.logaddexp(logsumexp(one), logsumexp(two)) - np.log(2)),
         heavy=weighing.heavy,
         together=float((between**2).sum() / max(n_signals * (n_signals - 1), 1)),
-        distinct=_distinct(between, evidence.freedom - 2),
+        distinct=_distinct(between, own, evidence.freedom - 2),
         best=evidence.candidates[_likeliest(one, firsts, two)],
         own=own,
     )
@@ -339,13 +339,23 @@ def own_evidence(
     return own
 
 
-def _distinct(between: Float[np.ndarray, "signal signal"], freedom: int) -> tuple[int, ...]:
-    """Signals that repeat no earlier one; few rows cannot tell."""
+def _distinct(
+    between: Float[np.ndarray, "signal signal"],
+    own: Float[np.ndarray, "candidate signal"],
+    freedom: int,
+) -> tuple[int, ...]:
+    """Signals of which none repeats another, those with less evidence first.
+
+    Few rows cannot tell, so that all are kept.
+    """
+    if freedom < _FEW_ROWS:
+        return tuple(range(len(between)))
     kept: list[int] = []
-    for signal, correlations in enumerate(np.abs(between)):
-        if freedom < _FEW_ROWS or not (correlations[kept] >= _REPEATS).any():
+    # Copies have as much but for rounding.
+    for signal in np.argsort(own.max(axis=0).round(1), kind="stable").tolist():
+        if not (np.abs(between[signal, kept]) >= _REPEATS).any():
             kept.append(signal)
-    return tuple(kept)
+    return tuple(sorted(kept))
 
 
 def _likeliest(one: np.ndarray, firsts: np.ndarray, two: np.ndarray) -> int:

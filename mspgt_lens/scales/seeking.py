@@ -40,8 +40,8 @@ class ChangeTest:
         more_share: What any signal but one has there in 5% of them.
         own: Changes for which one signal has more than ``alone``, with the share of series where a
             single signal has as much.
-        repeats: Signals that repeat an earlier one beside the likeliest changes; the p-value is
-            that of the others.
+        repeats: Signals that repeat another one beside the likeliest changes; the p-value is that
+            of the others.
     """
 
     p_value: float
