@@ -56,6 +56,14 @@ PLANTED: dict[str, dict[str, object]] = {
     "24 x 8, three jumps": {"n_layers": 24, "n_boundaries": 3},
     "24 x 6, two jumps, a third": {"n_layers": 24, "n_signals": 6, "share": 1 / 3},
     "24 x 6, two jumps, two thirds": {"n_layers": 24, "n_signals": 6, "share": 2 / 3},
+    "24 x 8, two jumps over 2 blocks": {"n_layers": 24, "width": 2},
+    "24 x 8, one jump over 3 blocks": {"n_layers": 24, "n_boundaries": 1, "width": 3},
+    "24 x 8, one jump over 3 blocks, walk": {
+        "n_layers": 24,
+        "n_boundaries": 1,
+        "width": 3,
+        "noise": "random_walk",
+    },
     **{
         f"24 x 8, two jumps, {drift}": {"n_layers": 24, "drift": drift}
         for drift in ("ramp", "quadratic", "exponential", "sigmoid")

@@ -25,8 +25,8 @@ STORED = Path("mspgt_lens/data/chance.safetensors")
 # Fewer draws where each takes long.
 DRAWS = {30: 600, 46: 400, 78: 250}
 MOST_DRAWS = 800
-# More of signals that say nearly the same thing, as a share.
-ALIKE = 0.3
+# More of signals that say nearly the same thing.
+ALIKE = 240
 
 
 def draw(cell: tuple[int, int]) -> Path:
@@ -35,7 +35,7 @@ def draw(cell: tuple[int, int]) -> Path:
     kept = KEPT / f"{table_name(n_rows, n_signals)}.npy"
     if not kept.exists():
         n_draws = DRAWS.get(n_rows, MOST_DRAWS)
-        n_alike = round(ALIKE * n_draws) if n_signals > 1 else 0
+        n_alike = ALIKE if n_signals > 1 else 0
         table = draw_table(n_rows, n_signals, n_draws, n_alike)
         part = kept.with_suffix(".part.npy")
         np.save(part, table.astype(np.float16))

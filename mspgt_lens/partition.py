@@ -42,6 +42,7 @@ class Boundary(NamedTuple):
         signals: The signals that share it.
         size: Its median size in them, in units of a typical block's change.
         p_value: Of the test that found it; None at an edge, which is not tested.
+        width: Over how many blocks in a row a jump spreads, ``block`` among them; 1 for the others.
     """
 
     block: int
@@ -49,6 +50,7 @@ class Boundary(NamedTuple):
     signals: tuple[str, ...]
     size: float
     p_value: float | None
+    width: int = 1
 
 
 def segment_names(n_segments: int) -> tuple[str, ...]:
@@ -212,12 +214,13 @@ class ScalePartition(Result):
         for change in self.found:
             shared = f", shared by {len(change.signals)} of {n_signals} signals" * (n_signals > 1)
             lines.append(
-                f"{_NAMES[change.kind]} at block {change.block}{shared}{_by_size(change)}."
+                f"{_NAMES[change.kind]} at block {change.block}{_over(change)}{shared}"
+                f"{_by_size(change)}."
             )
         for change in self.alone:
             lines.append(
                 f"{_NAMES[change.kind]} of {change.signals[0]} alone at block "
-                f"{change.block}{_by_size(change)}."
+                f"{change.block}{_over(change)}{_by_size(change)}."
             )
         for name, change in zip(("first", "last"), self.edges, strict=False):
             if change.signals:
@@ -364,6 +367,10 @@ def size_digits(size: float) -> str:
 def _counted(n_boundaries: int) -> str:
     number = _NUMBERS[n_boundaries] if n_boundaries < len(_NUMBERS) else str(n_boundaries)
     return f"{number} {'boundary' if n_boundaries < 2 else 'boundaries'}"
+
+
+def _over(change: Boundary) -> str:
+    return f", over {change.width} blocks" if change.width > 1 else ""
 
 
 def _by_size(change: Boundary) -> str:

@@ -278,7 +278,8 @@ def decoded_fields(
     """The fields of a dataclass, or of a named tuple; those that the file lacks are left out."""
     hints = get_type_hints(kind)
     if not isinstance(value, Mapping):
-        value = dict(zip(kind._fields, value, strict=True))
+        # Files of earlier versions may lack the last ones.
+        value = dict(zip(kind._fields[: len(value)], value, strict=True))
     names = [f.name for f in fields(kind)] if is_dataclass(kind) else list(kind._fields)
     return {n: decode(hints[n], value[n], arrays) for n in names if n in value}
 

@@ -21,6 +21,7 @@ from mspgt_lens.synthetic import synthetic_signals
 pytestmark = pytest.mark.simulation
 
 SIZES = ((4.0, 0.5), (64.0, 0.25), (4096.0, 0.25))
+SORTS = {("jump", 1): 0.3, ("jump", 2): 0.1, ("jump", 3): 0.1, ("bend", 1): 0.5}
 
 
 def told(series, *given_changes):
@@ -55,8 +56,8 @@ def long_way(series):
     n_rows, n_signals = series.shape
     kinds, line = gradual_kinds(n_rows), straight(n_rows)
     candidates = evidence_for_change(n_rows).candidates
-    jumps = np.array([c.kind == "jump" for c in candidates])
-    place = -np.log(2 * np.where(jumps, jumps.sum(), (~jumps).sum()))
+    sorts = [(c.kind, c.width) for c in candidates]
+    place = np.log([SORTS[sort] / sorts.count(sort) for sort in sorts])
     heavy_chances = np.where(np.isin(np.arange(len(kinds.words)), kinds.jagged), kinds.chances, 0)
     chances = np.concatenate([kinds.chances, heavy_chances / heavy_chances.sum()]) / 2
     allowed = chances > 0
@@ -226,6 +227,8 @@ def test_no_number_is_lost_where_nothing_is_left():
         told(step),
         told(1e10 * step + rng.standard_normal((22, 3))),
         told(rng.standard_normal((4, 5))),
+        # Signals of many kinds, of which two of the three jumps there are explain everything.
+        told(chance._drawn(4, 8, False, np.random.default_rng([0, 4, 8, 0, 269]))),
         told(rng.standard_normal((9, 3)), *given_changes),
         told(np.repeat(np.cumsum(rng.standard_normal((22, 1)), axis=0), 8, axis=1)),
     ):

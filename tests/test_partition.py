@@ -65,6 +65,8 @@ def test_a_change_is_told_with_its_block_who_shares_it_and_its_size():
         lines[2] == "A bend at block 8, shared by 5 of 5 signals: from there on the change per "
         "block differs by 3.6 times a typical block's."
     )
+    spread = made([jump(3)._replace(width=3)]).findings()
+    assert spread[1].startswith("A sharp change at block 3, over 3 blocks, shared by 4 of 5")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,24 @@ def test_changes_bear_the_first_row_that_is_new():
     assert jump.tolist() == [0, 0, 1, 1, 1, 1]
     # The step onto row 3 is the first at the new rate.
     assert bend.tolist() == [0, 0, 0, 1, 2, 3]
+    spread = change_curves(7, [Change("jump", 2, 3)])[:, 0]
+    assert spread == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1, 1])
+
+
+@pytest.mark.parametrize("n_rows", [5, 8, 30])
+def test_every_change_that_may_be_has_its_chance(n_rows):
+    evidence = evidence_for_change(n_rows)
+    chances = {}
+    for change, chance in zip(evidence.candidates, np.exp(evidence.prior), strict=True):
+        sort = (change.kind, change.width)
+        chances[sort] = chances.get(sort, 0.0) + chance
+        # A jump over several rows, and a bend, leave a change from row to row on either side.
+        if change.width > 1:
+            assert change.row >= 2
+            assert change.end <= n_rows - 1
+    assert chances[("jump", 1)] == pytest.approx(0.3)
+    assert chances[("bend", 1)] == pytest.approx(0.5)
+    assert sum(chances.values()) == pytest.approx(1.0 if n_rows > 5 else 0.9)
 
 
 def test_gradual_kinds_are_what_they_are_called():
@@ -224,6 +242,24 @@ def test_a_transition_over_two_rows_is_one_boundary():
     assert found.n_boundaries == 1
     assert found.found[0].block in (10, 11)
     assert found.found[0].size == pytest.approx(40, rel=0.5)
+
+
+@pytest.mark.parametrize("width", [2, 3])
+@pytest.mark.parametrize("noise", ["white", "random_walk"])
+def test_jumps_over_several_blocks_are_one_boundary(width, noise):
+    right = 0
+    for seed in range(8):
+        made = ml.synthetic.synthetic_signals(
+            26, 7, n_boundaries=1, effect=30.0, width=width, noise=noise, seed=seed
+        )
+        found = ml.segment_blocks(made.signals, **FAST)
+        assert found.p_values[1] < 0.05
+        if [one.block for one in found.found] == list(made.boundaries):
+            right += found.found[0].width == width
+            assert found.found[0].size == pytest.approx(30 / 0.95, rel=0.5)
+            assert f", over {width} blocks, shared by 7 of 7" in found.summary()
+    # One may be placed a block away, or its steps told apart.
+    assert right >= 6
 
 
 def test_the_first_and_the_last_block_are_told_apart():
@@ -481,6 +517,11 @@ def test_synthetic_signals_are_what_they_say():
     assert np.allclose(ends, [4, 4, *[1] * 8, 4, 4], rtol=0.1)
     growing = ml.synthetic.synthetic_signals(12, 4000, n_boundaries=0, noise_size="growing").signals
     assert growing[-1].std() / growing[0].std() == pytest.approx(np.exp(3), rel=0.1)
+    spread = ml.synthetic.synthetic_signals(40, 4, n_boundaries=1, effect=1e6, width=3, seed=4)
+    rises = np.abs(np.diff(spread.signals, axis=0)).min(axis=1)
+    blocks = spread.boundaries[0] + np.arange(3)
+    assert sorted(np.argsort(rises)[-3:] + 1) == blocks.tolist()
+    assert rises[blocks - 1] == pytest.approx(1e6 / 3, rel=1e-3)
     walk = ml.synthetic.synthetic_signals(12, 4000, n_boundaries=0, noise="random_walk").signals
     assert walk[-1].var() == pytest.approx(12, rel=0.1)
 
@@ -495,6 +536,7 @@ def test_synthetic_signals_are_what_they_say():
         ((12, 3, {"drift": "steep"}), "drift must be one of"),
         ((12, 3, {"kind": "slopes"}), "kind must be one of jumps, bends, both"),
         ((12, 3, {"share": 0.0}), "share must be above 0"),
+        ((12, 3, {"width": 4}), "width must be 1 to 3 blocks, got 4"),
         ((12, 3, {"tails": "long"}), "tails must be one of"),
     ],
 )

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from mspgt_lens.contract import Result
 from mspgt_lens.estimates import Estimate
-from mspgt_lens.storage import read_result, saved_kind, write_result
+from mspgt_lens.partition import Boundary
+from mspgt_lens.storage import decode, read_result, saved_kind, write_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +137,14 @@ def test_files_of_before_there_were_checksums_load(tmp_path):
     assert told.pop("checksum")
     save_file(load_file(path), path, metadata={"mspgt_lens": json.dumps(told)})
     assert Kept.load(path) == kept(np.arange(50.0))
+
+
+def test_boundaries_of_before_they_had_widths_load():
+    saved = [3, "jump", ["a", "b"], 20.0, 0.01]
+    assert decode(Boundary, saved, {}) == Boundary(3, "jump", ("a", "b"), 20.0, 0.01, width=1)
+    assert decode(Boundary, [*saved, 2], {}).width == 2
+    with pytest.raises(ValueError, match="longer"):
+        decode(Boundary, [*saved, 2, "new"], {})
 
 
 def test_what_is_saved_has_reached_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):

@@ -247,7 +247,8 @@ def _only_best(partition: ScalePartition) -> list[int]:
 
 
 def _described(change: Boundary) -> str:
-    return f"{change.kind}, block {change.block}, {size_digits(change.size)}\u00d7"
+    over = f" over {change.width} blocks" if change.width > 1 else ""
+    return f"{change.kind}{over}, block {change.block}, {size_digits(change.size)}\u00d7"
 
 
 def _lanes(labels: Sequence[_Label], n_layers: int) -> list[int]:

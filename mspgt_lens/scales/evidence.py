@@ -26,8 +26,16 @@ _SIZE_VARIANCE = 4.0
 # Evidence of one signal beyond this counts by its logarithm: it grows on, but no signal decides
 # alone.
 _MUCH = 2.5
-# A bend needs so many changes from row to row on either side.
+# A bend needs so many changes from row to row on either side, and a jump that spreads over several
+# rows one.
 _RATES_BESIDE = 2
+# How likely a change is a jump over so many rows, or a bend, beforehand.
+_CHANCES: dict[tuple[Kind, int], float] = {
+    ("jump", 1): 0.3,
+    ("jump", 2): 0.1,
+    ("jump", 3): 0.1,
+    ("bend", 1): 0.5,
+}
 # How likely a signal is of some other kind than most.
 OTHER_KIND = 0.2
 # Rows beyond the fitted curves without which nothing can be told.
@@ -40,16 +48,47 @@ _NEVER = -1e4
 
 
 class Change(NamedTuple):
-    """A sharp change at a row: its level (a jump), or its rate (a bend), is new from there on."""
+    """A sharp change at a row: its level (a jump), or its rate (a bend), is new from there on.
+
+    Attributes:
+        kind: Jump or bend.
+        row: The first row whose value is new.
+        width: Over how many rows a jump spreads, evenly.
+    """
 
     kind: Kind
     row: int
+    width: int = 1
+
+    @property
+    def end(self) -> int:
+        """The first row after those that change."""
+        return self.row + self.width
 
 
 def change_curves(n_rows: int, changes: Sequence[Change]) -> Float[np.ndarray, "row change"]:
     """What each change of size 1 adds to every row."""
-    columns = [(steps if c.kind == "jump" else hinges)(n_rows, [c.row]) for c in changes]
+    columns = [
+        steps(n_rows, range(c.row, c.end)).mean(axis=1, keepdims=True)
+        if c.kind == "jump"
+        else hinges(n_rows, [c.row])
+        for c in changes
+    ]
     return np.hstack([np.zeros((n_rows, 0)), *columns])
+
+
+def _possible(n_rows: int) -> dict[Change, float]:
+    """Every change that series of so many rows may hold, with its chance."""
+    chances: dict[Change, float] = {}
+    for (kind, width), chance in _CHANCES.items():
+        if kind == "bend":
+            rows = range(_RATES_BESIDE + 1, n_rows - _RATES_BESIDE + 1)
+        elif width > 1:
+            rows = range(2, n_rows - width)
+        else:
+            rows = range(1, n_rows)
+        chances |= {Change(kind, row, width): chance / len(rows) for row in rows}
+    return chances
 
 
 class Curves(NamedTuple):
@@ -70,6 +109,7 @@ class Evidence:
     Attributes:
         given: The changes that series may hold, free in size for every signal.
         candidates: The changes that are weighed.
+        prior: How likely every candidate is beforehand, in nats: anywhere as likely.
         freedom: Rows less fitted curves.
         whiteners: Turn series into rows that are independent under each gradual kind, and hold no
             line and no given change.
@@ -77,11 +117,9 @@ class Evidence:
 
     def __init__(self, n_rows: int, given: tuple[Change, ...]) -> None:
         self.n_rows, self.given = n_rows, given
-        jumps = [Change("jump", row) for row in range(1, n_rows)]
-        bends = [
-            Change("bend", row) for row in range(_RATES_BESIDE + 1, n_rows - _RATES_BESIDE + 1)
-        ]
-        self.candidates = [c for c in (*jumps, *bends) if c not in given]
+        weighed = {c: chance for c, chance in _possible(n_rows).items() if c not in given}
+        self.candidates = list(weighed)
+        self.prior = np.log(list(weighed.values()))
         line = np.column_stack([np.ones(n_rows), np.arange(n_rows) - (n_rows - 1) / 2])
         fitted = np.column_stack([line, change_curves(n_rows, given)])
         self.freedom = n_rows - fitted.shape[1]

@@ -36,6 +36,14 @@ _PERSISTENCE = 0.6
 # Smooth curves: their length as a part of the depth, and their variance in units of the noise's.
 _LENGTHS = (2.0, 3.0, 5.0)
 _VARIANCES = (1.0, 10.0, 1e3, 1e5)
+# Of two such curves together, in the logarithm of depth and in depth itself: what settles early may
+# go on to bend slowly.
+_SETTLING_LENGTHS = (2.0, 3.0)
+_SETTLING_VARIANCES = (1e3, 1e5, 1e7)
+_SLOW_LENGTH = 2.0
+_SLOW_VARIANCES = (10.0, 1e3)
+# How noise beneath them may shrink: like these powers of depth.
+_SHRINKING = (0.5, 1.0, 2.0)
 _RATES = (-6.0, -3.0, -1.5, 1.5, 3.0, 6.0)
 _CENTERS = (0.2, 0.35, 0.5, 0.65, 0.8)
 _WIDTHS = (0.06, 0.12)
@@ -59,7 +67,7 @@ _LEAST = 1e-6
 # How likely a series is of each family beforehand, its members alike.
 _CHANCES = {
     "even": 0.3,
-    "smooth": 0.12,
+    "smooth": 0.2,
     "exponential": 0.06,
     "logistic": 0.06,
     "polynomial": 0.06,
@@ -136,13 +144,23 @@ def _even(n_rows: int) -> Iterator[_Kind]:
     # Noise beneath curves is new at every block, remembers the last one's, or is a walk.
     beneath = (white, _REMEMBERED**apart, summed @ summed.T)
     # Depth itself, and its logarithm: what settles early is smooth in that.
-    for depth in (rows, n_rows * np.log1p(rows) / np.log1p(n_rows)):
-        between = np.subtract.outer(depth, depth)
+    for curve_in in (_curve, _settling_curve):
         for part in _LENGTHS:
-            smooth = np.exp(-(between**2) / 2 / (n_rows / part) ** 2)
             for noise in beneath:
                 for variance in _VARIANCES:
-                    yield _Kind("smooth", *_on("smooth", variance * smooth, noise))
+                    curve = variance * curve_in(n_rows, part)
+                    yield _Kind("smooth", *_on("smooth", curve, noise))
+    slow = _curve(n_rows, _SLOW_LENGTH)
+    for part in _SETTLING_LENGTHS:
+        for variance in _SETTLING_VARIANCES:
+            settling = variance * _settling_curve(n_rows, part)
+            for slowly in _SLOW_VARIANCES:
+                for noise in beneath:
+                    yield _Kind("smooth", "smooth", noise + settling + slowly * slow)
+            for power in _SHRINKING:
+                shrinking = np.diag((1.0 + rows) ** (-2 * power))
+                for slowly in (0.0, _SLOW_VARIANCES[0]):
+                    yield _Kind("smooth", "smooth", shrinking + settling + slowly * slow)
     for word, shape in _shapes(n_rows):
         for noise in beneath:
             for variance in _SHAPE_VARIANCES:
@@ -154,8 +172,7 @@ def _uneven(n_rows: int) -> Iterator[_Kind]:
     for family, size in _sizes(n_rows):
         yield from _varying(family, size)
     # Curves whose noise and course grow or shrink together.
-    rows = np.arange(n_rows)
-    smooth = np.exp(-(np.subtract.outer(rows, rows) ** 2) / 2 / (n_rows / _LENGTHS[0]) ** 2)
+    smooth = _curve(n_rows, _LENGTHS[0])
     for rate in _GROWTHS:
         size = np.exp(rate * np.linspace(-0.5, 0.5, n_rows))
         for variance in _VARIANCES:
@@ -179,6 +196,22 @@ def _varying(family: str, size: Float[np.ndarray, " row"]) -> Iterator[_Kind]:
     thrice = summed @ summed @ summed
     bent = thrice @ noise @ thrice.T
     yield _Kind(family, "smooth", bent * (_SMOOTHEST / bent.max()))
+
+
+def _curve(n_rows: int, part: float) -> Float[np.ndarray, "row row"]:
+    """Covariance of smooth curves, their length such a part of the depth."""
+    return _smooth(np.arange(n_rows), n_rows / part)
+
+
+def _settling_curve(n_rows: int, part: float) -> Float[np.ndarray, "row row"]:
+    """The same in the logarithm of depth."""
+    depth = n_rows * np.log1p(np.arange(n_rows)) / np.log1p(n_rows)
+    return _smooth(depth, n_rows / part)
+
+
+def _smooth(depth: np.ndarray, length: float) -> Float[np.ndarray, "row row"]:
+    value: np.ndarray = np.exp(-(np.subtract.outer(depth, depth) ** 2) / 2 / length**2)
+    return value
 
 
 def _on(word: str, curve: np.ndarray, noise: np.ndarray) -> tuple[str, np.ndarray]:

@@ -89,6 +89,11 @@ class _Rows(NamedTuple):
         """Under these kinds only."""
         return _Rows(self.along[kinds], self.units[kinds], self.length[kinds], self.freedom)
 
+    def at(self, candidates: list[int]) -> _Rows:
+        """These changes only."""
+        units, length = self.units[:, candidates], self.length[:, candidates]
+        return _Rows(self.along[:, candidates], units, length, self.freedom)
+
     def one(self, variance: float) -> Float[np.ndarray, "kind candidate signal"]:
         """What every signal's log-likelihood gains by every change, its size of such a variance."""
         times = np.float32(variance) * self.length
@@ -184,7 +189,7 @@ class _Weighing:
         self.white = white.astype(np.float32)
         self.units, length = evidence.curves()
         self.rows = _Rows(self.units @ self.white, self.units, length, evidence.freedom)
-        self.places = _places(evidence)
+        self.places = evidence.prior
         # Variants: every kind with normal tails, then those that may have heavy ones.
         self.n_kinds = len(kinds.words)
         self.kinds = np.concatenate([np.arange(self.n_kinds), kinds.jagged])
@@ -215,12 +220,16 @@ class _Weighing:
         return logsumexp(shared, axis=0) + self.places, logsumexp(own, axis=0)
 
     def two(self) -> tuple[np.ndarray, np.ndarray]:
-        """First changes, and evidence for every change together with each of them."""
+        """First changes, and evidence for every change together with each of them.
+
+        The first two are the likeliest pair.
+        """
         gains = self.rows.two(self.first, _SIZES[_MIDDLE][0])
-        second = self._best(gains)
+        second = self._best(gains, self.first)
         left = _beside(self.white, self.units, self.first, second)
-        with_both = gains[self.kinds] + self._with_tails(left)[:, None]
-        totals = _Likelihoods.over(self.prior, with_both).together().max(axis=1)
+        both = gains[np.arange(self.n_kinds), second]
+        with_both = both[self.kinds] + self._with_tails(left)
+        totals = _Likelihoods.over(self.prior, with_both).together()
         chosen = _likely(totals)
         # What two changes make plain, one alone may not: so firsts are those of likely pairs.
         order = self.kinds[chosen[np.argsort(-totals[chosen])]]
@@ -244,8 +253,8 @@ class _Weighing:
 
         By ranks, or one row that all signals share would make them alike.
         """
-        every = np.full(self.n_kinds, first)
-        gains = self.rows.two(every, _SIZES[_MIDDLE][0])[:, second]
+        every = np.zeros(self.n_kinds, dtype=int)
+        gains = self.rows.at([first, second]).two(every, _SIZES[_MIDDLE][0])[:, 1]
         kind = int((_summed(gains + self.normal) + self.prior[: self.n_kinds]).argmax())
         pair = np.array([[first], [second]])
         left = _beside(self.white[kind, None], self.units[kind, None], *pair)[0]
@@ -255,17 +264,20 @@ class _Weighing:
         np.fill_diagonal(value, 0.0)
         return value
 
-    def _best(self, gains: np.ndarray) -> Int[np.ndarray, " kind"]:
-        """The likeliest change under every kind with normal tails."""
+    def _best(self, gains: np.ndarray, but: np.ndarray | None = None) -> Int[np.ndarray, " kind"]:
+        """The likeliest change under every kind with normal tails, ``but`` one."""
         prior = self.prior[: self.n_kinds]
-        with_it = _Likelihoods.over(prior, gains + self.normal[:, None])
-        best: np.ndarray = with_it.together().argmax(axis=1)
+        totals = _Likelihoods.over(prior, gains + self.normal[:, None]).together()
+        if but is not None:
+            totals[np.arange(self.n_kinds), but] = -np.inf
+        best: np.ndarray = totals.argmax(axis=1)
         return best
 
     def _with_tails(self, left: Float[np.ndarray, "kind row signal"]) -> np.ndarray:
         """Log-likelihood of every variant, of whose tails ``left`` tells."""
         jagged = self.kinds[self.n_kinds :]
-        heavy = self.normal[jagged] + _heavier(left[jagged], self.rows.freedom)
+        rows = np.ascontiguousarray(left[jagged].transpose(1, 0, 2))
+        heavy = self.normal[jagged] + _heavier(rows, self.rows.freedom)
         return np.concatenate([self.normal, heavy])
 
     def _exact(
@@ -283,7 +295,8 @@ class _Weighing:
         for part in np.array_split(heavy, -(-len(heavy) // together) or 1):
             some = which[part]
             along = units[some] @ white[some]
-            left = white[some, None] - units[some][..., None] * along[:, :, None]
+            by_row = np.ascontiguousarray(units[some].transpose(2, 0, 1))
+            left = white[some].transpose(1, 0, 2)[:, :, None] - by_row[..., None] * along
             value[part] += _heavier(left, self.rows.freedom)
         return value
 
@@ -318,8 +331,7 @@ def weigh_changes(evidence: Evidence, series: Float[np.ndarray, "row signal"]) -
     weighing = _Weighing(evidence, series)
     one, own = weighing.one()
     firsts, two = weighing.two()
-    number, second = np.unravel_index(int(two.argmax()), two.shape)
-    between = weighing.between(int(firsts[number]), int(second))
+    between = weighing.between(int(firsts[0]), int(firsts[1]))
     n_signals = len(between)
     return Told(
         odds=float(np.logaddexp(logsumexp(one), logsumexp(two)) - np.log(2)),
@@ -365,32 +377,27 @@ def _likeliest(one: np.ndarray, firsts: np.ndarray, two: np.ndarray) -> int:
     return int(marginal.argmax())
 
 
-def _places(evidence: Evidence) -> Float[np.ndarray, " candidate"]:
-    """How likely every change is beforehand, in nats: jumps and bends alike, anywhere."""
-    jumps = np.array([change.kind == "jump" for change in evidence.candidates])
-    counts = np.where(jumps, jumps.sum(), (~jumps).sum())
-    logs: np.ndarray = -np.log(2.0 * counts)
-    return logs
+def _heavier(left: Float[np.ndarray, "row *any signal"], freedom: int) -> np.ndarray:
+    """How much likelier rows are with heavy tails than with normal ones, in nats.
 
-
-def _heavier(left: Float[np.ndarray, "*any row signal"], freedom: int) -> np.ndarray:
-    """How much likelier rows are with heavy tails than with normal ones, in nats."""
-    n_rows = left.shape[-2]
+    Rows come first, over which numpy adds and multiplies fastest.
+    """
+    n_rows = len(left)
     squares = left**2
-    total = squares.sum(axis=-2, keepdims=True)
+    total = squares.sum(axis=0)
     squares *= n_rows / np.maximum(total, np.float32(_NOTHING))
-    best = np.full((*left.shape[:-2], left.shape[-1]), -np.inf, dtype=np.float32)
+    best = np.full(total.shape, -np.inf, dtype=np.float32)
     for scale in _HEAVY_SCALES:
         each = squares * np.float32(1 / _HEAVY / scale**2)
         each += 1
         tails = np.zeros_like(best)
         # One logarithm for several rows, whose product does not exceed single precision.
         for at in range(0, n_rows, _ROWS_TOGETHER):
-            tails += np.log(each[..., at : at + _ROWS_TOGETHER, :].prod(axis=-2))
+            tails += np.log(each[at : at + _ROWS_TOGETHER].prod(axis=0))
         tails *= np.float32(-(_HEAVY + 1) / 2 / n_rows)
         np.maximum(best, tails + np.float32(_HEAVY_PEAK - np.log(scale)), out=best)
     value: np.ndarray = (best - np.float32(_NORMAL_MEAN)) * np.float32(freedom)
-    return np.where(total[..., 0, :] > _NOTHING, value, np.float32(0))
+    return np.where(total > _NOTHING, value, np.float32(0))
 
 
 def _beside(

@@ -72,6 +72,14 @@ class Place:
     p_value: float
 
     @property
+    def width(self) -> int:
+        """Over how many rows its jumps spread, if it is a jump; otherwise 1."""
+        if self.lead.kind != "jump":
+            return 1
+        jumps = [change for change in self.members if change.kind == "jump"]
+        return max(jump.end for jump in jumps) - min(jump.row for jump in jumps)
+
+    @property
     def evidence(self) -> float:
         """Of all signals together."""
         return float(votes(self.gains).sum())
@@ -236,7 +244,7 @@ def _settled(
         for change in sorted(found):
             others = tuple(sorted(c for c in found if c != change))
             evidence, gains = gains_beside(series, others, found)
-            total = votes(gains).sum(axis=1)
+            total = votes(gains).sum(axis=1) + evidence.prior
             p_value = found.pop(change)
             found[evidence.candidates[int(total.argmax())]] = p_value
         if set(found) == before:
@@ -253,7 +261,7 @@ def _places(
     """Changes in neighboring rows are one transition that takes several blocks."""
     groups: list[list[Change]] = []
     for change in sorted(found, key=lambda c: c.row):
-        if groups and change.row - groups[-1][-1].row <= 1:
+        if groups and change.row <= max(c.end for c in groups[-1]):
             groups[-1].append(change)
         else:
             groups.append([change])

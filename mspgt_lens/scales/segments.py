@@ -190,11 +190,11 @@ def edge_changes(
         matrix: Rows with the first and the last.
         labels: The signals' names.
         n_layers: Number of blocks.
-        changes: Sharp changes within, at rows votes from the second.
+        changes: Sharp changes within, at rows counted from the second.
     """
     steps = np.abs(np.diff(matrix, axis=0))
     typical = _typical(matrix[1:-1], changes)
-    within = np.delete(steps[1:-1], [c.row - 1 for c in changes if c.kind == "jump"], axis=0)
+    within = np.delete(steps[1:-1], _jumped(changes), axis=0)
     largest = within.max(axis=0) if len(within) else np.zeros(len(labels))
 
     def one(block: int, step: np.ndarray) -> Boundary:
@@ -296,10 +296,10 @@ def _placed(
     found = sorted(search.shared, key=lambda place: -place.evidence)
     placed = [place.lead for place in found[:number]]
     start = end - len(inner) - 1
-    taken = [change.row for place in search.places for change in place.members]
+    taken = [row for c in search.changes for row in range(c.row, c.end)]
     while len(placed) < number:
         evidence, gains = gains_beside(inner, tuple(sorted({*search.changes, *placed})))
-        total = votes(gains).sum(axis=1)
+        total = votes(gains).sum(axis=1) + evidence.prior
         ends = [start, end, *taken, *(change.row for change in placed)]
         apart = [min(abs(c.row - e) for e in ends) >= min_size for c in evidence.candidates]
         if not any(apart):
@@ -329,7 +329,7 @@ def _bootstrap(
     for column, change in enumerate(placed):
         others = tuple(c for c in changes if c != change)
         evidence = evidence_for_change(n_rows, others)
-        same = np.array([c.kind == change.kind for c in evidence.candidates])
+        same = np.array([_alike(c, change) for c in evidence.candidates])
         rows = np.array([c.row for c in evidence.candidates])[same]
         best = [
             votes(evidence.gains(part, kinds)[same]).sum(axis=1).argmax(axis=0)
@@ -399,7 +399,7 @@ def _places_without(
         others = tuple(sorted(everything - {change}))
         evidence, gains = gains_beside(rest, others, everything)
         total = votes(gains).sum(axis=1)
-        same = [c.kind == change.kind for c in evidence.candidates]
+        same = [_alike(c, change) for c in evidence.candidates]
         rows.append(evidence.candidates[int(np.where(same, total, -np.inf).argmax())].row)
     return tuple(sorted(row + first_block for row in rows))
 
@@ -431,6 +431,7 @@ def _described(
         signals=tuple(label for label, s in zip(labels, shares, strict=True) if s),
         size=float(np.median(size[shares])),
         p_value=place.p_value,
+        width=place.width,
     )
 
 
@@ -439,12 +440,22 @@ def _typical(
 ) -> Float[np.ndarray, " signal"]:
     """The median change from row to row, jumps left out; the mean where most rows stay the same."""
     steps = np.abs(np.diff(inner, axis=0))
-    left = np.delete(steps, [c.row - 1 for c in changes if c.kind == "jump"], axis=0)
+    left = np.delete(steps, _jumped(changes), axis=0)
     steps = left if len(left) else steps
     median, mean = np.median(steps, axis=0), steps.mean(axis=0)
     typical: np.ndarray = np.where(median > 0, median, mean)
     # A signal that only jumps has no other change: its jump is one of its own units.
     return np.where(typical > 0, typical, np.ptp(inner, axis=0))
+
+
+def _alike(one: Change, other: Change) -> bool:
+    return (one.kind, one.width) == (other.kind, other.width)
+
+
+def _jumped(changes: Sequence[Change]) -> list[int]:
+    """Changes from row to row that jumps make."""
+    jumps = [change for change in changes if change.kind == "jump"]
+    return sorted({row - 1 for jump in jumps for row in range(jump.row, jump.end)})
 
 
 def _repetitions(labels: Sequence[str], repeats: tuple[int, ...]) -> list[str]:

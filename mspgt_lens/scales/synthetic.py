@@ -13,13 +13,14 @@ from scipy.stats import binomtest
 
 from mspgt_lens.ambient import in_own_state
 from mspgt_lens.contract import Result, Rows, counted, tidy
-from mspgt_lens.scales.drift import hinges, steps
+from mspgt_lens.scales.evidence import Change, change_curves
 from mspgt_lens.scales.seeking import seek_changes, standardized
 from mspgt_lens.scales.segments import MIN_BLOCKS
 from mspgt_lens.statistics import LEVEL, SIGNIFICANCE
 
 Drift = Literal["flat", "ramp", "quadratic", "exponential", "logarithm", "sigmoid", "random_walk"]
 _HEAVY = 3
+_WIDEST = 3
 Planted = Literal["jumps", "bends", "both"]
 Noise = Literal["white", "random_walk"]
 Tails = Literal["normal", "heavy"]
@@ -66,6 +67,7 @@ def synthetic_signals(
     n_boundaries: int = 2,
     effect: float = 2.0,
     kind: Planted = "jumps",
+    width: int = 1,
     share: float = 1.0,
     drift: Drift = "flat",
     drift_size: float = 4.0,
@@ -87,6 +89,7 @@ def synthetic_signals(
             signal; 2 is noise at half the jump.
         kind: ``"jumps"``: the level jumps at a boundary. ``"bends"``: the rate of change does, by
             ``effect`` per block. ``"both"``: jumps and bends take turns.
+        width: Blocks over which every jump spreads evenly, 1 to 3; the boundary is the first.
         share: The share of signals that show a boundary, drawn for each; at least one does.
         drift: What changes gradually underneath, with its sign and size drawn for every signal.
         drift_size: Typical rise of the drift over the whole depth, in units of the noise; for
@@ -123,6 +126,8 @@ def synthetic_signals(
             "correlation must be in [0, 1) and autocorrelation in (-1, 1), got "
             f"{correlation} and {autocorrelation}"
         )
+    if not 1 <= width <= _WIDEST:
+        raise ValueError(f"width must be 1 to {_WIDEST} blocks, got {width}")
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share}")
     for name, given, known in (
@@ -134,7 +139,7 @@ def synthetic_signals(
         if given not in get_args(known):
             raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {given!r}")
     rng = np.random.default_rng(seed)
-    boundaries = _places(n_layers, n_boundaries, rng)
+    boundaries = _places(n_layers, n_boundaries, width, rng)
     signals = _drift(drift, n_layers, n_signals, drift_size, rng)
     varied = _noise(n_layers, n_signals, correlation, autocorrelation, tails, rng)
     varied = varied * _sizes(noise_size, n_layers)[:, None]
@@ -143,19 +148,22 @@ def synthetic_signals(
         shows = np.zeros(n_signals)
         shows[rng.permutation(n_signals)[: max(1, round(share * n_signals))]] = effect
         bends = kind == "bends" or (kind == "both" and number % 2 == 1)
-        curve = (hinges if bends else steps)(n_layers, [boundary])
+        change = Change("bend", boundary) if bends else Change("jump", boundary, width)
+        curve = change_curves(n_layers, [change])
         signals = signals + curve * shows * rng.choice([-1.0, 1.0], size=n_signals)
     return SyntheticSignals(signals, boundaries)
 
 
-def _places(n_layers: int, n_boundaries: int, rng: np.random.Generator) -> tuple[int, ...]:
+def _places(
+    n_layers: int, n_boundaries: int, width: int, rng: np.random.Generator
+) -> tuple[int, ...]:
     if not 0 <= n_boundaries <= n_layers // 2 - 1:
         raise ValueError(
             f"n_boundaries must be 0 to {n_layers // 2 - 1} for {n_layers} blocks, got "
             f"{n_boundaries}"
         )
     shortest = max(2, n_layers // (3 * (n_boundaries + 1) - 3)) if n_boundaries > 1 else 2
-    shortest = min(shortest, n_layers // (n_boundaries + 1))
+    shortest = min(max(shortest, width), n_layers // (n_boundaries + 1))
     # Even among all placements: spare blocks are dealt to the segments at random.
     spare = n_layers - shortest * (n_boundaries + 1)
     cuts = np.sort(rng.integers(0, spare + 1, size=n_boundaries))
@@ -278,6 +286,7 @@ def power(
     correlation: float = 0.0,
     autocorrelation: float = 0.0,
     kind: Planted = "jumps",
+    width: int = 1,
     share: float = 1.0,
     n_simulations: int = 100,
     seed: int = 0,
@@ -297,6 +306,7 @@ def power(
         correlation: Of the noise between signals.
         autocorrelation: Of white noise along depth.
         kind: Jumps, bends or both.
+        width: Blocks over which every jump spreads.
         share: The share of signals that show a boundary.
         n_simulations: Draws.
         seed: Decides every draw.
@@ -317,6 +327,7 @@ def power(
             n_boundaries=n_boundaries,
             effect=effect,
             kind=kind,
+            width=width,
             share=share,
             drift=drift,
             noise=noise,
@@ -333,7 +344,9 @@ def power(
         rejected += search.first.p_value < SIGNIFICANCE
         chosen.append(len(found))
         if n_boundaries == len(found):
-            located += bool(n_boundaries) and bool((np.abs(found - made.boundaries) <= 1).all())
+            first = np.array(made.boundaries)
+            away = np.abs(found - np.clip(found, first, first + width - 1))
+            located += bool(n_boundaries) and bool((away <= 1).all())
     counts = np.bincount(chosen, minlength=4) / n_simulations
     return Power(
         rejected / n_simulations,
