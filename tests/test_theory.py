@@ -335,6 +335,20 @@ def test_one_model_s_groups_give_a_rival_its_interval():
     assert "of this one model" in verdict.reason
 
 
+def test_boundaries_without_support_do_not_refute_where_a_theory_places_them():
+    name = "R2 massive activations"
+    made = ml.synthetic.synthetic_models(1, 1, rivals={name: 0.3})
+    unsure = [
+        replace(model, partition=replace(model.partition, found=(), n_boundaries=0))
+        for model in made
+    ]
+    judged, open_ = (ml.evaluate_predictions(models)[name] for models in (made, unsure))
+    assert judged.verdict == "refuted"
+    assert open_.verdict == "inconclusive"
+    assert open_.statistic == judged.statistic
+    assert "the data do not support these boundaries" in open_.reason
+
+
 def test_theories_contradict_one_another_where_they_answer_differently():
     made = ml.synthetic.synthetic_models(1, 4, rivals={"R1 one transition": 0.5})
     table = ml.evaluate_predictions(made, theories=THEORIES).contradictions()

@@ -112,8 +112,9 @@ def massive_phases(*, distance: float = 0.1) -> Prediction:
     """R2: boundaries lie where massive activations begin and end.
 
     The statistic is the mean distance of a model's two boundaries from those two blocks, as a share
-    of the depth. Where one model is judged, its interval is that of its boundaries. Models whose
-    first position's residual is nowhere 10 times the median's length are left out.
+    of the depth. Where one model is judged, its interval is that of its boundaries, which may be
+    anywhere if the data do not support them. Models whose first position's residual is nowhere 10
+    times the median's length are left out.
 
     Args:
         distance: What it must lie below.
@@ -129,7 +130,8 @@ def massive_phases(*, distance: float = 0.1) -> Prediction:
             )
         partition = result.partition
         places = np.array(phases)
-        low, high = np.array(partition.intervals).T
+        anywhere = [(1, partition.n_layers - 1)] * len(partition.boundaries)
+        low, high = np.array(partition.intervals if partition.supported else anywhere).T
         near = np.maximum(np.maximum(low - places, places - high), 0)
         far = np.maximum(np.abs(low - places), np.abs(high - places))
         at = np.abs(np.array(partition.boundaries) - places)
