@@ -23,6 +23,7 @@ def made_results() -> dict[str, Result]:
     rng = np.random.default_rng(0)
     profile = replace(made_profile(HOSTILE, warnings=NOTES), control="shuffled_tokens")
     partition = made_partition()
+    moved = replace(partition, boundaries=(3, 6), intervals=((2, 4), (5, 7)))
     models = [
         replace(
             one,
@@ -48,7 +49,7 @@ def made_results() -> dict[str, Result]:
         made_rates(rng),
         profile,
         partition,
-        ml.results.Stability({"first": partition, HOSTILE: replace(partition, boundaries=(3, 6))}),
+        ml.results.Stability({"first": partition, HOSTILE: moved}),
         ml.synthetic.synthetic_signals(10, 3),
         ml.results.Power(0.5, {0: 0.5, 1: 0.25, 2: 0.25, 3: 0.0}, 0.25, 40),
         made_sweep(rng),

@@ -247,18 +247,19 @@ def test_a_transition_over_two_rows_is_one_boundary():
 @pytest.mark.parametrize("width", [2, 3])
 @pytest.mark.parametrize("noise", ["white", "random_walk"])
 def test_jumps_over_several_blocks_are_one_boundary(width, noise):
-    right = 0
+    # The median size of a normal step, of two blocks' noise or of one's.
+    right, typical = 0, 0.674 * (2**0.5 if noise == "white" else 1.0)
     for seed in range(8):
         made = ml.synthetic.synthetic_signals(
             26, 7, n_boundaries=1, effect=30.0, width=width, noise=noise, seed=seed
         )
         found = ml.segment_blocks(made.signals, **FAST)
         assert found.p_values[1] < 0.05
-        if [one.block for one in found.found] == list(made.boundaries):
-            right += found.found[0].width == width
-            assert found.found[0].size == pytest.approx(30 / 0.95, rel=0.5)
+        if [(one.block, one.width) for one in found.found] == [(made.boundaries[0], width)]:
+            right += 1
+            assert found.found[0].size == pytest.approx(30 / typical, rel=0.5)
             assert f", over {width} blocks, shared by 7 of 7" in found.summary()
-    # One may be placed a block away, or its steps told apart.
+    # One may be placed a block away, its steps told apart, or a bend, at the end.
     assert right >= 6
 
 

@@ -238,7 +238,9 @@ def _judged(evidence: Evidence, series: Float[np.ndarray, "row signal"]) -> tupl
 def _settled(
     series: Float[np.ndarray, "row signal"], found: dict[Change, float]
 ) -> dict[Change, float]:
-    """Every change where it is likeliest beside all others."""
+    """Every change where it is likeliest beside all others, if enough rows are left to tell."""
+    if evidence_for_change(len(series), tuple(sorted(found))).freedom < LEAST_FREEDOM:
+        return found
     for _ in range(2):
         before = set(found)
         for change in sorted(found):
