@@ -1,9 +1,9 @@
 """Run the tutorials' setup cell where nothing is installed, then every tutorial here.
 
 Run as ``python tests/run_tutorials.py [TUTORIAL...]``; tutorials that are named run alone, without
-the setup cell's own run. Fails if anything does, if there is no tutorial, or if a notebook that
-shows anything shows other things (text, tables, figures) than its cells do now. ``--write`` writes
-the notebooks instead, for which Chromium must be on the path.
+the setup cell's own run. Two run side by side. Fails if anything does, if there is no tutorial, or
+if a notebook that shows anything shows other things (text, tables, figures) than its cells do now.
+``--write`` writes the notebooks instead, for which Chromium must be on the path.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from notebooks import TEXTS, notebook_of, shown, solutions, write
 from setup_cell import run_without_package
 
 TIMEOUT = 1800  # Seconds per notebook.
+SIDE_BY_SIDE = 2
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -50,6 +53,17 @@ def execute(path: Path, rewrite: bool) -> None:
         )
 
 
+def timed(job: Callable[[], None]) -> tuple[str | None, float]:
+    """What went wrong, if anything did, and how long it took."""
+    start = time.monotonic()
+    try:
+        job()
+        error = None
+    except Exception as found:  # Whatever it is, it is this job's failure.
+        error = f"{type(found).__name__}: {found}"
+    return error, time.monotonic() - start
+
+
 def main(arguments: list[str]) -> int:
     """Run the tutorials; the exit code."""
     rewrite = "--write" in arguments
@@ -61,22 +75,21 @@ def main(arguments: list[str]) -> int:
     jobs = [(path.name, partial(execute, path, rewrite)) for path in paths]
     if not named and not rewrite:
         jobs.insert(0, ("setup cell, without the package", run_without_package))
-    # The kernel inherits them: the model that needs no network, and this environment's Python.
+    # Kernels inherit them: the model that needs no network, and this environment's Python.
     os.environ["MSPGT_LENS_TUTORIAL_MODEL"] = "demo"
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     # Figures as data, which is drawn when a notebook is written.
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
+    # More threads than cores wait for one another.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // SIDE_BY_SIDE))
     failed = 0
-    for name, job in jobs:
-        start = time.monotonic()
-        try:
-            job()
-            outcome = "passed"
-        except Exception as error:  # Whatever it is, it is this job's failure.
-            print(_COLORS.sub("", f"{type(error).__name__}: {error}"))
-            outcome = "FAILED"
-            failed += 1
-        print(f"{name}: {outcome} in {time.monotonic() - start:.0f} s", flush=True)
+    with ProcessPoolExecutor(SIDE_BY_SIDE) as pool:
+        for name, run in [(name, pool.submit(timed, job)) for name, job in jobs]:
+            error, seconds = run.result()
+            if error is not None:
+                failed += 1
+                print(_COLORS.sub("", error))
+            print(f"{name}: {'FAILED' if error else 'passed'} in {seconds:.0f} s", flush=True)
     print(f"{len(jobs) - failed} passed, {failed} failed")
     return 1 if failed else 0
 

@@ -21,7 +21,8 @@ from mspgt_lens.synthetic import synthetic_signals
 pytestmark = pytest.mark.simulation
 
 SIZES = ((4.0, 0.5), (64.0, 0.25), (4096.0, 0.25))
-SORTS = {("jump", 1): 0.3, ("jump", 2): 0.1, ("jump", 3): 0.1, ("bend", 1): 0.5}
+SORTS = {("jump", 1): 0.4, ("jump", 2): 0.05, ("jump", 3): 0.05, ("bend", 1): 0.5}
+SHARES = (0.5, 0.95)
 
 
 def told(series, *given_changes):
@@ -32,23 +33,24 @@ def straight(n_rows):
     return np.column_stack([np.ones(n_rows), np.arange(n_rows)])
 
 
-def scale_free(series, covariance, fitted):
+def scale_free(series, covariances, fitted):
     """Restricted log-likelihoods of normal series whose size of noise is fitted."""
     beyond = np.linalg.svd(fitted)[0][:, fitted.shape[1] :]
-    inside = beyond.T @ covariance @ beyond
+    inside = beyond.T @ covariances @ beyond
     left = beyond.T @ series
-    squares = (left * np.linalg.solve(inside, left)).sum(axis=0)
-    return -0.5 * np.linalg.slogdet(inside)[1] - len(inside) / 2 * np.log(squares)
+    squares = (left * np.linalg.solve(inside, left)).sum(axis=-2)
+    size = np.linalg.slogdet(inside)[1][..., None]
+    return -0.5 * size - inside.shape[-1] / 2 * np.log(squares)
 
 
-def heavier(series, root, fitted):
+def heavier(series, roots, fitted):
     """How much likelier rows are under t(3) than under normal noise, the likeliest of scales."""
-    axes, white = np.linalg.inv(root) @ fitted, np.linalg.inv(root) @ series
-    left = white - axes @ np.linalg.lstsq(axes, white, rcond=None)[0]
-    left /= np.sqrt((left**2).mean(axis=0))
+    axes, white = np.linalg.inv(roots) @ fitted, np.linalg.inv(roots) @ series
+    left = white - axes @ (np.linalg.pinv(axes) @ white)
+    left /= np.sqrt((left**2).mean(axis=-2, keepdims=True))
     scales = (0.3, 0.45, 0.65, 1.0)
-    tails = np.max([t.logpdf(left, 3, scale=s).mean(axis=0) for s in scales], axis=0)
-    return (tails - norm.logpdf(left).mean(axis=0)) * (len(series) - 2)
+    tails = np.max([t.logpdf(left, 3, scale=s).mean(axis=-2) for s in scales], axis=0)
+    return (tails - norm.logpdf(left).mean(axis=-2)) * (len(series) - 2)
 
 
 def long_way(series):
@@ -65,13 +67,10 @@ def long_way(series):
 
     def likelihoods(changes, variance):
         curves = change_curves(n_rows, changes)
-        each = np.zeros((2, len(kinds.words), n_signals))
-        for kind, covariance in enumerate(kinds.covariances):
-            wider = covariance + variance * curves @ curves.T
-            each[:, kind] = scale_free(series, wider, line)
-            fitted = np.column_stack([line, curves])
-            each[1, kind] += heavier(series, kinds.roots[kind], fitted)
-        return each.reshape(-1, n_signals)[allowed]
+        wider = kinds.covariances + variance * curves @ curves.T
+        normal = scale_free(series, wider, line)
+        heavy = normal + heavier(series, kinds.roots, np.column_stack([line, curves]))
+        return np.concatenate([normal, heavy])[allowed]
 
     def mixed(each):
         spread = logsumexp(each + prior[:, None], axis=0)
@@ -85,9 +84,13 @@ def long_way(series):
 
     def evidence(changes, variance):
         one, one_apart = mixed(likelihoods(changes, variance))
-        alike = capped(np.logaddexp(one, none) - np.log(2) - part).sum(axis=1)
-        each = capped(np.logaddexp(one_apart, apart) - np.log(2) - part).sum()
-        return np.logaddexp(logsumexp(alike + prior), each) - np.log(2)
+        values = []
+        for share in SHARES:
+            having, lacking = np.log([share, 1 - share])
+            alike = capped(np.logaddexp(having + one, lacking + none) - part).sum(axis=1)
+            each = capped(np.logaddexp(having + one_apart, lacking + apart) - part).sum()
+            values += [logsumexp(alike + prior), each]
+        return logsumexp(values) - np.log(len(values))
 
     numbers = range(len(candidates))
     values = []
@@ -233,6 +236,7 @@ def test_no_number_is_lost_where_nothing_is_left():
         told(np.repeat(np.cumsum(rng.standard_normal((22, 1)), axis=0), 8, axis=1)),
     ):
         assert np.isfinite([found.odds, found.heavy, found.together]).all()
+        assert 0 <= found.even <= 1
         assert not np.isnan(found.own).any()
 
 
@@ -250,27 +254,36 @@ def test_p_values_are_shares_of_alike_series():
     table, change = made_table(), Change("jump", 1)
     own = np.zeros((1, 1))
 
-    def p_value(value, heavy, together):
-        return table.p_value(Told(value, heavy, together, (0,), change, own), together)
+    def p_value(value, heavy, together, **worst):
+        reached = Told(value, heavy, together, 0.0, (0,), change, own)
+        return table.p_value(reached, together, **worst)
 
-    # What every draw that is as much alike weighs: a little more likeness weighs most.
-    each = np.exp(-((0.2 / 0.25) ** 2) / 2)
-
+    # Of the 200 draws that are as much alike.
     def share(above):
-        return (above * each + 1) / (200 * each + 1)
+        return (above + 1) / 201
+
+    def beyond(value):
+        """Thirty are above 340, by 30 in the mean; shares fall as an exponential does."""
+        return share(30) * np.exp(-(value - 340) / 30)
 
     assert p_value(300.5, -50.0, 0.0) == pytest.approx(share(50))
-    # Thirty of 200 are above 340, by 30 in the mean; beyond, shares fall as an exponential does.
-    assert p_value(380.5, -50.0, 0.0) == pytest.approx(share(30) * np.exp(-40.5 / 30), rel=0.02)
+    assert p_value(380.5, -50.0, 0.0) == pytest.approx(beyond(380.5), rel=0.02)
     assert p_value(2000, -50.0, 0.0) == pytest.approx(1 / 401)
-    # Heavy tails account for more, and those of walks for twice as much.
-    assert p_value(500.5, 50.0, 0.0) == pytest.approx(2 * share(50))
+    assert p_value(2000, -50.0, 0.0, worst=100.0) == pytest.approx(1 / 401)
+    # What reaches high odds more often counts for as much.
+    assert p_value(380.5, -50.0, 0.0, worst=3.0) == pytest.approx(3 * beyond(380.5), rel=0.02)
+    assert p_value(300.5, -50.0, 0.0, worst=5.0) == pytest.approx(1)
+    # Heavy tails account for more.
+    assert p_value(500.5, 50.0, 0.0) == pytest.approx(share(50))
+    assert p_value(500.5, 50.0, 0.0, heavy_worst=2.0) == pytest.approx(2 * share(50))
+    assert p_value(500.5, 50.0, 0.0, worst=3.0, heavy_worst=2.0) == pytest.approx(3 * share(50))
+    assert p_value(300.5, 50.0, 0.0, heavy_worst=2.0) == pytest.approx(1)
     # As likely as normal ones, but for the odds of 8 beforehand.
-    assert p_value(500.5, 0.0, 0.0) == pytest.approx((1 / 401 + 8 * 2 * share(50)) / 9)
-    assert p_value(300.5, 50.0, 0.0) == pytest.approx(1)
+    both = (beyond(500.5) + 8 * 2 * share(50)) / 9
+    assert p_value(500.5, 0.0, 0.0, heavy_worst=2.0) == pytest.approx(both, rel=0.02)
     # Between, those that are nearer by their logarithms are taken, as if they were near.
     each = np.exp(-1 / 2)
-    assert p_value(300, -50.0, 0.4) == pytest.approx(share(50))
+    assert p_value(300, -50.0, 0.4) == pytest.approx((50 * each + 1) / (200 * each + 1), rel=1e-3)
     assert table.p_alone(389.5) == pytest.approx(11 / 401)
     assert table.alone(0.05) == pytest.approx(np.quantile(np.arange(400), 0.95))
     assert table.anywhere(0.5) == pytest.approx(199.5)
@@ -282,10 +295,25 @@ def test_small_p_values_are_those_of_exponential_tails():
     for _ in range(40):
         drawn = np.zeros((2, 300, 7))
         drawn[..., 0] = rng.exponential(2.0, (2, 300))
-        reached = Told(2 * np.log(100), -50.0, 0.0, (0,), change, own)
+        reached = Told(2 * np.log(100), -50.0, 0.0, 0.0, (0,), change, own)
         found.append(Table(drawn).p_value(reached, 0.0))
     assert np.exp(np.mean(np.log(found))) == pytest.approx(0.01, rel=0.3)
     assert max(found) < 0.025
+
+
+def test_even_noise_is_told_from_walks_that_signals_share():
+    """So that correlated walks, which reach high odds most often, count for more, and noise not."""
+    rng = np.random.default_rng(12)
+    common = np.sqrt(0.5) * rng.standard_normal((12, 22, 1))
+    noise = common + np.sqrt(0.5) * rng.standard_normal((12, 22, 8))
+    jumps = noise.copy()
+    jumps[:, 8:] += 3.0
+    walks = np.cumsum(noise, axis=1)
+    assert np.median([told(one).even for one in (*noise, *jumps)]) > 0.05
+    assert max(told(one).even for one in walks) < 0.02
+    found = told(walks[0])
+    chances = chance_for(22, 8)
+    assert chances.p_value(found) > 3 * chances.p_value(found._replace(even=1.0))
 
 
 def test_rows_that_signals_share_make_them_hardly_more_alike():
@@ -319,11 +347,15 @@ def test_stored_tables_are_those_of_the_evidence_as_it_is(n_rows, n_signals):
 
 
 def test_p_values_hold_between_tables_too():
-    """150 new series of 12 rows and 5 signals; more than 15 below .05 have a chance of 1%."""
+    """150 new series of 12 rows and 5 signals; more than 15 below .05 have a chance of 1%.
+
+    With what counts for more taken out, as if noise were even.
+    """
     evidence = evidence_for_change(12)
     p_values = []
     for draw in range(150):
         series = chance._drawn(12, 5, False, np.random.default_rng([99, draw]))
-        p_values.append(chance_for(12, 5).p_value(weigh_changes(evidence, series)))
+        found = weigh_changes(evidence, series)._replace(even=1e6)
+        p_values.append(chance_for(12, 5).p_value(found))
     assert np.mean(np.array(p_values) < 0.05) <= 15 / 150
     assert 0.35 < np.mean(p_values) < 0.75

@@ -92,9 +92,9 @@ def test_every_change_that_may_be_has_its_chance(n_rows):
         if change.width > 1:
             assert change.row >= 2
             assert change.end <= n_rows - 1
-    assert chances[("jump", 1)] == pytest.approx(0.3)
+    assert chances[("jump", 1)] == pytest.approx(0.4)
     assert chances[("bend", 1)] == pytest.approx(0.5)
-    assert sum(chances.values()) == pytest.approx(1.0 if n_rows > 5 else 0.9)
+    assert sum(chances.values()) == pytest.approx(1.0 if n_rows > 5 else 0.95)
 
 
 def test_gradual_kinds_are_what_they_are_called():

@@ -25,7 +25,7 @@ body { margin: 0 auto; max-width: 1180px; padding: 24px; background: var(--paper
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 36px 0 4px; }
-p { max-width: 78ch; } .soft { color: var(--soft); }
+p, ul { max-width: 78ch; } .soft { color: var(--soft); }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; } td { overflow-wrap: anywhere; }

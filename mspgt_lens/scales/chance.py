@@ -27,14 +27,19 @@ SIGNALS = (1, 2, 4, 8, 16)
 _HEAVY = 3
 # Odds for heavy tails beforehand: to miss them makes more of chance than to miss normal ones.
 _HEAVY_ODDS = 8.0
-# Heavy-tailed walks reach high odds about twice as often as the mean of all heavy-tailed kinds.
-_HEAVY_WORST = 2.0
+# Heavy-tailed walks reach high odds so much oftener than the mean of all heavy-tailed kinds, and
+# more often yet than so many rows.
+_HEAVY_WORST = 3.0
+_HEAVY_ROWS = 22
+# So do walks with normal tails if their signals say the same thing, the more so the more signals
+# repeat one another. Noise that is even is no walk, and such a chance of it shows that.
+_WALKS_WORST = 8.0
+_EVEN = 0.02
 # Series are held against those whose signals are about as much alike: by the logarithm of the mean
 # squared correlation, from so much of it on, within such a deviation, or the distance of so many
-# draws where these are few. A little more alike, since changes that fit take likeness away.
+# draws where these are few.
 _FROM = 0.03
 _NEAR = 0.25
-_MORE_ALIKE = 0.2
 _FEWEST = 60
 # The highest odds have an exponential tail; this share of series reaches it.
 _TAIL = 0.15
@@ -62,23 +67,29 @@ class Table:
         self._odds, self._together, self._alone = np.moveaxis(drawn[..., :3], 2, 0)
         self._anywhere = drawn[..., 3:].reshape(2, -1)
 
-    def p_value(self, told: Told, together: float) -> float:
-        """Share of series with as high odds, those whose signals are as much alike first."""
-        distance = np.log((self._together + _FROM) / (together + _FROM)) - _MORE_ALIKE
+    def p_value(
+        self, told: Told, together: float, worst: float = 1.0, heavy_worst: float = 1.0
+    ) -> float:
+        """Share of series with as high odds, those whose signals are as much alike first.
+
+        Shares count ``worst`` times, and heavy-tailed ones ``heavy_worst`` times.
+        """
+        distance = np.abs(np.log((self._together + _FROM) / (together + _FROM)))
         normal, heavy = (
-            self._share(odds, np.abs(away) / _NEAR, told.odds)
+            self._share(odds, away / _NEAR, told.odds)
             for odds, away in zip(self._odds, distance, strict=True)
         )
         heavier = float(expit(told.heavy + np.log(_HEAVY_ODDS)))
         # Heavy tails never make a change likelier.
-        heavy = min(1.0, _HEAVY_WORST * max(normal, heavy))
-        return (1 - heavier) * normal + heavier * heavy
+        heavy = min(1.0, max(worst, heavy_worst) * max(normal, heavy))
+        p_value = (1 - heavier) * min(1.0, worst * normal) + heavier * heavy
+        return max(p_value, 1 / (len(self._odds[0]) + 1))
 
     @staticmethod
     def _share(
         odds: Float[np.ndarray, " draw"], distance: Float[np.ndarray, " draw"], reached: float
     ) -> float:
-        """Share of draws with as high odds, the nearer ones counting more; no less than one."""
+        """Share of draws with as high odds, the nearer ones counting more."""
         distance = distance / max(1.0, np.sort(distance)[_FEWEST])
         weights = np.exp(-(distance**2) / 2)
         order = np.argsort(-odds)
@@ -89,8 +100,8 @@ class Table:
             return float((weights[odds >= reached].sum() + 1) / (above[-1] + 1))
         beyond = weights[order[:tail]] / above[tail - 1]
         mean_excess = beyond @ odds[order[:tail]] - begins
-        share = (above[tail - 1] + 1) / (above[-1] + 1) * np.exp(-(reached - begins) / mean_excess)
-        return float(max(share, 1 / (len(odds) + 1)))
+        beyond_it = np.exp(-(reached - begins) / mean_excess)
+        return float((above[tail - 1] + 1) / (above[-1] + 1) * beyond_it)
 
     def p_alone(self, evidence: float) -> float:
         """Share of series in which a single signal has so much evidence somewhere."""
@@ -110,11 +121,13 @@ class Chance:
     """What chance makes of series of so many rows and signals.
 
     Attributes:
+        n_rows: Number of rows.
         n_signals: Number of signals.
         parts: Tables of as many rows and signals, or of fewer and more, with their numbers of
             signals and their weights.
     """
 
+    n_rows: int
     n_signals: int
     parts: tuple[tuple[Table, int, float], ...]
 
@@ -122,8 +135,10 @@ class Chance:
         """Share of series without a change that have as much evidence for some."""
         # Signals repeat one another as often in tables of fewer or more.
         repeated = (self.n_signals - 1) * told.together
+        worst = 1 + _WALKS_WORST * repeated * _EVEN / (told.even + _EVEN)
+        heavy_worst = _HEAVY_WORST * max(1.0, self.n_rows / _HEAVY_ROWS)
         return sum(
-            w * table.p_value(told, min(repeated / max(n - 1, 1), 1.0))
+            w * table.p_value(told, min(repeated / max(n - 1, 1), 1.0), worst, heavy_worst)
             for table, n, w in self.parts
         )
 
@@ -145,7 +160,7 @@ def chance_for(n_rows: int, n_signals: int) -> Chance:
     """Of so many rows and signals; beyond the tables, as at their ends."""
     rows, signals = list(_between(n_rows, ROWS)), list(_between(n_signals, SIGNALS))
     parts = tuple((_table(n, m), m, a * b) for n, a in rows for m, b in signals)
-    return Chance(n_signals, parts)
+    return Chance(n_rows, n_signals, parts)
 
 
 def draw_table(

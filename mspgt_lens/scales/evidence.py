@@ -31,9 +31,9 @@ _MUCH = 2.5
 _RATES_BESIDE = 2
 # How likely a change is a jump over so many rows, or a bend, beforehand.
 _CHANCES: dict[tuple[Kind, int], float] = {
-    ("jump", 1): 0.3,
-    ("jump", 2): 0.1,
-    ("jump", 3): 0.1,
+    ("jump", 1): 0.4,
+    ("jump", 2): 0.05,
+    ("jump", 3): 0.05,
     ("bend", 1): 0.5,
 }
 # How likely a signal is of some other kind than most.

@@ -20,6 +20,8 @@ from mspgt_lens.scales.gradual import gradual_kinds
 # Variances of a change's size beforehand, in units of the noise's, and how likely each is: sizes of
 # all signals are a few times the noise, or all of them may be larger.
 _SIZES = ((4.0, 0.5), (64.0, 0.25), (4096.0, 0.25))
+# The shares of signals that a change may have, each as likely.
+_SHARES = (0.5, 0.95)
 # The size by which likely kinds and pairs are found.
 _MIDDLE = 1
 # How likely heavy tails are beforehand.
@@ -56,6 +58,7 @@ class Told(NamedTuple):
         heavy: The same of heavy tails against normal ones, without a change.
         together: Mean squared correlation between signals, by normal scores of their ranks, of
             what the likeliest two changes leave; 0 for a single signal.
+        even: How likely most signals are noise beside them, new at every row and even over depth.
         distinct: Signals whose correlation with one another is below 0.9 there.
         best: The likeliest change.
         own: Of every signal, whatever the others do, for every change that is weighed: the
@@ -65,6 +68,7 @@ class Told(NamedTuple):
     odds: float
     heavy: float
     together: float
+    even: float
     distinct: tuple[int, ...]
     best: Change
     own: Float[np.ndarray, "candidate signal"]
@@ -190,6 +194,7 @@ class _Weighing:
         self.units, length = evidence.curves()
         self.rows = _Rows(self.units @ self.white, self.units, length, evidence.freedom)
         self.places = evidence.prior
+        self.even = [word == "even" for word in kinds.words]
         # Variants: every kind with normal tails, then those that may have heavy ones.
         self.n_kinds = len(kinds.words)
         self.kinds = np.concatenate([np.arange(self.n_kinds), kinds.jagged])
@@ -248,21 +253,26 @@ class _Weighing:
                 values[size, number] = self._shared(with_both, chosen) + np.log(2 * chance)
         return firsts, logsumexp(values, axis=0) + self.places + self.places[firsts][:, None]
 
-    def between(self, first: int, second: int) -> Float[np.ndarray, "signal signal"]:
+    def between(self, first: int, second: int) -> tuple[Float[np.ndarray, "signal signal"], float]:
         """Correlations between signals beside two changes, of their likeliest kind; 0 with itself.
 
-        By ranks, or one row that all signals share would make them alike.
+        By ranks, or one row that all signals share would make them alike. With them comes how
+        likely most signals are even noise there.
         """
+        prior = self.prior[: self.n_kinds]
         every = np.zeros(self.n_kinds, dtype=int)
         gains = self.rows.at([first, second]).two(every, _SIZES[_MIDDLE][0])[:, 1]
-        kind = int((_summed(gains + self.normal) + self.prior[: self.n_kinds]).argmax())
+        each = gains + self.normal
+        kind = int((_summed(each) + prior).argmax())
+        totals = _Likelihoods.over(prior, each).together()
+        even = float(np.exp(logsumexp(totals[self.even]) - logsumexp(totals)))
         pair = np.array([[first], [second]])
         left = _beside(self.white[kind, None], self.units[kind, None], *pair)[0]
         left = ndtri((rankdata(left, axis=0) - 0.5) / len(left))
         left /= np.maximum(np.linalg.norm(left, axis=0), _TINY)
         value: np.ndarray = left.T @ left
         np.fill_diagonal(value, 0.0)
-        return value
+        return value, even
 
     def _best(self, gains: np.ndarray, but: np.ndarray | None = None) -> Int[np.ndarray, " kind"]:
         """The likeliest change under every kind with normal tails, ``but`` one."""
@@ -315,14 +325,17 @@ class _Weighing:
     ) -> Float[np.ndarray, " candidate"]:
         """Evidence of all signals together: most are of one variant, or each is of its own.
 
-        Every signal may share the change or not, one as likely as the other.
+        Every signal may share the change or not, one as likely as the other, or nearly all do.
         """
-        alike = either(with_it.mixed(), self.plain.of(chosen).mixed()[:, None])
-        apart = either(with_it.any, self.plain.any)
-        total = _summed(capped(alike - self.without)) + with_it.prior[:, None]
-        value: np.ndarray = np.logaddexp(
-            logsumexp(total, axis=0), _summed(capped(apart - self.without))
-        ) - np.log(2)
+        changed, same = with_it.mixed(), self.plain.of(chosen).mixed()[:, None]
+        values = []
+        for share in _SHARES:
+            most, rest = (np.float32(np.log(2 * part)) for part in (share, 1 - share))
+            alike = either(changed + most, same + rest)
+            apart = either(with_it.any + most, self.plain.any + rest)
+            total = _summed(capped(alike - self.without)) + with_it.prior[:, None]
+            values += [logsumexp(total, axis=0), _summed(capped(apart - self.without))]
+        value: np.ndarray = logsumexp(values, axis=0) - np.log(len(values))
         return value
 
 
@@ -331,12 +344,13 @@ def weigh_changes(evidence: Evidence, series: Float[np.ndarray, "row signal"]) -
     weighing = _Weighing(evidence, series)
     one, own = weighing.one()
     firsts, two = weighing.two()
-    between = weighing.between(int(firsts[0]), int(firsts[1]))
+    between, even = weighing.between(int(firsts[0]), int(firsts[1]))
     n_signals = len(between)
     return Told(
         odds=float(np.logaddexp(logsumexp(one), logsumexp(two)) - np.log(2)),
         heavy=weighing.heavy,
         together=float((between**2).sum() / max(n_signals * (n_signals - 1), 1)),
+        even=even,
         distinct=_distinct(between, own, evidence.freedom - 2),
         best=evidence.candidates[_likeliest(one, firsts, two)],
         own=own,
