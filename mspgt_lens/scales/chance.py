@@ -27,13 +27,12 @@ SIGNALS = (1, 2, 4, 8, 16)
 _HEAVY = 3
 # Odds for heavy tails beforehand: to miss them makes more of chance than to miss normal ones.
 _HEAVY_ODDS = 8.0
-# Heavy-tailed walks reach high odds so much oftener than the mean of all heavy-tailed kinds, and
-# more often yet than so many rows.
+# Tables hold the mean of all kinds. Walks whose signals say the same thing reach high odds more
+# often, the more so the more signals repeat one another, and so do heavy-tailed ones, the more so
+# the more rows there are. Even noise is no walk, and such a chance of it halves what they count.
+_WALKS_WORST = 8.0
 _HEAVY_WORST = 3.0
 _HEAVY_ROWS = 22
-# So do walks with normal tails if their signals say the same thing, the more so the more signals
-# repeat one another. Noise that is even is no walk, and such a chance of it shows that.
-_WALKS_WORST = 8.0
 _EVEN = 0.02
 # Series are held against those whose signals are about as much alike: by the logarithm of the mean
 # squared correlation, from so much of it on, within such a deviation, or the distance of so many
@@ -135,8 +134,9 @@ class Chance:
         """Share of series without a change that have as much evidence for some."""
         # Signals repeat one another as often in tables of fewer or more.
         repeated = (self.n_signals - 1) * told.together
-        worst = 1 + _WALKS_WORST * repeated * _EVEN / (told.even + _EVEN)
-        heavy_worst = _HEAVY_WORST * max(1.0, self.n_rows / _HEAVY_ROWS)
+        walking = _EVEN / (told.even + _EVEN)
+        worst = 1 + _WALKS_WORST * repeated * walking
+        heavy_worst = 1 + (_HEAVY_WORST * max(1.0, self.n_rows / _HEAVY_ROWS) - 1) * walking
         return sum(
             w * table.p_value(told, min(repeated / max(n - 1, 1), 1.0), worst, heavy_worst)
             for table, n, w in self.parts
