@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from notebooks import TEXTS, notebook_of, shown, solutions, write
 from setup_cell import run_without_package
 
-TIMEOUT = 1800  # Seconds per notebook.
+TIMEOUT = 2700  # Seconds per notebook, of two at a time.
 SIDE_BY_SIDE = 2
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 

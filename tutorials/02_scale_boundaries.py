@@ -97,8 +97,8 @@ partition.agreement.round(2)
 # `control="random_weights"` draws all weights anew for the time of one profile, as large as the trained
 # ones of the same kind but the same in every block. Such a network has no stages that were learned.
 # Whatever is found in it is what the architecture and the method give for free: its curves settle
-# smoothly, and at times that is called a bend by one or two typical blocks' changes (docs/boundaries.md
-# says how often). What a trained model shows has to be larger to mean anything.
+# smoothly, and by chance one network in twenty may be called (docs/boundaries.md says what was found in
+# ten). What a trained model shows has to be larger to mean anything.
 
 # %%
 twin_profile = ml.profile_layers(model, prompts, control="random_weights", progress=False)
