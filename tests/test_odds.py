@@ -316,6 +316,16 @@ def test_even_noise_is_told_from_walks_that_signals_share():
     assert chances.p_value(found) > 3 * chances.p_value(found._replace(even=1.0))
 
 
+@pytest.mark.parametrize(("n_rows", "times"), [(10, 3.0), (22, 3.0), (78, 3.0 * 78 / 22)])
+def test_heavy_tailed_walks_count_for_more_from_many_rows(n_rows, times):
+    chances, own = chance_for(n_rows, 4), np.zeros((1, 1))
+    # What a twentieth of heavy-tailed series reaches.
+    odds_of_some = np.quantile(chances.parts[0][0]._odds[1], 0.95)
+    walk = Told(odds_of_some, 50.0, 0.0, 0.0, (0, 1, 2, 3), Change("jump", 1), own)
+    even = chances.p_value(walk._replace(even=1e9))
+    assert chances.p_value(walk) == pytest.approx(times * even, rel=1e-3)
+
+
 def test_rows_that_signals_share_make_them_hardly_more_alike():
     """What a transition over several blocks leaves beside two changes."""
     rng = np.random.default_rng(9)
