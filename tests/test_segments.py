@@ -408,7 +408,11 @@ def test_leaving_out_the_only_signals_that_jump_leaves_nothing():
     assert found.by_signal["signal 0"].weight > 0.3
     rest = ml.segment_blocks(signals[:, 2:], n_boundaries=1, **FAST)
     assert rest.n_boundaries == 0
-    assert rest.p_value > 0.2
+    assert rest.p_value > 0.05
+    # Nor does any other noise as long hold something, in the mean.
+    noise = np.random.default_rng(12).standard_normal((10, 24, 3))
+    others = [ml.segment_blocks(one, n_boundaries=1, **FAST).p_value for one in noise]
+    assert np.mean(others) > 0.35
     # Of one signal alone, which is no boundary.
     signals[12:, 1] -= 30.0
     found = ml.segment_blocks(signals, n_boundaries=1, **FAST)
