@@ -88,7 +88,8 @@ class ScalePartition(Result):
         drift: What is gradual, in a word.
         autocorrelation: Lag-one autocorrelation of what is gradual, beyond a straight line.
         found: The boundaries that the data support, in order of depth.
-        alone: Sharp changes that one signal shows alone.
+        alone: Sharp changes that one signal shows alone, or too few others with it, the strongest
+            of them no more than a single one does in 1% of series without a change.
         edges: What the first and the last block change, with the signals in which no block between
             them changes as much; never counted as boundaries.
         method: The method that placed ``boundaries``.
@@ -218,8 +219,9 @@ class ScalePartition(Result):
                 f"{_by_size(change)}."
             )
         for change in self.alone:
+            alone = " alone" if len(change.signals) == 1 else ", too little for a boundary,"
             lines.append(
-                f"{_NAMES[change.kind]} of {change.signals[0]} alone at block "
+                f"{_NAMES[change.kind]} of {' and '.join(change.signals)}{alone} at block "
                 f"{change.block}{_over(change)}{_by_size(change)}."
             )
         for name, change in zip(("first", "last"), self.edges, strict=False):

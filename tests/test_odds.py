@@ -284,9 +284,36 @@ def test_p_values_are_shares_of_alike_series():
     # Between, those that are nearer by their logarithms are taken, as if they were near.
     each = np.exp(-1 / 2)
     assert p_value(300, -50.0, 0.4) == pytest.approx((50 * each + 1) / (200 * each + 1), rel=1e-3)
-    assert table.p_alone(389.5) == pytest.approx(11 / 401)
-    assert table.alone(0.05) == pytest.approx(np.quantile(np.arange(400), 0.95))
     assert table.anywhere(0.5) == pytest.approx(199.5)
+
+
+def test_single_signals_are_held_against_the_tails_that_signals_have():
+    drawn = np.zeros((2, 400, 7))
+    drawn[0, :, 2] = np.arange(400)
+    drawn[1, :, 2] = np.arange(400) + 200
+    table = Table(drawn)
+
+    def p_alone(evidence, heavy, heavy_worst=1.0):
+        reached = Told(0.0, heavy, 0.0, 0.0, (0,), Change("jump", 1), np.zeros((1, 1)))
+        return table.p_alone(reached, evidence, heavy_worst)
+
+    assert p_alone(389.5, -50.0) == pytest.approx(11 / 401)
+    assert p_alone(389.5, -50.0, 3.0) == pytest.approx(11 / 401)
+    assert p_alone(589.5, 50.0) == pytest.approx(11 / 401)
+    assert p_alone(589.5, 50.0, 3.0) == pytest.approx(33 / 401)
+    # As likely as normal ones, but for the odds of 8 beforehand.
+    assert p_alone(389.5, 0.0) == pytest.approx((11 + 8 * 211) / 9 / 401)
+
+
+@pytest.mark.parametrize("heavy", [-50.0, -2.0, 50.0])
+@pytest.mark.parametrize(("n_rows", "n_signals"), [(4, 1), (12, 5), (78, 16)])
+def test_what_one_signal_reaches_by_chance_has_that_chance(n_rows, n_signals, heavy):
+    chances = chance_for(n_rows, n_signals)
+    reached = Told(0.0, heavy, 0.9, 0.0, (0,), Change("jump", 1), np.zeros((1, 1)))
+    alone = chances.alone(reached, 0.05)
+    assert chances.p_alone(reached, alone + 0.01) <= 0.05 <= chances.p_alone(reached, alone - 0.01)
+    # A share that no evidence is as rare as.
+    assert chances.alone(reached, 1e-4) == np.inf
 
 
 def test_small_p_values_are_those_of_exponential_tails():

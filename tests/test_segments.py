@@ -1,5 +1,7 @@
 """The boundary test: against brute force, on planted boundaries, and on gradual change alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,8 @@ from mspgt_lens.scales.evidence import Change, change_curves, evidence_for_chang
 from mspgt_lens.scales.gradual import gradual_kinds
 from mspgt_lens.scales.normalizing import rank_normalize
 from mspgt_lens.scales.regenerating import Regenerator, regenerator
-from mspgt_lens.scales.seeking import seek_changes, standardized
+from mspgt_lens.scales.seeking import _judged, seek_changes, standardized
+from mspgt_lens.scales.segments import _described
 
 pytestmark = pytest.mark.simulation
 
@@ -231,6 +234,71 @@ def test_a_change_of_one_signal_alone_is_listed_and_not_counted():
     assert [(one.block, one.signals) for one in found.alone] == [(11, ("c",))]
     assert "of c alone at block 11" in found.summary()
     assert not found.supported
+
+
+def transitions_apart(seed, sizes, rows, widths):
+    """Curves that wander together, each with a transition of its own size, row and width."""
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal((24, 1))
+    curves = np.cumsum(common + 0.8 * rng.standard_normal((24, len(sizes))), axis=0)
+    blocks = np.arange(24)[:, None]
+    return curves + np.multiply(sizes, np.clip((blocks - rows + 1) / widths, 0, 1))
+
+
+@pytest.mark.parametrize("seed", [2, 4, 5, 6])
+def test_signals_that_wander_together_may_change_a_block_apart(seed):
+    """All together, they are held against walks that repeat one another; one of them is not."""
+    rows, widths = np.array([8, 9, 8, 8, 9]), np.array([1, 1, 2, 3, 2])
+    names = list("abcde")
+    curves = transitions_apart(seed, [40, 15, -15, 12, 0], rows, widths)
+    found = ml.segment_blocks(curves, names=names, **FAST)
+    assert [one.block for one in found.found] == [8]
+    assert {"a", "c"} <= set(found.found[0].signals)
+    assert found.found[0].p_value < 0.05
+    assert found.alone == ()
+    assert _judged(evidence_for_change(22), standardized(curves[1:-1]))[1] > 0.05
+    # With one signal's change alone, or another's elsewhere, they are listed and not counted.
+    elsewhere = rows + np.array([0, 0, 8, 0, 0])
+    for sizes in ([40, 0, 0, 0, 0], [40, 0, 15, 0, 0]):
+        curves = transitions_apart(seed, sizes, elsewhere, widths)
+        apart = ml.segment_blocks(curves, names=names, **FAST)
+        assert apart.n_boundaries == 0
+        assert apart.p_value > 0.05
+        assert (8, ("a",)) in [(one.block, one.signals) for one in apart.alone]
+
+
+@pytest.mark.parametrize("seed", [11, 13])
+def test_what_part_of_a_transition_made_likely_does_not_outlast_the_whole_of_it(seed):
+    """Transitions hundreds of times a step, which several changes make up together."""
+    rows, widths = np.array([7, 8, 9, 8, 8, 9, 7, 8]), np.array([1, 2, 3, 3, 1, 2, 3, 2])
+    rng = np.random.default_rng(seed + 100)
+    sizes = 64 * np.exp(rng.standard_normal(8)) * rng.choice([-1, 1], 8)
+    search = seek_changes(standardized(transitions_apart(seed, sizes, rows, widths)[1:-1]))
+    assert len(search.places) == 1
+    assert len(search.changes) > 3
+    assert 5 <= search.places[0].lead.row <= 8
+    assert search.last > 0.05
+
+
+def test_others_that_show_what_is_too_little_for_a_boundary_are_named():
+    signals = np.random.default_rng(7).standard_normal((30, 6))
+    signals[11:, 2] += 40.0
+    inner = standardized(signals[1:-1])
+    search = seek_changes(inner)
+    (place,) = search.places
+    assert place.alone == 2
+    few = replace(place, gains=place.gains + np.eye(6)[3] * 50.0)
+    assert _described(place, inner, search, "abcdef", 1).signals == ("c",)
+    assert _described(few, inner, search, "abcdef", 1).signals == ("c", "d")
+
+
+def test_a_copy_of_the_one_signal_that_changes_does_not_share_it():
+    signals = np.random.default_rng(7).standard_normal((30, 6))
+    signals[11:, 2] += 40.0
+    signals[:, 3] = 3 * signals[:, 2]
+    found = ml.segment_blocks(signals, **FAST)
+    assert found.n_boundaries == 0
+    assert found.p_value > 0.05
 
 
 def test_a_transition_over_two_rows_is_one_boundary():

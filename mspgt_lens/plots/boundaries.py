@@ -63,9 +63,10 @@ def plot_boundaries(
 
     A jump is a solid line with a step before its label, a bend a dashed one with a kink; the label
     says the block that makes the change and its size in units of a typical block's change. What one
-    signal shows alone is marked in that signal's row only. Crosses are on what the first or last
-    block changes more than any gradual block does, which is not counted. Bars say in which share of
-    bootstrap draws a segment begins at each block; tinted spans are 95% intervals.
+    signal shows alone, or too few for a boundary, is marked in their rows only. Crosses are on what
+    the first or last block changes more than any gradual block does, which is not counted. Bars say
+    in which share of bootstrap draws a segment begins at each block; tinted spans are 95%
+    intervals.
 
     Args:
         partition: From :func:`~mspgt_lens.detect_scales` or :func:`~mspgt_lens.segment_blocks`; or
@@ -332,17 +333,20 @@ def _draw_levels(figure: go.Figure, cells: _Cells, partition: ScalePartition) ->
 
 
 def _draw_changes(figure: go.Figure, cells: _Cells, partition: ScalePartition) -> None:
-    """Lines over all signals for shared changes, over its own row for what one shows alone."""
+    """Lines over all signals for shared changes, over their own rows for what too few show."""
     names = list(partition.by_signal)
     for change in partition.found:
         _draw_line(figure, cells, change, -0.5, len(names) - 0.5)
     for row, name in enumerate(names):
-        own = [change for change in partition.alone if change.signals == (name,)]
+        own = [change for change in partition.alone if name in change.signals]
         for change in own:
             _draw_line(figure, cells, change, row - 0.5, row + 0.5)
         if own:
             figure.add_annotation(
-                text="<br>".join(f"alone: {_described(change)}" for change in own),
+                text="<br>".join(
+                    f"{'alone' if len(change.signals) == 1 else 'too few'}: {_described(change)}"
+                    for change in own
+                ),
                 xref="x domain",
                 x=1,
                 xanchor="left",

@@ -15,6 +15,7 @@ from importlib.resources import files
 import numpy as np
 from jaxtyping import Float, Int
 from safetensors.numpy import load as load_tables
+from scipy.optimize import bisect
 from scipy.special import expit
 
 from mspgt_lens.scales.evidence import OTHER_KIND, evidence_for_change
@@ -48,6 +49,8 @@ _CORRELATED = 0.7
 _GROUPS = 2
 # The least that correlated signals share of their variance where they say nearly the same thing.
 _LEAST_SHARED = 0.4
+# No single signal has less evidence everywhere, in nats.
+_LEAST_ALONE = -100.0
 # Single signals' evidence that is kept of every draw.
 _KEPT = 4
 
@@ -65,6 +68,7 @@ class Table:
         drawn = drawn.astype(np.float64)
         self._odds, self._together, self._alone = np.moveaxis(drawn[..., :3], 2, 0)
         self._anywhere = drawn[..., 3:].reshape(2, -1)
+        self.most_alone = float(self._alone.max())
 
     def p_value(
         self, told: Told, together: float, worst: float = 1.0, heavy_worst: float = 1.0
@@ -78,10 +82,7 @@ class Table:
             self._share(odds, away / _NEAR, told.odds)
             for odds, away in zip(self._odds, distance, strict=True)
         )
-        heavier = float(expit(told.heavy + np.log(_HEAVY_ODDS)))
-        # Heavy tails never make a change likelier.
-        heavy = min(1.0, max(worst, heavy_worst) * max(normal, heavy))
-        p_value = (1 - heavier) * min(1.0, worst * normal) + heavier * heavy
+        p_value = _of_tails(told, normal, heavy, worst, heavy_worst)
         return max(p_value, 1 / (len(self._odds[0]) + 1))
 
     @staticmethod
@@ -102,13 +103,10 @@ class Table:
         beyond_it = np.exp(-(reached - begins) / mean_excess)
         return float((above[tail - 1] + 1) / (above[-1] + 1) * beyond_it)
 
-    def p_alone(self, evidence: float) -> float:
+    def p_alone(self, told: Told, evidence: float, heavy_worst: float = 1.0) -> float:
         """Share of series in which a single signal has so much evidence somewhere."""
-        return float(((self._alone >= evidence).sum(axis=1).max() + 1) / (self._alone.shape[1] + 1))
-
-    def alone(self, share: float) -> float:
-        """Evidence that a single signal has somewhere in such a share of series."""
-        return float(np.quantile(self._alone, 1 - share, axis=1).max())
+        normal, heavy = ((self._alone >= evidence).sum(axis=1) + 1) / (self._alone.shape[1] + 1)
+        return _of_tails(told, float(normal), float(heavy), 1.0, heavy_worst)
 
     def anywhere(self, share: float) -> float:
         """Evidence that a given signal has for a given change in such a share of series."""
@@ -134,25 +132,48 @@ class Chance:
         """Share of series without a change that have as much evidence for some."""
         # Signals repeat one another as often in tables of fewer or more.
         repeated = (self.n_signals - 1) * told.together
-        walking = _EVEN / (told.even + _EVEN)
-        worst = 1 + _WALKS_WORST * repeated * walking
-        heavy_worst = 1 + (_HEAVY_WORST * max(1.0, self.n_rows / _HEAVY_ROWS) - 1) * walking
+        worst = 1 + _WALKS_WORST * repeated * _walking(told)
+        heavy_worst = self._heavy_worst(told)
         return sum(
             w * table.p_value(told, min(repeated / max(n - 1, 1), 1.0), worst, heavy_worst)
             for table, n, w in self.parts
         )
 
-    def p_alone(self, evidence: float) -> float:
-        """Share of series in which a single signal has so much evidence somewhere."""
-        return sum(w * table.p_alone(evidence) for table, _, w in self.parts)
+    def p_alone(self, told: Told, evidence: float) -> float:
+        """Share of series in which a single signal has so much evidence somewhere.
 
-    def alone(self, share: float) -> float:
+        However far signals say the same thing: that only makes it rarer.
+        """
+        heavy_worst = self._heavy_worst(told)
+        return sum(w * table.p_alone(told, evidence, heavy_worst) for table, _, w in self.parts)
+
+    def alone(self, told: Told, share: float) -> float:
         """Evidence that a single signal has somewhere in such a share of series."""
-        return sum(w * table.alone(share) for table, _, w in self.parts)
+        most = max(table.most_alone for table, _, _ in self.parts) + 1.0
+        if self.p_alone(told, most) > share:
+            return np.inf
+        return float(bisect(lambda e: self.p_alone(told, e) - share, _LEAST_ALONE, most, xtol=1e-3))
+
+    def _heavy_worst(self, told: Told) -> float:
+        worst = _HEAVY_WORST * max(1.0, self.n_rows / _HEAVY_ROWS)
+        return 1 + (worst - 1) * _walking(told)
 
     def anywhere(self, share: float) -> float:
         """Evidence that a given signal has for a given change in such a share of series."""
         return sum(w * table.anywhere(share) for table, _, w in self.parts)
+
+
+def _of_tails(told: Told, normal: float, heavy: float, worst: float, heavy_worst: float) -> float:
+    """Shares of normal and of heavy-tailed series, by how likely tails are heavy."""
+    heavier = float(expit(told.heavy + np.log(_HEAVY_ODDS)))
+    # Heavy tails never make a change likelier.
+    heavy = min(1.0, max(worst, heavy_worst) * max(normal, heavy))
+    return (1 - heavier) * min(1.0, worst * normal) + heavier * heavy
+
+
+def _walking(told: Told) -> float:
+    """How far series count as walks, which even noise is not."""
+    return _EVEN / (told.even + _EVEN)
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from mspgt_lens.scales.chance import chance_for
+from mspgt_lens.scales.chance import Chance, chance_for
 from mspgt_lens.scales.evidence import (
     LEAST_FREEDOM,
     Change,
@@ -24,6 +24,12 @@ from mspgt_lens.statistics import SIGNIFICANCE
 
 # More changes than these are not told apart in a few dozen rows.
 MAX_CHANGES = 6
+# What one signal shows and others share is a boundary if the one has as much evidence in this part
+# of the level's share of series: signals that say the same thing do not make that likelier.
+_BY_ONE = 0.2
+# What was found is left out again from such a p-value on, beside all others. Two changes that are
+# seen together tell more than each beside the other, so that the level itself would cost real ones.
+_NO_LONGER = 0.2
 # Gradual kinds that are less likely than this for every signal are not weighed.
 _LIKELY = 0.01
 
@@ -33,7 +39,9 @@ class ChangeTest:
     """Is there one more change?
 
     Attributes:
-        p_value: Share of series without it that tell as much of one or two changes.
+        p_value: Share of series without it that tell as much of one or two changes, or five times
+            that in which a single signal has as much evidence as the one with most, if others share
+            its change.
         best: The likeliest change.
         alone: Evidence that a single signal reaches somewhere in 5% of series without a change.
         shares: Evidence that a signal has at a given change in 5% of them.
@@ -114,7 +122,7 @@ def seek_changes(series: Float[np.ndarray, "row signal"]) -> Search:
     """Find sharp changes, the likeliest first, until one more is no likelier than by chance.
 
     Each test compares the odds for one or two changes, given those found before, with those of
-    series that have none.
+    series that have none. What later ones explain as well is left out again.
     """
     n_rows = len(series)
     found: dict[Change, float] = {}
@@ -132,6 +140,9 @@ def seek_changes(series: Float[np.ndarray, "row signal"]) -> Search:
             break
         found = _settled(series, found | {test.best: test.p_value})
     assert first is not None
+    found, rest = _kept(series, found)
+    if rest is not None:
+        last, apart = rest.p_value, rest.own
     found |= apart
     changes = tuple(sorted(found))
     places = _places(series, found, set(apart), first)
@@ -141,10 +152,8 @@ def seek_changes(series: Float[np.ndarray, "row signal"]) -> Search:
 
 def p_without(series: Float[np.ndarray, "row signal"]) -> list[float]:
     """p-value of any change with each signal left out; there have to be two or more."""
-    n_rows, n_signals = series.shape
-    evidence = evidence_for_change(n_rows)
-    rests = (np.delete(series, signal, axis=1) for signal in range(n_signals))
-    return [_judged(evidence, rest)[1] for rest in rests]
+    rests = (np.delete(series, signal, axis=1) for signal in range(series.shape[1]))
+    return [_test(rest, ()).p_value for rest in rests]
 
 
 def likely_kinds(
@@ -208,21 +217,46 @@ def _test(series: Float[np.ndarray, "row signal"], given: tuple[Change, ...]) ->
     n_rows, n_signals = series.shape
     evidence = evidence_for_change(n_rows, given)
     told, p_value = _judged(evidence, series)
+    best = told.best
     chance = chance_for(n_rows - len(given), n_signals)
-    alone = chance.alone(SIGNIFICANCE)
+    alone = chance.alone(told, SIGNIFICANCE)
     own = {}
     for signal in np.flatnonzero(told.own.max(axis=0) > alone):
-        at = int(told.own[:, signal].argmax())
-        own[evidence.candidates[at]] = chance.p_alone(float(told.own[at, signal]))
+        most = evidence.candidates[int(told.own[:, signal].argmax())]
+        own[most] = chance.p_alone(told, float(told.own[:, signal].max()))
+        shared = _shared(evidence, told, chance, int(signal), most)
+        if shared is not None and own[most] / _BY_ONE < p_value:
+            p_value, best = own[most] / _BY_ONE, shared
     return ChangeTest(
         p_value=p_value,
-        best=told.best,
+        best=best,
         alone=alone,
         shares=chance.anywhere(SIGNIFICANCE),
         more_share=chance.anywhere(SIGNIFICANCE / max(n_signals - 1, 1)),
         own=own,
         repeats=tuple(sorted({*range(n_signals)} - {*told.distinct})),
     )
+
+
+def _shared(
+    evidence: Evidence, told: Told, chance: Chance, signal: int, most: Change
+) -> Change | None:
+    """The likeliest of what touches the change that a signal shows most, if another shows any."""
+    touching = [i for i, change in enumerate(evidence.candidates) if _touch(change, most)]
+    others = [other for other in told.distinct if other != signal]
+    if signal not in told.distinct or not others:
+        return None
+    own = told.own[touching]
+    share = SIGNIFICANCE / own[:, others].size
+    if (own[:, others] <= chance.anywhere(share)).all():
+        return None
+    total = votes(own[:, told.distinct]).sum(axis=1) + evidence.prior[touching]
+    return evidence.candidates[touching[int(total.argmax())]]
+
+
+def _touch(one: Change, other: Change) -> bool:
+    """Do their rows meet, so that both are one boundary?"""
+    return one.row <= other.end and other.row <= one.end
 
 
 def _judged(evidence: Evidence, series: Float[np.ndarray, "row signal"]) -> tuple[Told, float]:
@@ -254,21 +288,45 @@ def _settled(
     return found
 
 
+def _kept(
+    series: Float[np.ndarray, "row signal"], found: dict[Change, float]
+) -> tuple[dict[Change, float], ChangeTest | None]:
+    """What was found, less places that are no likelier than by chance beside all others.
+
+    Large transitions that are known in part only make others likely. With it comes the test of the
+    last one that is left out.
+    """
+    rest = None
+    while len(groups := _grouped(found)) > 1:
+        tests = [_test(series, tuple(sorted(found.keys() - set(group)))) for group in groups]
+        weakest = int(np.argmax([test.p_value for test in tests]))
+        if tests[weakest].p_value < _NO_LONGER:
+            break
+        rest = tests[weakest]
+        found = {change: p for change, p in found.items() if change not in groups[weakest]}
+    return found, rest
+
+
+def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
+    """Changes in neighboring rows are one transition that takes several blocks."""
+    groups: list[list[Change]] = []
+    for change in sorted(changes, key=lambda c: c.row):
+        if groups and change.row <= max(c.end for c in groups[-1]):
+            groups[-1].append(change)
+        else:
+            groups.append([change])
+    return groups
+
+
 def _places(
     series: Float[np.ndarray, "row signal"],
     found: dict[Change, float],
     apart: set[Change],
     first: ChangeTest,
 ) -> tuple[Place, ...]:
-    """Changes in neighboring rows are one transition that takes several blocks."""
-    groups: list[list[Change]] = []
-    for change in sorted(found, key=lambda c: c.row):
-        if groups and change.row <= max(c.end for c in groups[-1]):
-            groups[-1].append(change)
-        else:
-            groups.append([change])
+    """Every transition, with the signals that show it."""
     places = []
-    for group in groups:
+    for group in _grouped(found):
         gains = np.array(
             [gains_of(series, c, tuple(sorted(o for o in found if o != c))) for c in group]
         )

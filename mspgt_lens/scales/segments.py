@@ -62,8 +62,10 @@ def segment_blocks(
     is new from a block on). The evidence is the Bayes factor of one or two changes against none,
     averaged over all kinds of gradual change on both sides (:mod:`mspgt_lens.scales.gradual` lists
     them); signals are added up, none of which decides alone. Its p-value is the share of gradual
-    series that reach as much, by tables drawn beforehand (:mod:`mspgt_lens.scales.chance`). Changes
-    are sought one after another, each tested beside those found before.
+    series that reach as much, by tables drawn beforehand (:mod:`mspgt_lens.scales.chance`). Where
+    another signal shares what one shows most, five times the share of series in which a single
+    signal reaches as much is the p-value if it is less. Changes are sought one after another, each
+    tested beside those found before.
 
     A boundary bears the index of the block that makes the change: of the first block whose value is
     new, and for curves over sites the block from whose output on the curve is new. What the first
@@ -417,7 +419,8 @@ def _described(
         # Where all speak for it a little, the strongest are named.
         shares |= place.gains >= np.sort(place.gains)[-min(2, len(labels))]
     else:
-        shares = np.arange(len(labels)) == place.alone
+        shares = place.gains > search.first.more_share
+        shares[place.alone] = True
     fitted = sizes(inner, search.changes)
     mine = [
         i
