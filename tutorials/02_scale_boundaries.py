@@ -98,7 +98,8 @@ partition.agreement.round(2)
 # ones of the same kind but the same in every block. Such a network has no stages that were learned.
 # Whatever is found in it is what the architecture and the method give for free: its curves settle
 # smoothly, and by chance one network in twenty may be called (docs/boundaries.md says what was found in
-# ten). What a trained model shows has to be larger to mean anything.
+# ten), and as many list a change of one signal alone. What a trained model shows has to be larger to
+# mean anything.
 
 # %%
 twin_profile = ml.profile_layers(model, prompts, control="random_weights", progress=False)
