@@ -88,8 +88,8 @@ class ScalePartition(Result):
         drift: What is gradual, in a word.
         autocorrelation: Lag-one autocorrelation of what is gradual, beyond a straight line.
         found: The boundaries that the data support, in order of depth.
-        alone: Sharp changes that one signal shows alone, or too few others with it, the strongest
-            of them no more than a single one does in 1% of series without a change.
+        alone: Sharp changes that are listed and not counted: what one signal shows alone, or
+            several, none of them by so much that single signals do in less than 1% by chance.
         edges: What the first and the last block change, with the signals in which no block between
             them changes as much; never counted as boundaries.
         method: The method that placed ``boundaries``.
