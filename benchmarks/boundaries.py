@@ -2,8 +2,10 @@
 
     python -m benchmarks.boundaries                 # seconds of one detection at 30 blocks
     python -m benchmarks.boundaries --calibration   # false positives and power, as tables
+    python -m benchmarks.boundaries --apart         # signals that change a block apart
 
-The tables in docs/boundaries.md come from the second.
+The tables in docs/boundaries.md come from the second, what is said there of signals that change a
+block apart from the third.
 """
 
 from __future__ import annotations
@@ -16,11 +18,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
+import numpy as np
+
 import mspgt_lens as ml
 from benchmarks.table import Comparison
+from mspgt_lens.scales.evidence import Change, change_curves
+from mspgt_lens.scales.seeking import seek_changes, standardized
 
 SHAPES = ((6, 5), (12, 8), (16, 5), (24, 8), (30, 14), (48, 8), (80, 8))
 EFFECTS = (1, 2, 4, 8, 16, 32, 64, 100)
+APART_SHAPES = ((16, 5), (24, 5), (24, 8))
+APART_SIZES = (0, 8, 16, 32, 64)
 NULLS: dict[str, dict[str, object]] = {
     "white": {},
     "white, correlation 0.5": {"correlation": 0.5},
@@ -117,9 +125,46 @@ def planted_row(name: str, n_draws: int) -> str:
     return f"| {name} | {found} |"
 
 
+def apart_row(shape: tuple[int, int], n_draws: int) -> str:
+    """Found, and exactly one within two blocks; of walks without transitions, found only."""
+    cells = []
+    for size in APART_SIZES:
+        found, right = 0, 0
+        for draw in range(n_draws):
+            series, row = changing_apart(*shape, size, draw)
+            search = seek_changes(standardized(series))
+            found += search.first.p_value < 0.05
+            right += len(search.shared) == 1 and abs(search.shared[0].lead.row - row) <= 2
+        cells.append(f"{found / n_draws:.2f}" + f", {right / n_draws:.2f}" * bool(size))
+    return f"| {shape[0]} x {shape[1]} | {' | '.join(cells)} |"
+
+
+def changing_apart(n_layers: int, n_signals: int, size: float, draw: int) -> tuple[np.ndarray, int]:
+    """Walks with a common half, without the first and the last block, and where they change.
+
+    Every signal has a transition of its own size, over one to three blocks, and up to a block early
+    or late.
+    """
+    n_rows = n_layers - 2
+    rng = np.random.default_rng([n_rows, n_signals, int(size), draw])
+    steps = rng.standard_normal((n_rows, 1)) + rng.standard_normal((n_rows, n_signals))
+    series = np.cumsum(steps, axis=0)
+    row = int(rng.integers(4, n_rows - 6))
+    for signal in range(n_signals):
+        change = Change("jump", row + int(rng.integers(-1, 2)), int(rng.integers(1, 4)))
+        own = rng.choice([-1, 1]) * size * np.exp(rng.standard_normal())
+        series[:, signal] += own * change_curves(n_rows, [change])[:, 0]
+    return series, row
+
+
+def print_apart(n_draws: int) -> None:
+    print(f"| apart | {' | '.join(map(str, APART_SIZES))} |\n|{' --- |' * (len(APART_SIZES) + 1)}")
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for line in pool.map(apart_row, APART_SHAPES, itertools.repeat(n_draws)):
+            print(line, flush=True)
+
+
 def print_calibration(n_nulls: int, n_planted: int) -> None:
-    # One thread each, read when the new processes start.
-    os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         shapes = " | ".join(f"{n} x {m}" for n, m in SHAPES)
         print(f"| null | {shapes} |\n|{' --- |' * (len(SHAPES) + 1)}")
@@ -133,10 +178,15 @@ def print_calibration(n_nulls: int, n_planted: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calibration", action="store_true")
+    parser.add_argument("--apart", action="store_true")
     parser.add_argument("--simulations", type=int, default=1000, help="draws of each null")
     parser.add_argument("--planted", type=int, default=500, help="draws of each planted case")
     options = parser.parse_args()
-    if options.calibration:
+    # One thread each, read when the new processes start.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if options.apart:
+        print_apart(options.planted)
+    elif options.calibration:
         print_calibration(options.simulations, options.planted)
     else:
         first, later = seconds()

@@ -62,10 +62,10 @@ def test_what_one_signal_shows_alone_is_marked_in_its_row_only():
     assert "alone: jump, block 5, 46\u00d7" in texts(figure)
 
 
-def test_what_too_few_signals_show_is_marked_in_their_rows():
+def test_what_several_signals_show_by_too_little_is_marked_in_their_rows():
     figure = ml.plot_boundaries(made(alone=(Boundary(5, "jump", ("a", "c"), 46.0, 0.03),)))
     assert lines_over_ranks(figure) == [(5, (-0.5, 0.5), "solid"), (5, (1.5, 2.5), "solid")]
-    assert texts(figure).count("too few: jump, block 5, 46\u00d7") == 2
+    assert texts(figure).count("too little: jump, block 5, 46\u00d7") == 2
 
 
 def test_edges_are_crosses_in_the_signals_that_they_change():

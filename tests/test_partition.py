@@ -143,7 +143,7 @@ def test_no_boundary_beside_a_change_of_one_signal_and_the_edges():
     ]
 
 
-def test_a_change_of_too_few_signals_is_not_said_to_be_one_signals():
+def test_what_several_signals_show_by_too_little_is_not_said_to_be_one_signals():
     few = (Boundary(5, "jump", ("a", "c"), 46.0, 0.03, 2),)
     assert made(alone=few).changes_in_words()[1:] == [
         "A sharp change of a and c, too little for a boundary, at block 5, over 2 blocks, "

@@ -63,9 +63,9 @@ def plot_boundaries(
 
     A jump is a solid line with a step before its label, a bend a dashed one with a kink; the label
     says the block that makes the change and its size in units of a typical block's change. What one
-    signal shows alone, or too few for a boundary, is marked in their rows only. Crosses are on what
-    the first or last block changes more than any gradual block does, which is not counted. Bars say
-    in which share of bootstrap draws a segment begins at each block; tinted spans are 95%
+    signal shows alone, or several by too little, is marked in the rows of these only. Crosses are
+    on what the first or last block changes more than any gradual block does, which is not counted.
+    Bars say in which share of bootstrap draws a segment begins at each block; tinted spans are 95%
     intervals.
 
     Args:
@@ -333,7 +333,7 @@ def _draw_levels(figure: go.Figure, cells: _Cells, partition: ScalePartition) ->
 
 
 def _draw_changes(figure: go.Figure, cells: _Cells, partition: ScalePartition) -> None:
-    """Lines over all signals for shared changes, over their own rows for what too few show."""
+    """Lines over all signals for shared changes, over their own rows for what is not counted."""
     names = list(partition.by_signal)
     for change in partition.found:
         _draw_line(figure, cells, change, -0.5, len(names) - 0.5)
@@ -344,7 +344,7 @@ def _draw_changes(figure: go.Figure, cells: _Cells, partition: ScalePartition) -
         if own:
             figure.add_annotation(
                 text="<br>".join(
-                    f"{'alone' if len(change.signals) == 1 else 'too few'}: {_described(change)}"
+                    f"{'alone' if len(change.signals) == 1 else 'too little'}: {_described(change)}"
                     for change in own
                 ),
                 xref="x domain",
